@@ -1,0 +1,50 @@
+"""hnetcl: continual learning with hypernetworks, and batch norm for real, complex and quaternion numbers.
+
+Public names are loaded when they are first used, so that the command line answers without torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hnetcl.algebra import COMPLEX, QUATERNION, REAL
+    from hnetcl.bn import BatchNormLayer, using_task
+    from hnetcl.errors import ArgumentError
+    from hnetcl.hnets import ChunkedHyperNetwork, DirectHyperNetwork, FullHyperNetwork, HyperNetwork
+    from hnetcl.model import HyperModel
+
+__version__ = "0.1.0"
+
+_ROOMS = {
+    "ArgumentError": "errors",
+    "BatchNormLayer": "bn",
+    "COMPLEX": "algebra",
+    "ChunkedHyperNetwork": "hnets",
+    "DirectHyperNetwork": "hnets",
+    "FullHyperNetwork": "hnets",
+    "HyperModel": "model",
+    "HyperNetwork": "hnets",
+    "QUATERNION": "algebra",
+    "REAL": "algebra",
+    "using_task": "bn",
+}
+
+__all__ = [
+    "COMPLEX",
+    "QUATERNION",
+    "REAL",
+    "ArgumentError",
+    "BatchNormLayer",
+    "ChunkedHyperNetwork",
+    "DirectHyperNetwork",
+    "FullHyperNetwork",
+    "HyperModel",
+    "HyperNetwork",
+    "using_task",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _ROOMS:
+        raise AttributeError(f"module 'hnetcl' has no attribute {name!r}")
+    return getattr(import_module(f"hnetcl.{_ROOMS[name]}"), name)

@@ -1,0 +1,93 @@
+"""Numbers of d real components: what they are, how they multiply, how real tensors carry them.
+
+A tensor of Q numbers keeps C = d * Q real channels, *component-major*: all real parts, then all i parts, then j, then k.
+So a layer of any algebra is an ordinary real layer whose weight is the block matrix of the algebra's product.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hnetcl.errors import ArgumentError, one_of
+
+
+@dataclass(frozen=True)
+class Algebra:
+    """A real algebra with basis e_0 = 1, e_1, ..., e_{d-1}.
+
+    Args:
+        name: how users call it.
+        dim: d, the number of real components of a number.
+        table: `table[a][b] = (sign, c)` where e_a e_b = sign * e_c.
+    """
+
+    name: str
+    dim: int
+    table: tuple[tuple[tuple[int, int], ...], ...]
+
+    def numbers(self, channels: int, name: str = "channels") -> int:
+        """Q, the numbers in `channels` real channels.
+
+        Raises:
+            ArgumentError: `channels` is not a positive multiple of d.
+        """
+        if channels < 1 or channels % self.dim:
+            raise ArgumentError(name, channels, f"must be a positive multiple of {self.dim} ({self.name})")
+        return channels // self.dim
+
+    def block_matrix(self, weight: Tensor) -> Tensor:
+        """The real weight that multiplies by `weight` from the left.
+
+        With y_c = sum over a, b with e_a e_b = s e_c of s w_a x_b, block (c, b) of the matrix is s w_a.
+
+        Args:
+            weight: [d, out / d, in / d, *K], the components of a linear (K empty) or a convolution's weight.
+
+        Returns:
+            [out, in, *K]
+        """
+        if self.dim == 1:
+            return weight[0]
+        source, sign = self._blocks(weight)
+        blocks = weight[source] * sign.reshape(self.dim, self.dim, *[1] * (weight.ndim - 1))  # [c, b, out/d, in/d, *K]
+        return blocks.movedim(1, 2).flatten(2, 3).flatten(0, 1)
+
+    def lift(self, x: Tensor) -> Tensor:
+        """Real channels as numbers without imaginary parts: [N, C, *S] -> [N, d C, *S]."""
+        return torch.cat([x, x.new_zeros(x.shape[0], (self.dim - 1) * x.shape[1], *x.shape[2:])], 1)
+
+    def _blocks(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """For block (c, b): the component a of the weight that stands there, and its sign."""
+        source = [[0] * self.dim for _ in range(self.dim)]
+        sign = [[0] * self.dim for _ in range(self.dim)]
+        for a, row in enumerate(self.table):
+            for b, (s, c) in enumerate(row):
+                source[c][b], sign[c][b] = a, s
+        return torch.tensor(source, device=like.device), torch.tensor(sign, device=like.device, dtype=like.dtype)
+
+
+def _algebra(name: str, table: str) -> Algebra:
+    """Reads a product table written with one row a line, `-2` for minus e_2 and `+0` for e_0."""
+    rows = tuple(tuple((-1 if e[0] == "-" else 1, int(e[1:])) for e in row.split()) for row in table.split("/"))
+    return Algebra(name, len(rows), rows)
+
+
+REAL = _algebra("real", "+0")
+COMPLEX = _algebra("complex", "+0 +1 / +1 -0")
+QUATERNION = _algebra("quaternion", "+0 +1 +2 +3 / +1 -0 +3 -2 / +2 -3 -0 +1 / +3 +2 -1 -0")  # Hamilton: ij = k
+
+ALGEBRAS = {algebra.name: algebra for algebra in (REAL, COMPLEX, QUATERNION)}
+
+
+def as_algebra(algebra: str | Algebra) -> Algebra:
+    """The algebra of that name.
+
+    Raises:
+        ArgumentError: there is none.
+    """
+    if isinstance(algebra, Algebra):
+        return algebra
+    if algebra not in ALGEBRAS:
+        raise one_of("algebra", algebra, ALGEBRAS)
+    return ALGEBRAS[algebra]

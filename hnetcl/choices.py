@@ -1,0 +1,9 @@
+"""The fixed sets of names that users choose from. Free of torch, so that the command line answers at once."""
+
+ALGEBRA_DIMS = {"real": 1, "complex": 2, "quaternion": 4}
+STATS = ("tracked", "frozen", "batch")
+WHITENINGS = ("zca", "cholesky")
+CLASS_ORDERS = ("natural", "random")
+SCENARIOS = ("task",)
+SCHEDULES = ("constant", "cosine")
+OPTIMIZERS = ("adam", "adamw", "sgd")

@@ -1,0 +1,271 @@
+"""The schema of a run's configuration: one dataclass for every YAML in conf/, with types and bounds.
+
+A dataclass gives the keys, the YAML of the same `name` gives the values. Free of torch, so that a refused value is refused at
+once. Keys bear the names of the arguments that they become.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from hnetcl.choices import ALGEBRA_DIMS, CLASS_ORDERS, OPTIMIZERS, SCENARIOS, SCHEDULES, STATS, WHITENINGS
+from hnetcl.errors import ArgumentError, one_of
+
+Check = Callable[[Any], str]
+
+
+def number(*, least: float = -math.inf, above: float = -math.inf, most: float = math.inf) -> Any:
+    """A field for a finite number with bounds."""
+    rules = [(least, f"at least {least:g}"), (above, f"greater than {above:g}"), (most, f"at most {most:g}")]
+    text = " and ".join(rule for bound, rule in rules if math.isfinite(bound)) or "finite"
+
+    def check(value: float) -> str:
+        good = math.isfinite(value) and least <= value <= most and value > above
+        return "" if good else f"must be {text}" if math.isfinite(value) else f"must be a finite number, {text}"
+
+    return field(metadata={"check": check})
+
+
+def choice(options: tuple[str, ...]) -> Any:
+    """A field for one of some names."""
+    return field(metadata={"options": options})
+
+
+def widths() -> Any:
+    """A field for a list of positive widths."""
+    return field(
+        metadata={"check": lambda value: "" if value and min(value) >= 1 else "must be a list of widths of at least 1"}
+    )
+
+
+@dataclass
+class Checked:
+    """Checks its fields against their bounds; None is let through, for the types say where it may stand.
+
+    Raises:
+        ArgumentError: for the first value out of bounds.
+    """
+
+    def __post_init__(self) -> None:
+        for f in fields(self):
+            value = getattr(self, f.name)
+            options: tuple[str, ...] | None = f.metadata.get("options")
+            check: Check | None = f.metadata.get("check")
+            if value is None:
+                continue
+            if options is not None and value not in options:
+                raise one_of(f.name, value, options)
+            fault = check(value) if check else ""
+            if fault:
+                raise ArgumentError(f.name, value, fault)
+
+
+@dataclass
+class Part(Checked):
+    """A replaceable part; `name` says which dataclass of its group the YAML belongs to."""
+
+    name: str
+
+
+# ---------------------------------------------------------------------- task
+
+
+@dataclass
+class SplitConfig(Part):
+    dataset: str
+    num_tasks: int = number(least=1)
+    classes_per_task: int = number(least=2)
+    class_order: str = choice(CLASS_ORDERS)
+    val_size: int = number(least=0)
+
+
+@dataclass
+class PermutedConfig(Part):
+    dataset: str
+    num_tasks: int = number(least=1)
+    padding: int = number(least=0)
+    val_size: int = number(least=0)
+
+
+# ---------------------------------------------------------------------- bn and net
+
+
+@dataclass
+class BatchNormConfig(Checked):
+    algebra: str = choice(tuple(ALGEBRA_DIMS))
+    stats: str = choice(STATS)
+    whitening: str | None = choice(WHITENINGS)
+    affine: bool
+    momentum: float | None = number(least=0, most=1)
+    eps: float = number(least=0)
+
+
+@dataclass
+class NetConfig(Part):
+    algebra: str = choice(tuple(ALGEBRA_DIMS))
+    hidden: list[int] = widths()
+
+
+@dataclass
+class MLPConfig(NetConfig):
+    pass
+
+
+@dataclass
+class LeNetConfig(NetConfig):
+    channels: list[int] = widths()
+
+
+# ---------------------------------------------------------------------- hnet
+
+
+@dataclass
+class FullConfig(Part):
+    hidden: list[int] = widths()
+    embedding_dim: int = number(least=1)
+
+
+@dataclass
+class ChunkedConfig(Part):
+    hidden: list[int] = widths()
+    embedding_dim: int = number(least=1)
+    chunk_embedding_dim: int = number(least=1)
+    chunk_size: int | None = number(least=1)
+    compression: float | None = number(above=0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.chunk_size is not None and self.compression is not None:
+            raise ArgumentError("chunk_size", self.chunk_size, f"can't be given beside compression={self.compression}")
+
+
+@dataclass
+class DirectConfig(Part):
+    per_task: list[str]
+
+
+# ---------------------------------------------------------------------- method, optimizer, trainer
+
+
+@dataclass
+class OutputRegularizerConfig(Part):
+    beta: float = number(least=0)
+
+
+@dataclass
+class FinetuneConfig(Part):
+    pass
+
+
+@dataclass
+class JointConfig(Part):
+    pass
+
+
+@dataclass
+class OptimizerConfig(Part):
+    lr: float = number(above=0)
+    weight_decay: float = number(least=0)
+    schedule: str = choice(SCHEDULES)
+
+
+@dataclass
+class AdamConfig(OptimizerConfig):
+    pass
+
+
+@dataclass
+class SGDConfig(OptimizerConfig):
+    momentum: float = number(least=0, most=1)
+    nesterov: bool
+
+
+@dataclass
+class TrainerConfig(Checked):
+    steps: int | None = number(least=1)
+    epochs: int | None = number(least=1)
+    batch_size: int = number(least=2)
+    eval_batch_size: int = number(least=1)
+    log_every: int = number(least=1)
+    threads: int | None = number(least=1)
+    deterministic: bool
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (self.steps is None) == (self.epochs is None):
+            raise ArgumentError("steps", self.steps, f"give steps or epochs, not both or none (epochs={self.epochs})")
+
+
+# ---------------------------------------------------------------------- the whole
+
+
+@dataclass
+class RunConfig(Checked):
+    dir: str | None
+
+
+@dataclass
+class DataConfig(Checked):
+    root: str | None
+
+
+@dataclass
+class Settings(Checked):
+    seed: int = number(least=0, most=2**31 - 1)
+    device: str
+    scenario: str = choice(SCENARIOS)
+    resume: bool
+
+
+@dataclass
+class Config(Settings):
+    run: RunConfig
+    data: DataConfig
+    task: SplitConfig | PermutedConfig
+    bn: BatchNormConfig
+    net: MLPConfig | LeNetConfig
+    hnet: FullConfig | ChunkedConfig | DirectConfig
+    method: OutputRegularizerConfig | FinetuneConfig | JointConfig
+    optimizer: AdamConfig | SGDConfig
+    trainer: TrainerConfig
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.resume and self.run.dir is None:
+            raise ArgumentError("resume", self.resume, "needs run.dir, the run to go on with")
+        lists = {"net.hidden": self.net.hidden}
+        if isinstance(self.net, LeNetConfig):
+            lists["net.channels"] = self.net.channels
+        for algebra in (self.net.algebra, self.bn.algebra):
+            for key, values in lists.items():
+                if any(width % ALGEBRA_DIMS[algebra] for width in values):
+                    rule = f"every width must be a multiple of {ALGEBRA_DIMS[algebra]} ({algebra})"
+                    raise ArgumentError(key, values, rule)
+
+
+@dataclass
+class EvaluationSettings(Checked):
+    run: str
+    task: int | None = number(least=0)
+    stats: str
+    device: str
+
+
+@dataclass
+class EvaluationConfig(EvaluationSettings):
+    data: DataConfig
+
+
+GROUPS: dict[str, dict[str, type[Checked]] | type[Checked]] = {
+    "run": RunConfig,
+    "data": DataConfig,
+    "task": {"split": SplitConfig, "permuted": PermutedConfig},
+    "bn": BatchNormConfig,
+    "net": {"mlp": MLPConfig, "lenet": LeNetConfig},
+    "hnet": {"full": FullConfig, "chunked": ChunkedConfig, "direct": DirectConfig},
+    "method": {"output_regularizer": OutputRegularizerConfig, "finetune": FinetuneConfig, "joint": JointConfig},
+    "optimizer": {"adam": AdamConfig, "adamw": AdamConfig, "sgd": SGDConfig},
+    "trainer": TrainerConfig,
+}
+"""The groups of a configuration: their schema, or a schema for every `name`."""

@@ -1,0 +1,36 @@
+"""The one error that a user's input can cause."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+from typing import Any
+
+
+class ArgumentError(ValueError):
+    """An argument that can't be used, told in one line: `name=value: what is allowed`.
+
+    Args:
+        name: the argument's name, the same in Python and on the command line.
+        value: what was got.
+        allowed: what would have been right.
+    """
+
+    def __init__(self, name: str, value: Any, allowed: str) -> None:
+        super().__init__(f"{name}={value}: {allowed}")
+        self.name, self.value, self.allowed = name, value, allowed
+
+    def within(self, group: str) -> "ArgumentError":
+        """The same error with the name of the group that the argument belongs to in front."""
+        return ArgumentError(f"{group}.{self.name}", self.value, self.allowed)
+
+
+def one_of(name: str, value: Any, choices: Iterable[Any]) -> ArgumentError:
+    """The error for a value outside a fixed set."""
+    return ArgumentError(name, value, nearest(value, choices))
+
+
+def nearest(word: Any, choices: Iterable[Any]) -> str:
+    """What is allowed in place of a word, the nearest spelling first."""
+    names = sorted(str(choice) for choice in choices)
+    near = get_close_matches(str(word), names, n=1)
+    hint = f"did you mean {near[0]}? " if near else ""
+    return f"{hint}allowed: {', '.join(names)}"

@@ -1,0 +1,79 @@
+"""The chunked hypernetwork: one small MLP writes the parameters piece by piece."""
+
+from collections.abc import Mapping, Sequence
+from math import ceil
+
+import torch
+from torch import Tensor, nn
+
+from hnetcl.errors import ArgumentError
+from hnetcl.hnets.base import Shapes
+from hnetcl.hnets.conditioned import ConditionedHyperNetwork, unit_mlp
+
+DEFAULT_COMPRESSION = 0.95
+
+
+class ChunkedHyperNetwork(ConditionedHyperNetwork):
+    """chunk_k = MLP([e_t, c_k]) for all chunks k in one batch; the chunks laid end to end are the parameters.
+
+    Args:
+        shapes, num_tasks, initial: as for every hypernetwork.
+        hidden: widths of the MLP's hidden layers.
+        embedding_dim: E, of task embeddings.
+        chunk_embedding_dim: of the chunk embeddings c_k, which all tasks share.
+        chunk_size: numbers in a chunk; give it or `compression`.
+        compression: the wanted ratio of trainable to written numbers; the chunk size is then the largest that stays within it.
+            0.95 where neither is given.
+
+    Raises:
+        ArgumentError: both sizes given, a size below 1, or a ratio that no chunk size reaches.
+
+    Source: von Oswald et al. 2020 (arXiv:1906.00695), section 2, "Compression".
+    """
+
+    def __init__(
+        self,
+        shapes: Shapes,
+        num_tasks: int,
+        hidden: Sequence[int] = (10, 10),
+        embedding_dim: int = 32,
+        chunk_embedding_dim: int = 32,
+        chunk_size: int | None = None,
+        compression: float | None = None,
+        initial: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        super().__init__(shapes, num_tasks, embedding_dim, initial)
+        if chunk_embedding_dim < 1:
+            raise ArgumentError("chunk_embedding_dim", chunk_embedding_dim, "must be at least 1")
+        if chunk_size is not None and compression is not None:
+            raise ArgumentError("chunk_size", chunk_size, f"can't be given beside compression={compression}")
+        if chunk_size is not None and chunk_size < 1:
+            raise ArgumentError("chunk_size", chunk_size, "must be at least 1")
+        width = embedding_dim + chunk_embedding_dim
+        if chunk_size is None:
+            fixed = sum(p.numel() for p in [*self.parameters(), *unit_mlp(width, hidden, 1)[:-1].parameters()])
+            per_output = (hidden[-1] if hidden else width) + 1
+            chunk_size = self._solve(compression or DEFAULT_COMPRESSION, fixed, chunk_embedding_dim, per_output)
+        self.chunk_size = min(chunk_size, self.num_generated)
+        self.chunk_embedding = nn.Parameter(torch.randn(ceil(self.num_generated / self.chunk_size), chunk_embedding_dim))
+        self.mlp = unit_mlp(width, hidden, self.chunk_size)
+
+    def write(self, embeddings: Tensor) -> Tensor:
+        tasks, chunks = len(embeddings), len(self.chunk_embedding)
+        pairs = [embeddings[:, None].expand(-1, chunks, -1), self.chunk_embedding.expand(tasks, -1, -1)]
+        numbers: Tensor = self.mlp(torch.cat(pairs, -1))
+        return numbers.flatten(1)[:, : self.num_generated]
+
+    def _solve(self, compression: float, fixed: int, per_chunk: int, per_output: int) -> int:
+        """The largest chunk size whose trainable numbers, fixed + chunks * per_chunk + size * per_output, are few enough."""
+        written = self.num_generated
+        best = float("inf")
+        for chunks in range(1, written + 1):
+            size = ceil(written / chunks)
+            ratio = (fixed + chunks * per_chunk + size * per_output) / written
+            if ratio <= compression:
+                return size
+            best = min(best, ratio)
+            if fixed + chunks * per_chunk > compression * written:
+                break
+        raise ArgumentError("compression", compression, f"the smallest ratio that a chunk size reaches is {best:.3f}")

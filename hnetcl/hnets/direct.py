@@ -1,0 +1,62 @@
+"""The direct hypernetwork: holds the weights themselves. This is how methods without a hypernetwork run."""
+
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
+
+import torch
+from torch import Tensor, nn
+
+from hnetcl.errors import ArgumentError
+from hnetcl.hnets.base import HyperNetwork, Shapes, initial_values
+
+
+class DirectHyperNetwork(HyperNetwork):
+    """The main network's parameters, some shared by all tasks and some kept once per task.
+
+    Args:
+        shapes, num_tasks, initial: as for every hypernetwork; the parameters start at `initial`.
+        per_task: name patterns (as in a shell) of the parameters that each task has for itself. ("head.*",) is the multi-head
+            network of task-incremental baselines, ("*",) a network per task.
+
+    Raises:
+        ArgumentError: a pattern that no name matches.
+    """
+
+    def __init__(
+        self,
+        shapes: Shapes,
+        num_tasks: int,
+        per_task: Sequence[str] = ("head.*",),
+        initial: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        super().__init__(shapes, num_tasks, initial)
+        for pattern in per_task:
+            if not any(fnmatchcase(name, pattern) for name in self.shapes):
+                raise ArgumentError("per_task", list(per_task), f"{pattern!r} matches none of {', '.join(self.shapes)}")
+        values = initial_values(self.shapes) if initial is None else initial
+        self.is_own = {name: any(fnmatchcase(name, pattern) for pattern in per_task) for name in self.shapes}
+        flat = {name: values[name].detach().float().flatten() for name in self.shapes}
+        empty = [torch.zeros(0)]
+        self.shared = nn.Parameter(torch.cat(empty + [v for name, v in flat.items() if not self.is_own[name]]))
+        own = torch.cat(empty + [v for name, v in flat.items() if self.is_own[name]])
+        self.own = nn.Parameter(own.repeat(num_tasks, 1))
+
+    @property
+    def embeddings(self) -> None:
+        return None
+
+    def task_parameters(self) -> list[nn.Parameter]:
+        return [self.own]
+
+    def add_task(self) -> None:
+        """The new task's own parameters start as a copy of the newest task's."""
+        self.own = nn.Parameter(torch.cat([self.own.detach(), self.own.detach()[-1:]]))
+        self.num_tasks += 1
+
+    def flat(self, tasks: Tensor) -> Tensor:
+        sizes = {name: shape.numel() for name, shape in self.shapes.items()}
+        shared = iter(self.shared.split([n for name, n in sizes.items() if not self.is_own[name]]))
+        own = iter(self.own[tasks].split([n for name, n in sizes.items() if self.is_own[name]], 1))
+        return torch.cat(
+            [next(own) if self.is_own[name] else next(shared).expand(len(tasks), -1) for name in sizes], 1
+        )

@@ -1,0 +1,228 @@
+"""Batch norm of d-component numbers with its derivative in closed form: saves x and d x d matrices, nothing else.
+
+With g = dL/dy, A = Gamma W and W = f(V):
+
+    s = sum g    G = sum g (x - mu)^T    dbeta = s    dGamma = G W^T    P = Gamma^T G
+    S = dL/dV:   zca       S = -U [(U^T sym(P) U)_ij / (k_i k_j (k_i + k_j))] U^T,   V = U diag(k^2) U^T
+                 cholesky  S = -W^T sym(Phi(P W^T)) W,   Phi = lower triangle with halved diagonal
+    batch statistics:  dx = A^T (g - s / M) + (2 / M) S (x - mu)
+    given statistics:  dx = A^T g,   dmu = -A^T s,   dV = S
+
+Signatures and results are those of `reference`. The small matrices are handled in float64 and written out by hand where
+d <= 2 or f is Cholesky, so that no call checks for errors (a sync on a GPU) or raises where a floor serves.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from hnetcl.kernels.layout import channels_to_matrix, from_numbers, regularize, to_numbers, trace_share
+
+TINY = 1e-60  # below any variance that float32 sums can mean; keeps roots and the products of their inverses finite
+
+
+def batch_norm(
+    x: Tensor, gamma: Tensor | None, beta: Tensor | None, *, d: int, eps: float, whitening: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Normalizes by the batch's own statistics; see `reference.batch_norm`. Mean and covariance carry no graph."""
+    if d == 1:
+        return _real_batch_norm(x, gamma, beta, eps)
+    y, mean, cov, *_ = _BatchStatistics.apply(x, gamma, beta, d, eps, whitening)
+    return y, mean, cov
+
+
+def normalize(
+    x: Tensor,
+    mean: Tensor,
+    cov: Tensor,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    *,
+    d: int,
+    eps: float,
+    whitening: str,
+) -> Tensor:
+    """Normalizes by given statistics, which gradients reach; see `reference.normalize`."""
+    y: Tensor = _GivenStatistics.apply(x, mean, cov, gamma, beta, d, eps, whitening)[0]
+    return y
+
+
+def _real_batch_norm(
+    x: Tensor, gamma: Tensor | None, beta: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """torch's own kernel; momentum 1 makes it hand out the batch's statistics."""
+    c, m = x.shape[1], x.numel() // x.shape[1]
+    dtype = torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else x.dtype
+    mean, var = torch.zeros(2, c, dtype=dtype, device=x.device)
+    weight = None if gamma is None else gamma.reshape(c)
+    y = F.batch_norm(x, mean, var, weight, beta, training=True, momentum=1.0, eps=eps)
+    return y, mean, (var * ((m - 1) / m)).reshape(c, 1, 1)
+
+
+class _BatchStatistics(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        x: Tensor, gamma: Tensor | None, beta: Tensor | None, d: int, eps: float, whitening: str
+    ) -> tuple[Tensor, ...]:
+        centred = to_numbers(x, d)
+        mean = centred.mean(-1, keepdim=True)
+        centred = centred - mean
+        cov = centred @ centred.mT / centred.shape[-1]
+        matrix, *factors = _whiten(regularize(cov, eps, x.dtype), whitening)
+        y = _affine(centred, matrix, gamma, beta)
+        return from_numbers(y, x), mean.squeeze(-1).T.reshape(-1), cov, matrix, *factors
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        x, gamma, _, ctx.d, _, ctx.whitening = inputs
+        _, mean, cov, *factors = output
+        ctx.mark_non_differentiable(mean, cov, *factors)
+        ctx.save_for_backward(x, gamma, mean, *factors)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+        x, gamma, mean, *factors = ctx.saved_tensors
+        centred = to_numbers(x, ctx.d) - channels_to_matrix(mean, ctx.d)
+        g = to_numbers(grad, ctx.d)
+        m = g.shape[-1]
+        total, dgamma, matrix, dcov = _small(g, centred, gamma, factors, ctx.whitening, x.dtype)
+        dx = torch.baddbmm(-(matrix.mT @ total) / m, matrix.mT, g)
+        dx = torch.baddbmm(dx, dcov * (2 / m), centred)
+        dbeta = total.squeeze(-1).T.reshape(-1)
+        return from_numbers(dx, x), _like(dgamma, gamma), dbeta, None, None, None
+
+
+class _GivenStatistics(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        x: Tensor,
+        mean: Tensor,
+        cov: Tensor,
+        gamma: Tensor | None,
+        beta: Tensor | None,
+        d: int,
+        eps: float,
+        whitening: str,
+    ) -> tuple[Tensor, ...]:
+        centred = to_numbers(x, d) - channels_to_matrix(mean, d)
+        matrix, *factors = _whiten(regularize(cov, eps, x.dtype), whitening)
+        return from_numbers(_affine(centred, matrix, gamma, beta), x), matrix, *factors
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        x, mean, cov, gamma, _, ctx.d, _, ctx.whitening = inputs
+        _, *factors = output
+        ctx.mark_non_differentiable(*factors)
+        ctx.save_for_backward(x, mean, cov, gamma, *factors)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+        x, mean, cov, gamma, *factors = ctx.saved_tensors
+        centred = to_numbers(x, ctx.d) - channels_to_matrix(mean, ctx.d)
+        g = to_numbers(grad, ctx.d)
+        total, dgamma, matrix, dcov = _small(g, centred, gamma, factors, ctx.whitening, x.dtype)
+        dmean = -(matrix.mT @ total).squeeze(-1).T.reshape(-1)
+        dbeta = total.squeeze(-1).T.reshape(-1)
+        return (
+            from_numbers(matrix.mT @ g, x),
+            dmean.to(mean.dtype),
+            dcov.to(cov.dtype),
+            _like(dgamma, gamma),
+            dbeta,
+            None,
+            None,
+            None,
+        )
+
+
+def _affine(centred: Tensor, matrix: Tensor, gamma: Tensor | None, beta: Tensor | None) -> Tensor:
+    """A (x - mu) + beta for centred numbers [Q, d, M]."""
+    matrix = (matrix if gamma is None else gamma.double() @ matrix).to(centred.dtype)
+    if beta is None:
+        return matrix @ centred
+    return torch.baddbmm(channels_to_matrix(beta, centred.shape[1]).to(centred.dtype), matrix, centred)
+
+
+def _small(
+    g: Tensor, centred: Tensor, gamma: Tensor | None, factors: list[Tensor], whitening: str, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """All of the backward pass that works on Q matrices: s [Q, d, 1], dGamma, A and dL/dV, the latter three [Q, d, d]."""
+    w = factors[0]
+    total = g.sum(-1, keepdim=True)
+    outer = (g @ centred.mT).double()
+    p = outer if gamma is None else gamma.double().mT @ outer
+    dcov = _whiten_backward(p, factors, whitening)
+    trace = dcov.diagonal(dim1=-2, dim2=-1).sum(-1)
+    shift = trace_share(w.shape[-1], dtype) * trace
+    dcov = dcov + shift[..., None, None] * torch.eye(w.shape[-1], dtype=w.dtype, device=w.device)
+    matrix = w if gamma is None else gamma.double() @ w
+    return total, outer @ w.mT, matrix.to(g.dtype), dcov.to(g.dtype)
+
+
+def _like(grad: Tensor, value: Tensor | None) -> Tensor | None:
+    return None if value is None else grad.to(value.dtype)
+
+
+def _whiten(cov: Tensor, whitening: str) -> tuple[Tensor, ...]:
+    """W, and for `zca` also the eigenvectors U and the roots k of the eigenvalues."""
+    if whitening == "cholesky":
+        return (_inverse_cholesky(cov),)
+    values, u = _eigh(cov)
+    k = values.clamp_min(TINY).sqrt()
+    return (u / k.unsqueeze(-2)) @ u.mT, u, k
+
+
+def _whiten_backward(p: Tensor, factors: list[Tensor], whitening: str) -> Tensor:
+    """S = dL/dV from P = dL/dW."""
+    if whitening == "cholesky":
+        (w,) = factors
+        lower = (p @ w.mT).tril()
+        lower = lower - lower.diagonal(dim1=-2, dim2=-1).diag_embed() / 2
+        return -(w.mT @ _symmetric(lower) @ w)
+    _, u, k = factors
+    row, column = k.unsqueeze(-1), k.unsqueeze(-2)
+    return -(u @ ((u.mT @ _symmetric(p) @ u) / (row * column * (row + column))) @ u.mT)
+
+
+def _symmetric(matrix: Tensor) -> Tensor:
+    return (matrix + matrix.mT) / 2
+
+
+def _inverse_cholesky(cov: Tensor) -> Tensor:
+    """L^(-1), column by column; a pivot that rounding made negative is floored."""
+    d = cov.shape[-1]
+    low: dict[tuple[int, int], Tensor] = {}
+    inv: dict[tuple[int, int], Tensor] = {}
+    zero = torch.zeros_like(cov[..., 0, 0])
+    for j in range(d):
+        pivot = cov[..., j, j] - sum((low[j, k] ** 2 for k in range(j)), zero)
+        inv[j, j] = pivot.clamp_min(TINY).rsqrt()
+        for i in range(j + 1, d):
+            low[i, j] = (cov[..., i, j] - sum((low[i, k] * low[j, k] for k in range(j)), zero)) * inv[j, j]
+    for j in range(d):
+        for i in range(j + 1, d):
+            inv[i, j] = -inv[i, i] * sum((low[i, k] * inv[k, j] for k in range(j, i)), zero)
+    return torch.stack([torch.stack([inv.get((i, j), zero) for j in range(d)], -1) for i in range(d)], -2)
+
+
+def _eigh(cov: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues [Q, d] and eigenvectors [Q, d, d] of a symmetric matrix."""
+    if cov.shape[-1] != 2:
+        return torch.linalg.eigh(cov)
+    a, b, c = cov[..., 0, 0], cov[..., 0, 1], cov[..., 1, 1]
+    centre, radius = (a + c) / 2, torch.hypot((a - c) / 2, b)
+    large = centre + radius
+    small = (a * c - b * b) / large.clamp_min(TINY)  # not centre - radius, which cancels
+    angle = torch.atan2(b, (a - c) / 2) / 2
+    cos, sin = angle.cos(), angle.sin()
+    vectors = torch.stack([torch.stack([cos, -sin], -1), torch.stack([sin, cos], -1)], -2)
+    return torch.stack([large, small], -1), vectors

@@ -1,0 +1,45 @@
+"""How channels become numbers and back, and in which precision they are summed."""
+
+import torch
+from torch import Tensor
+
+
+def to_numbers(x: Tensor, d: int) -> Tensor:
+    """[N, C, *S] component-major -> [Q, d, M] with Q = C / d and M = N * prod(S), in the precision of sums."""
+    n, c = x.shape[:2]
+    numbers = x.reshape(n, d, c // d, -1).permute(2, 1, 0, 3).reshape(c // d, d, -1)
+    return numbers.to(sum_dtype(x.dtype))
+
+
+def from_numbers(numbers: Tensor, like: Tensor) -> Tensor:
+    """The inverse of `to_numbers`: [Q, d, M] -> the shape and dtype of `like`."""
+    q, d, _ = numbers.shape
+    x = numbers.reshape(q, d, like.shape[0], -1).permute(2, 1, 0, 3)
+    return x.reshape(like.shape).to(like.dtype)
+
+
+def channels_to_matrix(v: Tensor, d: int) -> Tensor:
+    """A vector per number: [C] component-major -> [Q, d, 1]."""
+    return v.reshape(d, -1).T.unsqueeze(-1)
+
+
+def sum_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Sums over half-precision values are taken in float32."""
+    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+
+
+def regularize(cov: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
+    """V' = V + (eps + 4 u tr(V) / d) I in float64, with u the rounding unit of the sums that V was made of.
+
+    The second term covers what rounding can take from the smallest eigenvalue, so that V' is positive definite.
+    """
+    cov = cov.double()
+    d = cov.shape[-1]
+    trace = cov.diagonal(dim1=-2, dim2=-1).sum(-1)
+    shift = eps + trace_share(d, dtype) * trace
+    return cov + shift[..., None, None] * torch.eye(d, dtype=cov.dtype, device=cov.device)
+
+
+def trace_share(d: int, dtype: torch.dtype) -> float:
+    """The factor of tr(V) in `regularize`."""
+    return 4 * torch.finfo(sum_dtype(dtype)).eps / d

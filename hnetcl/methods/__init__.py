@@ -1,0 +1,8 @@
+"""What is done about forgetting."""
+
+from hnetcl.methods.base import Method
+from hnetcl.methods.finetune import Finetune
+from hnetcl.methods.joint import Joint
+from hnetcl.methods.output_regularizer import OutputRegularizer
+
+__all__ = ["Finetune", "Joint", "Method", "OutputRegularizer"]

@@ -1,0 +1,24 @@
+"""The part of training that methods differ in."""
+
+from abc import ABC, abstractmethod
+
+from torch import Tensor
+
+from hnetcl.hnets import HyperNetwork
+
+
+class Method(ABC):
+    """Called by the trainer: `start_task` once per task, then `batch_task` and `penalty` at every step."""
+
+    @abstractmethod
+    def start_task(self, hnet: HyperNetwork, task: int) -> None:
+        """Keeps what is needed of the state before task number `task` is trained. Nothing else survives between tasks, so that a
+        resumed run starts a task as an uninterrupted one does."""
+
+    @abstractmethod
+    def batch_task(self, task: int, step: int) -> int:
+        """The task whose batch the step trains on, while `task` is the current one."""
+
+    @abstractmethod
+    def penalty(self, hnet: HyperNetwork) -> Tensor | None:
+        """What is added to the loss, a 0-dim tensor; None for nothing."""

@@ -1,0 +1,19 @@
+"""Fine-tuning: nothing is done about forgetting. The lower baseline."""
+
+from torch import Tensor
+
+from hnetcl.hnets import HyperNetwork
+from hnetcl.methods.base import Method
+
+
+class Finetune(Method):
+    """Trains on the current task alone."""
+
+    def start_task(self, hnet: HyperNetwork, task: int) -> None:
+        pass
+
+    def batch_task(self, task: int, step: int) -> int:
+        return task
+
+    def penalty(self, hnet: HyperNetwork) -> Tensor | None:
+        return None

@@ -1,0 +1,49 @@
+"""What the accuracy matrix says. All functions are pure and work in float64.
+
+R [T, T]: R[i, j] is the test accuracy on task j after training task i, as a fraction. b [T]: the untrained model's accuracies.
+"""
+
+from torch import Tensor
+
+
+def average_accuracy(R: Tensor) -> float:
+    """mean_j R[T-1, j]: accuracy over all tasks at the end (Lopez-Paz & Ranzato 2017, equation 2)."""
+    return float(R[-1].mean())
+
+
+def backward_transfer(R: Tensor) -> float:
+    """mean_{j<T-1} (R[T-1, j] - R[j, j]) (Lopez-Paz & Ranzato 2017, equation 3). 0 for one task."""
+    if len(R) == 1:
+        return 0.0
+    return float((R[-1] - R.diagonal())[:-1].mean())
+
+
+def forward_transfer(R: Tensor, b: Tensor) -> float:
+    """mean_{j>=1} (R[j-1, j] - b[j]) (Lopez-Paz & Ranzato 2017, equation 4). 0 for one task."""
+    if len(R) == 1:
+        return 0.0
+    return float((R.diagonal(1) - b[1:]).mean())
+
+
+def forgetting(R: Tensor) -> float:
+    """mean_{j<T-1} (max_{i<T-1} R[i, j] - R[T-1, j]) (Chaudhry et al. 2018, equation 3; may be negative). 0 for one task."""
+    if len(R) == 1:
+        return 0.0
+    return float((R[:-1].max(0).values - R[-1])[:-1].mean())
+
+
+def average_incremental_accuracy(R: Tensor) -> float:
+    """mean_i of the accuracy over the tasks seen after step i, tasks weighted equally (iCaRL, Rebuffi et al. 2017, section 4)."""
+    return float(sum(R[i, : i + 1].mean() for i in range(len(R))) / len(R))
+
+
+def summary(R: Tensor, b: Tensor) -> dict[str, float]:
+    """All of them, by the names that a run's metrics.json uses."""
+    R, b = R.double(), b.double()
+    return {
+        "average_accuracy": average_accuracy(R),
+        "forgetting": forgetting(R),
+        "bwt": backward_transfer(R),
+        "fwt": forward_transfer(R, b),
+        "average_incremental_accuracy": average_incremental_accuracy(R),
+    }

@@ -1,0 +1,13 @@
+"""Main networks: plain modules that map images to logits, written once for all algebras.
+
+A network takes `in_shape` (C, H, W), `num_classes`, its widths, an `algebra` and `norm`, which makes the batch-norm layer of a
+width. Its last layer is called `head` and is real: a logit is a real number.
+
+The first layer is real, too: a real input lifted to numbers (x, 0, ..., 0) meets only the first block column of the product's
+matrix, which stacks the weight's d components and so is a plain real weight.
+"""
+
+from hnetcl.nets.lenet import LeNet
+from hnetcl.nets.mlp import MLP
+
+__all__ = ["MLP", "LeNet"]

@@ -1,0 +1,63 @@
+"""LeNet, as it is used for MNIST today: two convolutions, then fully connected layers."""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from hnetcl.algebra import REAL, Algebra, as_algebra
+from hnetcl.errors import ArgumentError
+from hnetcl.layers import Linear
+from hnetcl.nets.blocks import Norm, conv, dense
+
+KERNEL = 5
+
+
+class LeNet(nn.Module):
+    """5 x 5 convolutions with norm, ReLU and 2 x 2 max pooling, fully connected layers, a real head: [N, C, H, W] -> [N, num_classes].
+
+    Args:
+        in_shape: (C, H, W) of an image.
+        num_classes: K, logits per task.
+        channels: real widths of the convolutions, multiples of d.
+        hidden: real widths of the fully connected layers, multiples of d.
+        algebra: of all layers but the first and the head.
+        norm: width -> norm layer; None for none (the layers then have biases).
+
+    Raises:
+        ArgumentError: a width is not a multiple of d, there is none, or the image is too small.
+
+    Source: LeCun et al. 1998, Gradient-based learning applied to document recognition.
+    """
+
+    def __init__(
+        self,
+        in_shape: Sequence[int],
+        num_classes: int,
+        channels: Sequence[int] = (20, 48),
+        hidden: Sequence[int] = (400,),
+        algebra: str | Algebra = REAL,
+        norm: Norm | None = None,
+    ) -> None:
+        super().__init__()
+        for name, widths in (("channels", channels), ("hidden", hidden)):
+            if not widths:
+                raise ArgumentError(name, list(widths), "needs at least one width")
+        algebra = as_algebra(algebra)
+        width, height, breadth = in_shape
+        layers: list[nn.Module] = []
+        for i, width_out in enumerate(channels):
+            layers += conv(width, width_out, KERNEL, algebra if i else REAL, norm)
+            width, height, breadth = width_out, (height - KERNEL + 1) // 2, (breadth - KERNEL + 1) // 2
+        if min(height, breadth) < 1:
+            raise ArgumentError("channels", list(channels), f"too many convolutions for images of {tuple(in_shape)}")
+        layers.append(nn.Flatten())
+        width *= height * breadth
+        for width_out in hidden:
+            layers += dense(width, width_out, algebra, norm)
+            width = width_out
+        self.body = nn.Sequential(*layers)
+        self.head = Linear(width, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.body(x))
+        return logits

@@ -1,0 +1,37 @@
+"""Batches drawn on the device."""
+
+import torch
+from torch import Tensor
+
+from hnetcl.tasks.sequence import Task
+
+
+class Batches:
+    """Training batches of a task, epoch after epoch, each image once an epoch; an epoch's short last batch is left out.
+
+    Args:
+        task: whose training images.
+        batch_size: N; a task with fewer images gives them all.
+        generator: on the images' device; its state is all the state that there is between epochs.
+    """
+
+    def __init__(self, task: Task, batch_size: int, generator: torch.Generator) -> None:
+        self.task, self.generator = task, generator
+        self.batch_size = min(batch_size, len(task.train))
+        self.order = torch.empty(0, dtype=torch.long)
+        self.position = 0
+
+    @property
+    def per_epoch(self) -> int:
+        """Batches in an epoch."""
+        return len(self.task.train) // self.batch_size
+
+    def draw(self) -> tuple[Tensor, Tensor]:
+        """The next batch: the network's input [N, C, H, W] and labels [N]."""
+        if self.position + self.batch_size > len(self.order):
+            train = self.task.train
+            self.order = torch.randperm(len(train), generator=self.generator, device=train.labels.device)
+            self.position = 0
+        index = self.order[self.position : self.position + self.batch_size]
+        self.position += self.batch_size
+        return self.task.preprocess(self.task.train.images[index]), self.task.train.labels[index]

@@ -1,0 +1,66 @@
+"""Split sequences: the classes of one image set, a few at a time."""
+
+import torch
+from torch import Tensor
+
+from hnetcl.choices import CLASS_ORDERS
+from hnetcl.errors import ArgumentError, one_of
+from hnetcl.tasks.sequence import Split, Task, TaskSequence, derive_seed, hold_out, standardize
+from hnetcl.tasks.sources import Images
+
+
+def split_sequence(
+    images: Images,
+    num_tasks: int = 5,
+    classes_per_task: int = 2,
+    class_order: str = "natural",
+    val_size: int = 500,
+    seed: int = 0,
+) -> TaskSequence:
+    """Task t has the classes order[t * classes_per_task : (t + 1) * classes_per_task], relabelled from 0.
+
+    Args:
+        images: on the device where they are to be used.
+        class_order: "natural" (0, 1, 2, ...) or "random" (drawn by `seed`).
+        val_size: images of every task held out from training for validation.
+        seed: draws the order and the held-out images.
+
+    Raises:
+        ArgumentError: more classes wanted than the set has, or an argument outside its range.
+
+    Source: Zenke et al. 2017, section 5.1 (split MNIST).
+    """
+    total = len(images.classes)
+    if classes_per_task < 2 or classes_per_task > total:
+        raise ArgumentError("classes_per_task", classes_per_task, f"must be from 2 to {total}, the classes of {images.name}")
+    if num_tasks < 1 or num_tasks * classes_per_task > total:
+        most = total // classes_per_task
+        raise ArgumentError(
+            "num_tasks", num_tasks, f"must be from 1 to {most}: {images.name} has {total} classes, {classes_per_task} a task"
+        )
+    if class_order not in CLASS_ORDERS:
+        raise one_of("class_order", class_order, CLASS_ORDERS)
+    order = list(range(total))
+    if class_order == "random":
+        order = torch.randperm(total, generator=_generator(seed)).tolist()
+    preprocess = standardize(images)
+
+    def select(pixels: Tensor, labels: Tensor, chosen: list[int]) -> tuple[Tensor, Tensor]:
+        matches = labels[:, None] == torch.tensor(chosen, device=labels.device)
+        rows = matches.any(1).nonzero().squeeze(1)
+        return pixels[rows], matches[rows].int().argmax(1)
+
+    tasks = []
+    for t in range(num_tasks):
+        chosen = order[t * classes_per_task : (t + 1) * classes_per_task]
+        train, val = hold_out(
+            *select(images.train_images, images.train_labels, chosen), val_size, derive_seed(seed, "validation", t)
+        )
+        test = Split(*select(images.test_images, images.test_labels, chosen))
+        tasks.append(Task(tuple(images.classes[c] for c in chosen), train, val, test, preprocess))
+    facts = {"dataset": images.name, "class_order": order[: num_tasks * classes_per_task]}
+    return TaskSequence(f"split_{images.name}", tuple(tasks), facts)
+
+
+def _generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(derive_seed(seed, "class_order"))

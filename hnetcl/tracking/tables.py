@@ -1,0 +1,47 @@
+"""Tables as text."""
+
+from collections.abc import Sequence
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from hnetcl.tasks import TaskSequence
+
+WIDTH = 100
+
+
+def result_table(sequence: TaskSequence, matrix: Tensor) -> str:
+    """A line per task: its accuracy right after its training and at the end, and their difference."""
+    rows = [
+        (str(j), ", ".join(task.classes), number(matrix[j, j]), number(matrix[-1, j]), f"{matrix[-1, j] - matrix[j, j]:+.6f}")
+        for j, task in enumerate(sequence.tasks)
+    ]
+    return _table(["task", "classes", "after its training", "at the end", "difference"], rows)
+
+
+def comparison_table(sequence: TaskSequence, tasks: Sequence[int], now: Sequence[float], recorded: Sequence[float]) -> str:
+    """A line per evaluated task: its accuracy now, and what training recorded at the end."""
+    rows = [
+        (str(j), ", ".join(sequence[j].classes), number(value), number(recorded[j]))
+        for j, value in zip(tasks, now, strict=True)
+    ]
+    return _table(["task", "classes", "accuracy", "recorded"], rows)
+
+
+def number(value: float | Tensor) -> str:
+    """An accuracy with all the digits that a count of up to a million images can make differ."""
+    return f"{float(value):.6f}"
+
+
+def _table(header: list[str], rows: list[tuple[str, ...]]) -> str:
+    table = Table(box=box.ASCII2, show_edge=False)
+    for k, name in enumerate(header):
+        table.add_column(name, justify="left" if k == 1 else "right", no_wrap=True, overflow="ellipsis")
+    for row in rows:
+        table.add_row(*row)
+    console = Console(width=WIDTH, color_system=None)
+    with console.capture() as text:
+        console.print(table)
+    return "\n".join(line.rstrip() for line in text.get().strip("\n").splitlines() if line.strip())

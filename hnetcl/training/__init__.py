@@ -1,0 +1,24 @@
+"""The continual-learning loop, evaluation, and the files of a run."""
+
+from hnetcl.training.engine import engine, resolve_device
+from hnetcl.training.evaluation import accuracies, accuracy
+from hnetcl.training.observer import Observer, Step, TaskEnd
+from hnetcl.training.optimizers import OPTIMIZERS, SCHEDULES, OptimizerFactory
+from hnetcl.training.rundir import RunDirectory
+from hnetcl.training.trainer import Result, Trainer
+
+__all__ = [
+    "OPTIMIZERS",
+    "SCHEDULES",
+    "Observer",
+    "OptimizerFactory",
+    "Result",
+    "RunDirectory",
+    "Step",
+    "TaskEnd",
+    "Trainer",
+    "accuracies",
+    "accuracy",
+    "engine",
+    "resolve_device",
+]

@@ -1,0 +1,69 @@
+"""What the trainer tells while it runs, and to whom."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Step:
+    """A logged training step.
+
+    Args:
+        task: the current task.
+        step: from 1, within the task; `steps` is the last.
+        loss: cross-entropy of the batch, in nats.
+        penalty: what the method added to it.
+        accuracy: fraction of the batch classified right.
+        gradient_norm: Euclidean norm over all trainable parameters.
+        learning_rate: of this step.
+    """
+
+    task: int
+    step: int
+    steps: int
+    loss: float
+    penalty: float
+    accuracy: float
+    gradient_norm: float
+    learning_rate: float
+
+
+@dataclass(frozen=True)
+class TaskEnd:
+    """A task that has been trained and evaluated.
+
+    Args:
+        task: its number.
+        val_accuracy: on its held-out images; None where there are none.
+        matrix: R [T, T], rows up to `task` filled, NaN below.
+        untrained: b [T].
+        embeddings: of all tasks [T, E], or None.
+        seconds: training time of this task, evaluation not included.
+    """
+
+    task: int
+    val_accuracy: float | None
+    matrix: Tensor
+    untrained: Tensor
+    embeddings: Tensor | None
+    seconds: float
+
+
+class Observer:
+    """Listens to a run; every event may be left out.
+
+    A resumed run tells the events of the tasks that it trains, not of those that were trained before.
+    """
+
+    def on_task_start(self, task: int, steps: int, steps_before: int) -> None:
+        """Task number `task` begins; it will take `steps` steps, after `steps_before` of the tasks before it."""
+
+    def on_step(self, step: Step) -> None:
+        """Every `log_every`-th step, and a task's first and last."""
+
+    def on_task_end(self, end: TaskEnd) -> None:
+        """A task has been trained, and all tasks evaluated."""
+
+    def close(self) -> None:
+        """The run is over, or has failed. Called once."""

@@ -1,0 +1,63 @@
+"""Optimizers and learning-rate schedules by name; every task starts with a fresh one."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+
+from hnetcl.errors import ArgumentError, one_of
+from hnetcl.hnets import HyperNetwork
+
+OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+    "sgd": torch.optim.SGD,
+}
+SCHEDULES: dict[str, Callable[[float], float]] = {  # share of the task done -> factor of the learning rate
+    "constant": lambda done: 1.0,
+    "cosine": lambda done: (1 + math.cos(math.pi * done)) / 2,
+}
+
+
+@dataclass(frozen=True)
+class OptimizerFactory:
+    """Makes a task's optimizer and schedule.
+
+    Args:
+        name: one of `OPTIMIZERS`.
+        lr: learning rate at a task's start.
+        schedule: one of `SCHEDULES`, run through once per task.
+        weight_decay: of the parameters that all tasks share; a task's own entries decay never, or old tasks would fade.
+        options: further arguments of the torch optimizer.
+
+    Raises:
+        ArgumentError: an unknown name, a learning rate that is not positive, a negative weight decay.
+    """
+
+    name: str
+    lr: float
+    schedule: str
+    weight_decay: float
+    options: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        if self.name not in OPTIMIZERS:
+            raise one_of("name", self.name, OPTIMIZERS)
+        if self.schedule not in SCHEDULES:
+            raise one_of("schedule", self.schedule, SCHEDULES)
+        if not 0 < self.lr < math.inf:
+            raise ArgumentError("lr", self.lr, "must be positive and finite")
+        if not 0 <= self.weight_decay < math.inf:
+            raise ArgumentError("weight_decay", self.weight_decay, "must be finite and not negative")
+
+    def make(self, hnet: HyperNetwork, steps: int) -> tuple[Optimizer, LRScheduler]:
+        """A fresh optimizer over all of `hnet`, and its schedule for a task of that many steps."""
+        own = hnet.task_parameters()
+        shared = [p for p in hnet.parameters() if not any(p is q for q in own)]
+        groups = [{"params": shared, "weight_decay": self.weight_decay}, {"params": own, "weight_decay": 0.0}]
+        optimizer = OPTIMIZERS[self.name](groups, lr=self.lr, fused=True, **self.options)
+        return optimizer, LambdaLR(optimizer, lambda step: SCHEDULES[self.schedule](step / steps))

@@ -1,0 +1,106 @@
+"""The files of a run: where they lie, and how they are written so that a run which dies leaves none of them half."""
+
+import csv
+import io
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+
+class RunDirectory:
+    """A run's directory.
+
+    Args:
+        path: of the directory; it need not exist yet.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.config = self.path / "config.yaml"
+        self.tasks = self.path / "tasks.json"
+        self.accuracy = self.path / "accuracy.csv"
+        self.metrics = self.path / "metrics.json"
+        self.model = self.path / "model.safetensors"
+        self.checkpoint = self.path / "checkpoints" / "last.pt"
+        self.previous = self.path / "checkpoints" / "previous.pt"
+        self.tensorboard = self.path / "tensorboard"
+        self.figures = self.path / "figures"
+        self.log = self.path / "train.log"
+
+    def holds_run(self) -> bool:
+        """Whether a run was started here."""
+        return self.config.exists()
+
+    def create(self) -> None:
+        """Makes the directories."""
+        for folder in (self.path, self.checkpoint.parent, self.tensorboard, self.figures):
+            folder.mkdir(parents=True, exist_ok=True)
+
+    def write_text(self, path: Path, text: str) -> None:
+        """Writes a file whole or not at all."""
+        _replace(path, text.encode())
+
+    def write_json(self, path: Path, value: Any) -> None:
+        self.write_text(path, json.dumps(value, indent=2) + "\n")
+
+    def write_accuracy(self, matrix: Tensor, untrained: Tensor) -> None:
+        """R as CSV: a header, the row `init` of the untrained model, then a row per trained task."""
+        file = io.StringIO()
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["trained", *(f"task_{j}" for j in range(len(untrained)))])
+        writer.writerow(["init", *untrained.tolist()])
+        writer.writerows([i, *row] for i, row in enumerate(matrix.tolist()) if row[0] == row[0])
+        self.write_text(self.accuracy, file.getvalue())
+
+    def read_accuracy(self) -> list[list[float]]:
+        """The rows of R that `write_accuracy` wrote, the untrained model's first."""
+        with self.accuracy.open(newline="") as file:
+            return [[float(value) for value in row[1:]] for row in list(csv.reader(file))[1:]]
+
+    def save_checkpoint(self, state: dict[str, Any]) -> None:
+        """Keeps the newest state and the one before."""
+        file = io.BytesIO()
+        torch.save(state, file)
+        if self.checkpoint.exists():
+            os.replace(self.checkpoint, self.previous)
+        _replace(self.checkpoint, file.getvalue())
+
+    def load_checkpoint(self) -> dict[str, Any] | None:
+        """The newest state that can be read, or None where no task was finished."""
+        for path in (self.checkpoint, self.previous):
+            try:
+                state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+            except (OSError, RuntimeError, EOFError):  # missing, or damaged after it was written
+                continue
+            return state
+        return None
+
+    def save_model(self, tensors: dict[str, Tensor]) -> None:
+        """Writes model.safetensors."""
+        _replace(self.model, save({name: value.detach().cpu().contiguous() for name, value in tensors.items()}))
+
+    def load_model(self) -> dict[str, Tensor]:
+        """The tensors of model.safetensors.
+
+        Raises:
+            ValueError: the file is missing or damaged.
+        """
+        try:
+            return load_file(self.model)
+        except (OSError, SafetensorError) as error:
+            raise ValueError(f"{self.model} is missing or damaged ({error})") from error
+
+
+def _replace(path: Path, content: bytes) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)

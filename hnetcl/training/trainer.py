@@ -1,0 +1,181 @@
+"""The continual-learning loop."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hnetcl.errors import ArgumentError
+from hnetcl.methods import Method
+from hnetcl.model import HyperModel
+from hnetcl.tasks import Batches, TaskSequence
+from hnetcl.training.evaluation import accuracies, accuracy
+from hnetcl.training.observer import Observer, Step, TaskEnd
+from hnetcl.training.optimizers import OptimizerFactory
+from hnetcl.training.rundir import RunDirectory
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a finished run found out.
+
+    Args:
+        matrix: R [T, T] in float64.
+        untrained: b [T] in float64.
+        seconds: training time of all tasks, evaluation not included.
+        steps: training steps of all tasks.
+    """
+
+    matrix: Tensor
+    untrained: Tensor
+    seconds: float
+    steps: int
+
+
+class Trainer:
+    """Trains a model on a sequence of tasks, one after the other.
+
+    Per task: the method keeps what it needs, then per step a batch is drawn on the device, the hypernetwork writes the
+    parameters, loss and penalty are summed, the optimizer steps. At its end all tasks are evaluated, a row of R is filled and a
+    checkpoint written, from which `fit` goes on when the run is started again.
+
+    Args:
+        model, sequence, method, optimizer: what is trained, on what, how. Model and sequence lie on one device.
+        generator: on that device; draws the batches.
+        directory: where checkpoints are kept; None keeps none.
+        steps: per task; give them or `epochs`.
+        epochs: per task, over its own training images.
+        batch_size: images in a training step.
+        eval_batch_size: images in an evaluation step.
+        log_every: observers hear of every so many steps. Only then numbers travel to the host.
+        observers: who is told.
+
+    Raises:
+        ArgumentError: both or none of steps and epochs, or a number below 1.
+    """
+
+    def __init__(
+        self,
+        model: HyperModel,
+        sequence: TaskSequence,
+        method: Method,
+        optimizer: OptimizerFactory,
+        generator: torch.Generator,
+        directory: RunDirectory | None = None,
+        steps: int | None = None,
+        epochs: int | None = None,
+        batch_size: int = 128,
+        eval_batch_size: int = 1000,
+        log_every: int = 50,
+        observers: Sequence[Observer] = (),
+    ) -> None:
+        if (steps is None) == (epochs is None):
+            raise ArgumentError("steps", steps, f"give steps or epochs, not both or none (epochs={epochs})")
+        numbers = dict(steps=steps, epochs=epochs, batch_size=batch_size, eval_batch_size=eval_batch_size, log_every=log_every)
+        for name, value in numbers.items():
+            if value is not None and value < 1:
+                raise ArgumentError(name, value, "must be at least 1")
+        self.model, self.sequence, self.method, self.optimizer = model, sequence, method, optimizer
+        self.generator, self.directory, self.observers = generator, directory, observers
+        self.steps, self.epochs, self.log_every = steps, epochs, log_every
+        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
+
+        tasks = len(sequence)
+        self.done = 0
+        self.matrix = torch.full((tasks, tasks), torch.nan, dtype=torch.float64)
+        self.untrained = torch.full((tasks,), torch.nan, dtype=torch.float64)
+        self.seconds, self.steps_done = 0.0, 0
+
+    def fit(self) -> Result:
+        """Trains the tasks that are not done yet."""
+        state = self.directory.load_checkpoint() if self.directory else None
+        if state is None:
+            self.untrained = accuracies(self.model, self.sequence, self.eval_batch_size)
+        else:
+            self._restore(state)
+        for task in range(self.done, len(self.sequence)):
+            self._run_task(task)
+        return Result(self.matrix, self.untrained, self.seconds, self.steps_done)
+
+    def _run_task(self, task: int) -> None:
+        batches = [Batches(t, self.batch_size, self.generator) for t in self.sequence.tasks[: task + 1]]
+        steps = self.steps or (self.epochs or 0) * batches[task].per_epoch
+        for observer in self.observers:
+            observer.on_task_start(task, steps, self.steps_done)
+        started = time.perf_counter()
+        self._train(task, batches, steps)
+        seconds = time.perf_counter() - started
+
+        self.matrix[task] = accuracies(self.model, self.sequence, self.eval_batch_size)
+        self.done, self.seconds, self.steps_done = task + 1, self.seconds + seconds, self.steps_done + steps
+        if self.directory:
+            self.directory.save_checkpoint(self._state())
+            self.directory.write_accuracy(self.matrix, self.untrained)
+        now, embeddings = self.sequence[task], self.model.hnet.embeddings
+        end = TaskEnd(
+            task,
+            accuracy(self.model, task, now.val, now.preprocess, self.eval_batch_size) if len(now.val) else None,
+            self.matrix.clone(),
+            self.untrained.clone(),
+            None if embeddings is None else embeddings.detach().cpu(),
+            seconds,
+        )
+        for observer in self.observers:
+            observer.on_task_end(end)
+
+    def _train(self, task: int, batches: list[Batches], steps: int) -> None:
+        model, method = self.model.train(), self.method
+        method.start_task(model.hnet, task)
+        optimizer, schedule = self.optimizer.make(model.hnet, steps)
+        for step in range(steps):
+            source = method.batch_task(task, step)
+            x, y = batches[source].draw()
+            logits = model(x, source)
+            loss = F.cross_entropy(logits, y)
+            penalty = method.penalty(model.hnet)
+            optimizer.zero_grad()
+            (loss if penalty is None else loss + penalty).backward()
+            if self.observers and (step % self.log_every == 0 or step == steps - 1):
+                self._tell(task, step + 1, steps, logits, y, loss, penalty, optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            schedule.step()
+        if torch.cuda.is_available() and loss.is_cuda:
+            torch.cuda.synchronize(loss.device)  # so that the seconds are those of the work, not of its launch
+
+    def _tell(
+        self, task: int, step: int, steps: int, logits: Tensor, y: Tensor, loss: Tensor, penalty: Tensor | None, lr: float
+    ) -> None:
+        gradients = [p.grad for p in self.model.hnet.parameters() if p.grad is not None]
+        numbers = [
+            loss.detach(),
+            loss.new_zeros(()) if penalty is None else penalty.detach(),
+            (logits.detach().argmax(1) == y).float().mean(),
+            torch.nn.utils.get_total_norm(gradients),
+        ]
+        record = Step(task, step, steps, *torch.stack(numbers).tolist(), lr)
+        for observer in self.observers:
+            observer.on_step(record)
+
+    def _state(self) -> dict[str, Any]:
+        """All that the next task starts from: tensors and plain numbers."""
+        return {
+            "done": self.done,
+            "model": self.model.saved_tensors(),
+            "generator": self.generator.get_state(),
+            "random": torch.get_rng_state(),
+            "matrix": self.matrix,
+            "untrained": self.untrained,
+            "seconds": self.seconds,
+            "steps": self.steps_done,
+        }
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        self.model.load_tensors(state["model"])
+        self.generator.set_state(state["generator"])
+        torch.set_rng_state(state["random"])
+        self.done, self.seconds, self.steps_done = state["done"], state["seconds"], state["steps"]
+        self.matrix, self.untrained = state["matrix"], state["untrained"]

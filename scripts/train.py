@@ -1,0 +1,17 @@
+"""Trains a hypernetwork on a sequence of tasks: python scripts/train.py task=split_mnist bn=quaternion"""
+
+from omegaconf import DictConfig
+
+from hnetcl.build.cli import job_directory, main
+from hnetcl.build.parse import parse
+
+
+def job(composed: DictConfig) -> None:
+    config = parse(composed)
+    from hnetcl.build.run import train  # torch is imported only once the configuration is good
+
+    train(config, job_directory())
+
+
+if __name__ == "__main__":
+    main("config", job)
