@@ -50,20 +50,21 @@ class Algebra:
         if self.dim == 1:
             return weight[0]
         source, sign = self._blocks(weight)
-        blocks = weight[source] * sign.reshape(self.dim, self.dim, *[1] * (weight.ndim - 1))  # [c, b, out/d, in/d, *K]
-        return blocks.movedim(1, 2).flatten(2, 3).flatten(0, 1)
+        blocks = weight.index_select(0, source) * sign.reshape(-1, *[1] * (weight.ndim - 1))
+        grid = blocks.unflatten(0, (self.dim, self.dim))  # [c, b, out / d, in / d, *K]
+        matrix: Tensor = grid.movedim(1, 2).flatten(2, 3).flatten(0, 1)
+        return matrix
 
     def lift(self, x: Tensor) -> Tensor:
         """Real channels as numbers without imaginary parts: [N, C, *S] -> [N, d C, *S]."""
         return torch.cat([x, x.new_zeros(x.shape[0], (self.dim - 1) * x.shape[1], *x.shape[2:])], 1)
 
     def _blocks(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        """For block (c, b): the component a of the weight that stands there, and its sign."""
-        source = [[0] * self.dim for _ in range(self.dim)]
-        sign = [[0] * self.dim for _ in range(self.dim)]
+        """For the blocks (c, b), row by row: the component a of the weight that stands there, and its sign."""
+        source, sign = [0] * self.dim**2, [0] * self.dim**2
         for a, row in enumerate(self.table):
             for b, (s, c) in enumerate(row):
-                source[c][b], sign[c][b] = a, s
+                source[c * self.dim + b], sign[c * self.dim + b] = a, s
         return torch.tensor(source, device=like.device), torch.tensor(sign, device=like.device, dtype=like.dtype)
 
 

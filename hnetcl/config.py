@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from hnetcl.choices import ALGEBRA_DIMS, CLASS_ORDERS, OPTIMIZERS, SCENARIOS, SCHEDULES, STATS, WHITENINGS
+from hnetcl.choices import ALGEBRA_DIMS, CLASS_ORDERS, SCENARIOS, SCHEDULES, STATS, WHITENINGS
 from hnetcl.errors import ArgumentError, one_of
 
 Check = Callable[[Any], str]
@@ -39,7 +39,7 @@ def widths() -> Any:
     )
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Checked:
     """Checks its fields against their bounds; None is let through, for the types say where it may stand.
 
@@ -61,7 +61,7 @@ class Checked:
                 raise ArgumentError(f.name, value, fault)
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Part(Checked):
     """A replaceable part; `name` says which dataclass of its group the YAML belongs to."""
 
@@ -71,7 +71,7 @@ class Part(Checked):
 # ---------------------------------------------------------------------- task
 
 
-@dataclass
+@dataclass(kw_only=True)
 class SplitConfig(Part):
     dataset: str
     num_tasks: int = number(least=1)
@@ -80,7 +80,7 @@ class SplitConfig(Part):
     val_size: int = number(least=0)
 
 
-@dataclass
+@dataclass(kw_only=True)
 class PermutedConfig(Part):
     dataset: str
     num_tasks: int = number(least=1)
@@ -91,7 +91,7 @@ class PermutedConfig(Part):
 # ---------------------------------------------------------------------- bn and net
 
 
-@dataclass
+@dataclass(kw_only=True)
 class BatchNormConfig(Checked):
     algebra: str = choice(tuple(ALGEBRA_DIMS))
     stats: str = choice(STATS)
@@ -101,18 +101,18 @@ class BatchNormConfig(Checked):
     eps: float = number(least=0)
 
 
-@dataclass
+@dataclass(kw_only=True)
 class NetConfig(Part):
     algebra: str = choice(tuple(ALGEBRA_DIMS))
     hidden: list[int] = widths()
 
 
-@dataclass
+@dataclass(kw_only=True)
 class MLPConfig(NetConfig):
     pass
 
 
-@dataclass
+@dataclass(kw_only=True)
 class LeNetConfig(NetConfig):
     channels: list[int] = widths()
 
@@ -120,13 +120,13 @@ class LeNetConfig(NetConfig):
 # ---------------------------------------------------------------------- hnet
 
 
-@dataclass
+@dataclass(kw_only=True)
 class FullConfig(Part):
     hidden: list[int] = widths()
     embedding_dim: int = number(least=1)
 
 
-@dataclass
+@dataclass(kw_only=True)
 class ChunkedConfig(Part):
     hidden: list[int] = widths()
     embedding_dim: int = number(least=1)
@@ -140,7 +140,7 @@ class ChunkedConfig(Part):
             raise ArgumentError("chunk_size", self.chunk_size, f"can't be given beside compression={self.compression}")
 
 
-@dataclass
+@dataclass(kw_only=True)
 class DirectConfig(Part):
     per_task: list[str]
 
@@ -148,40 +148,40 @@ class DirectConfig(Part):
 # ---------------------------------------------------------------------- method, optimizer, trainer
 
 
-@dataclass
+@dataclass(kw_only=True)
 class OutputRegularizerConfig(Part):
     beta: float = number(least=0)
 
 
-@dataclass
+@dataclass(kw_only=True)
 class FinetuneConfig(Part):
     pass
 
 
-@dataclass
+@dataclass(kw_only=True)
 class JointConfig(Part):
     pass
 
 
-@dataclass
+@dataclass(kw_only=True)
 class OptimizerConfig(Part):
     lr: float = number(above=0)
     weight_decay: float = number(least=0)
     schedule: str = choice(SCHEDULES)
 
 
-@dataclass
+@dataclass(kw_only=True)
 class AdamConfig(OptimizerConfig):
     pass
 
 
-@dataclass
+@dataclass(kw_only=True)
 class SGDConfig(OptimizerConfig):
     momentum: float = number(least=0, most=1)
     nesterov: bool
 
 
-@dataclass
+@dataclass(kw_only=True)
 class TrainerConfig(Checked):
     steps: int | None = number(least=1)
     epochs: int | None = number(least=1)
@@ -200,17 +200,17 @@ class TrainerConfig(Checked):
 # ---------------------------------------------------------------------- the whole
 
 
-@dataclass
+@dataclass(kw_only=True)
 class RunConfig(Checked):
     dir: str | None
 
 
-@dataclass
+@dataclass(kw_only=True)
 class DataConfig(Checked):
     root: str | None
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Settings(Checked):
     seed: int = number(least=0, most=2**31 - 1)
     device: str
@@ -218,7 +218,7 @@ class Settings(Checked):
     resume: bool
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Config(Settings):
     run: RunConfig
     data: DataConfig
@@ -244,7 +244,7 @@ class Config(Settings):
                     raise ArgumentError(key, values, rule)
 
 
-@dataclass
+@dataclass(kw_only=True)
 class EvaluationSettings(Checked):
     run: str
     task: int | None = number(least=0)
@@ -252,7 +252,7 @@ class EvaluationSettings(Checked):
     device: str
 
 
-@dataclass
+@dataclass(kw_only=True)
 class EvaluationConfig(EvaluationSettings):
     data: DataConfig
 

@@ -33,7 +33,7 @@ def forgetting(R: Tensor) -> float:
 
 
 def average_incremental_accuracy(R: Tensor) -> float:
-    """mean_i of the accuracy over the tasks seen after step i, tasks weighted equally (iCaRL, Rebuffi et al. 2017, section 4)."""
+    """mean_i of the mean accuracy over the tasks seen after step i (iCaRL, Rebuffi et al. 2017, section 4)."""
     return float(sum(R[i, : i + 1].mean() for i in range(len(R))) / len(R))
 
 

@@ -12,7 +12,6 @@ from hnetcl.errors import ArgumentError, one_of
 from hnetcl.kernels import closed_form
 
 
-
 class BatchNormLayer(nn.Module):
     r"""Batch norm over numbers of d components, with a row of running statistics per task.
 
@@ -31,8 +30,8 @@ class BatchNormLayer(nn.Module):
         stats: "tracked" keeps running statistics; "frozen" uses mean 0 and covariance I always, so that only Gamma and beta
             act; "batch" uses the batch's own statistics in evaluation too.
         whitening: "zca" or "cholesky"; None means cholesky for quaternions, else zca.
-        affine: whether Gamma and beta exist. `weight` is [C] for d = 1, else [Q, d (d + 1) / 2]: the upper triangle of Gamma row
-            by row, which starts at I / sqrt(d) so that E|y|^2 = 1. `bias` is [C].
+        affine: whether Gamma and beta exist. `weight` is [C] for d = 1, else [Q, d (d + 1) / 2]: the upper triangle of Gamma
+            row by row, which starts at I / sqrt(d) so that E|y|^2 = 1. `bias` is [C].
         momentum: weight of the newest batch in the running statistics; None is the cumulative average.
         eps: added once to the covariance's diagonal where it is used, never stored.
 
@@ -44,7 +43,8 @@ class BatchNormLayer(nn.Module):
     Raises:
         ArgumentError: C is not a positive multiple of d, or an argument is outside its set.
 
-    Sources: Ioffe & Szegedy 2015 (real); Trabelsi et al. 2018, section 3.5 (complex); Gaudet & Maida 2018, section 3.4 (quaternion).
+    Sources: Ioffe & Szegedy 2015 (real); Trabelsi et al. 2018, section 3.5 (complex); Gaudet & Maida 2018, section 3.4
+    (quaternion).
     """
 
     running_mean: Tensor | None
@@ -181,16 +181,16 @@ class BatchNormLayer(nn.Module):
     def _check(self, x: Tensor) -> None:
         if not 2 <= x.ndim <= 5 or x.shape[1] != self.num_features or x.is_complex():
             raise ValueError(
-                f"expected a real x of shape [N, {self.num_features}, ...] with 2 to 5 axes, "
-                f"got {tuple(x.shape)} of {x.dtype}"
+                f"expected a real x of shape [N, {self.num_features}, ...] with 2 to 5 axes, got {tuple(x.shape)} of {x.dtype}"
             )
 
     def _initial_weight(self) -> Tensor:
         d = self.algebra.dim
         if d == 1:
             return torch.ones(self.num_features)
-        eye = torch.eye(d) / d**0.5
-        return eye[*torch.triu_indices(d, d)].repeat(self.num_numbers, 1)
+        row, column = torch.triu_indices(d, d)
+        triangle = torch.where(row == column, d**-0.5, 0.0)
+        return triangle.repeat(self.num_numbers, 1)
 
     def _gamma(self, weight: Tensor | None) -> Tensor | None:
         """The symmetric [Q, d, d] of which `weight` is the upper triangle."""
@@ -201,7 +201,7 @@ class BatchNormLayer(nn.Module):
             return weight.reshape(-1, 1, 1)
         position = {(i, j): k for k, (i, j) in enumerate((i, j) for i in range(d) for j in range(i, d))}
         index = [position[min(i, j), max(i, j)] for i in range(d) for j in range(d)]
-        return weight[:, index].reshape(-1, d, d)
+        return weight.index_select(1, torch.tensor(index, device=weight.device)).reshape(-1, d, d)
 
     def _fresh_row(self) -> tuple[Tensor, Tensor, Tensor]:
         d, q = self.algebra.dim, self.num_numbers

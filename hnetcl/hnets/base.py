@@ -21,8 +21,8 @@ class HyperNetwork(nn.Module, ABC):
     Args:
         shapes: name -> shape of the parameters to write.
         num_tasks: tasks known from the start; `add_task` opens more.
-        initial: the main network's own initial values, name -> tensor, for all names of `shapes`. None stands for a network whose
-            matrices start at N(0, 1 / fan_in) and whose vectors start at zero.
+        initial: the main network's own initial values, name -> tensor, for all names of `shapes`. None stands for a network
+            whose matrices start at N(0, 1 / fan_in) and whose vectors start at zero.
 
     Raises:
         ArgumentError: no shapes, no tasks, or `initial` does not fit `shapes`.

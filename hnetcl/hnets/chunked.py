@@ -76,4 +76,8 @@ class ChunkedHyperNetwork(ConditionedHyperNetwork):
             best = min(best, ratio)
             if fixed + chunks * per_chunk > compression * written:
                 break
-        raise ArgumentError("compression", compression, f"the smallest ratio that a chunk size reaches is {best:.3f}")
+        raise ArgumentError(
+            "compression",
+            compression,
+            f"the smallest ratio that a chunk size reaches is {best:.3f} (less with smaller hidden layers or embeddings)",
+        )

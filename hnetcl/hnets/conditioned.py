@@ -16,8 +16,8 @@ class ConditionedHyperNetwork(HyperNetwork):
     A member yields numbers of unit variance, r. What is written is
 
         std * r               for a parameter that its network draws at random, std being that draw's standard deviation;
-        initial + gain * r    for one that its network starts at constants (norm layers, biases), so that it starts there exactly:
-                              gain is learned, one number per written number, from zero (as in ReZero, Bachlechner et al. 2021).
+        initial + gain * r    for one that its network starts at constants (norm layers, biases), so that it starts there
+                              exactly: gain is learned from zero, one for each number (as in ReZero, Bachlechner et al. 2021).
 
     Args:
         embedding_dim: E, the width of a task embedding; embeddings start at N(0, I).
@@ -25,10 +25,9 @@ class ConditionedHyperNetwork(HyperNetwork):
 
     std: Tensor
     start: Tensor
+    constant: Tensor
 
-    def __init__(
-        self, shapes: Shapes, num_tasks: int, embedding_dim: int, initial: Mapping[str, Tensor] | None = None
-    ) -> None:
+    def __init__(self, shapes: Shapes, num_tasks: int, embedding_dim: int, initial: Mapping[str, Tensor] | None = None) -> None:
         super().__init__(shapes, num_tasks, initial)
         if embedding_dim < 1:
             raise ArgumentError("embedding_dim", embedding_dim, "must be at least 1")
@@ -57,7 +56,7 @@ class ConditionedHyperNetwork(HyperNetwork):
 
     def flat(self, tasks: Tensor) -> Tensor:
         scale = self.std.index_copy(0, self.constant, self.gain)
-        return torch.addcmul(self.start, scale, self.write(self.embedding[tasks]))
+        return torch.addcmul(self.start, scale, self.write(self.embedding.index_select(0, tasks)))
 
     @abstractmethod
     def write(self, embeddings: Tensor) -> Tensor:
@@ -71,14 +70,13 @@ def unit_mlp(width: int, hidden: Sequence[int], out: int) -> nn.Sequential:
         ArgumentError: a hidden width below 1.
     """
     layers: list[nn.Module] = []
-    for next_width in hidden:
+    gain = 1.0  # of the mean square, by which a layer makes up for the ReLU before it
+    for next_width in (*hidden, out):
         if next_width < 1:
             raise ArgumentError("hidden", list(hidden), "widths must be at least 1")
-        layers += [nn.Linear(width, next_width), nn.ReLU()]
-        nn.init.kaiming_normal_(layers[-2].weight, nonlinearity="relu")
-        width = next_width
-    layers.append(nn.Linear(width, out))
-    nn.init.normal_(layers[-1].weight, std=width**-0.5)
-    for layer in layers[::2]:
-        nn.init.zeros_(layer.bias)
-    return nn.Sequential(*layers)
+        linear = nn.Linear(width, next_width)
+        nn.init.normal_(linear.weight, std=(gain / width) ** 0.5)
+        nn.init.zeros_(linear.bias)
+        layers += [linear, nn.ReLU()]
+        width, gain = next_width, 2.0
+    return nn.Sequential(*layers[:-1])

@@ -56,7 +56,5 @@ class DirectHyperNetwork(HyperNetwork):
     def flat(self, tasks: Tensor) -> Tensor:
         sizes = {name: shape.numel() for name, shape in self.shapes.items()}
         shared = iter(self.shared.split([n for name, n in sizes.items() if not self.is_own[name]]))
-        own = iter(self.own[tasks].split([n for name, n in sizes.items() if self.is_own[name]], 1))
-        return torch.cat(
-            [next(own) if self.is_own[name] else next(shared).expand(len(tasks), -1) for name in sizes], 1
-        )
+        own = iter(self.own.index_select(0, tasks).split([n for name, n in sizes.items() if self.is_own[name]], 1))
+        return torch.cat([next(own) if self.is_own[name] else next(shared).expand(len(tasks), -1) for name in sizes], 1)

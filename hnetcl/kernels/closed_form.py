@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from hnetcl.kernels.layout import channels_to_matrix, from_numbers, regularize, to_numbers, trace_share
+from hnetcl.kernels.layout import regularize, sum_dtype, trace_share
 
 TINY = 1e-60  # below any variance that float32 sums can mean; keeps roots and the products of their inverses finite
 
@@ -50,13 +50,10 @@ def normalize(
     return y
 
 
-def _real_batch_norm(
-    x: Tensor, gamma: Tensor | None, beta: Tensor | None, eps: float
-) -> tuple[Tensor, Tensor, Tensor]:
+def _real_batch_norm(x: Tensor, gamma: Tensor | None, beta: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     """torch's own kernel; momentum 1 makes it hand out the batch's statistics."""
     c, m = x.shape[1], x.numel() // x.shape[1]
-    dtype = torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else x.dtype
-    mean, var = torch.zeros(2, c, dtype=dtype, device=x.device)
+    mean, var = torch.zeros(2, c, dtype=sum_dtype(x.dtype), device=x.device)
     weight = None if gamma is None else gamma.reshape(c)
     y = F.batch_norm(x, mean, var, weight, beta, training=True, momentum=1.0, eps=eps)
     return y, mean, (var * ((m - 1) / m)).reshape(c, 1, 1)
@@ -66,16 +63,14 @@ class _BatchStatistics(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(
-        x: Tensor, gamma: Tensor | None, beta: Tensor | None, d: int, eps: float, whitening: str
-    ) -> tuple[Tensor, ...]:
-        centred = to_numbers(x, d)
-        mean = centred.mean(-1, keepdim=True)
-        centred = centred - mean
-        cov = centred @ centred.mT / centred.shape[-1]
+    def forward(x: Tensor, gamma: Tensor | None, beta: Tensor | None, d: int, eps: float, whitening: str) -> tuple[Tensor, ...]:
+        numbers = _split(x, d)
+        mean = numbers.mean((0, 3))
+        centred = numbers - _broadcast(mean)
+        cov = _outer(centred, centred) / (x.numel() // x.shape[1])
         matrix, *factors = _whiten(regularize(cov, eps, x.dtype), whitening)
         y = _affine(centred, matrix, gamma, beta)
-        return from_numbers(y, x), mean.squeeze(-1).T.reshape(-1), cov, matrix, *factors
+        return y.reshape(x.shape).to(x.dtype), mean.reshape(-1), cov, matrix, *factors
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -88,14 +83,11 @@ class _BatchStatistics(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         x, gamma, mean, *factors = ctx.saved_tensors
-        centred = to_numbers(x, ctx.d) - channels_to_matrix(mean, ctx.d)
-        g = to_numbers(grad, ctx.d)
-        m = g.shape[-1]
+        centred, g = _split(x, ctx.d) - _broadcast(mean.reshape(ctx.d, -1)), _split(grad, ctx.d)
+        m = x.numel() // x.shape[1]
         total, dgamma, matrix, dcov = _small(g, centred, gamma, factors, ctx.whitening, x.dtype)
-        dx = torch.baddbmm(-(matrix.mT @ total) / m, matrix.mT, g)
-        dx = torch.baddbmm(dx, dcov * (2 / m), centred)
-        dbeta = total.squeeze(-1).T.reshape(-1)
-        return from_numbers(dx, x), _like(dgamma, gamma), dbeta, None, None, None
+        dx = _apply(matrix.mT, g - _broadcast(total / m)).add_(_apply(dcov * (2 / m), centred))
+        return dx.reshape(x.shape).to(x.dtype), _like(dgamma, gamma), total.reshape(-1), None, None, None
 
 
 class _GivenStatistics(torch.autograd.Function):
@@ -112,9 +104,10 @@ class _GivenStatistics(torch.autograd.Function):
         eps: float,
         whitening: str,
     ) -> tuple[Tensor, ...]:
-        centred = to_numbers(x, d) - channels_to_matrix(mean, d)
+        centred = _split(x, d) - _broadcast(mean.reshape(d, -1))
         matrix, *factors = _whiten(regularize(cov, eps, x.dtype), whitening)
-        return from_numbers(_affine(centred, matrix, gamma, beta), x), matrix, *factors
+        y = _affine(centred, matrix, gamma, beta)
+        return y.reshape(x.shape).to(x.dtype), matrix, *factors
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -127,45 +120,61 @@ class _GivenStatistics(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         x, mean, cov, gamma, *factors = ctx.saved_tensors
-        centred = to_numbers(x, ctx.d) - channels_to_matrix(mean, ctx.d)
-        g = to_numbers(grad, ctx.d)
+        centred, g = _split(x, ctx.d) - _broadcast(mean.reshape(ctx.d, -1)), _split(grad, ctx.d)
         total, dgamma, matrix, dcov = _small(g, centred, gamma, factors, ctx.whitening, x.dtype)
-        dmean = -(matrix.mT @ total).squeeze(-1).T.reshape(-1)
-        dbeta = total.squeeze(-1).T.reshape(-1)
-        return (
-            from_numbers(matrix.mT @ g, x),
-            dmean.to(mean.dtype),
-            dcov.to(cov.dtype),
-            _like(dgamma, gamma),
-            dbeta,
-            None,
-            None,
-            None,
-        )
+        dx = _apply(matrix.mT, g).reshape(x.shape).to(x.dtype)
+        dmean = -_apply(matrix.mT, _broadcast(total)).reshape(-1).to(mean.dtype)
+        return dx, dmean, dcov.to(cov.dtype), _like(dgamma, gamma), total.reshape(-1), None, None, None
+
+
+def _split(x: Tensor, d: int) -> Tensor:
+    """[N, C, *S] -> [N, d, Q, prod(S)] in the precision of sums: a view of x unless that is half precision."""
+    return x.to(sum_dtype(x.dtype)).reshape(x.shape[0], d, x.shape[1] // d, -1)
+
+
+def _broadcast(v: Tensor) -> Tensor:
+    """[d, Q] -> [1, d, Q, 1]."""
+    return v.unsqueeze(0).unsqueeze(-1)
+
+
+def _apply(matrix: Tensor, numbers: Tensor) -> Tensor:
+    """The matrix of every number times the number: [Q, d, d], [N, d, Q, S] -> [N, d, Q, S].
+
+    One multiply-add over the whole tensor for each component: batched matrix products would copy it twice to reorder it,
+    and are slow for matrices so small.
+    """
+    columns = [_broadcast(column.T) for column in matrix.unbind(-1)]
+    y = columns[0] * numbers[:, :1]
+    for b in range(1, len(columns)):
+        y.addcmul_(columns[b], numbers[:, b : b + 1])
+    return y
+
+
+def _outer(u: Tensor, v: Tensor) -> Tensor:
+    """sum u v^T over batch and space: [N, d, Q, S] twice -> [Q, d, d]."""
+    return torch.stack([(u * v[:, b : b + 1]).sum((0, 3)).T for b in range(v.shape[1])], -1)
 
 
 def _affine(centred: Tensor, matrix: Tensor, gamma: Tensor | None, beta: Tensor | None) -> Tensor:
-    """A (x - mu) + beta for centred numbers [Q, d, M]."""
-    matrix = (matrix if gamma is None else gamma.double() @ matrix).to(centred.dtype)
-    if beta is None:
-        return matrix @ centred
-    return torch.baddbmm(channels_to_matrix(beta, centred.shape[1]).to(centred.dtype), matrix, centred)
+    """A (x - mu) + beta for centred numbers [N, d, Q, S]."""
+    matrix = matrix if gamma is None else gamma.double() @ matrix
+    y = _apply(matrix.to(centred.dtype), centred)
+    return y if beta is None else y + _broadcast(beta.to(y.dtype).reshape(centred.shape[1], -1))
 
 
 def _small(
     g: Tensor, centred: Tensor, gamma: Tensor | None, factors: list[Tensor], whitening: str, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """All of the backward pass that works on Q matrices: s [Q, d, 1], dGamma, A and dL/dV, the latter three [Q, d, d]."""
+    """All of the backward pass that works on Q matrices: s [d, Q], dGamma, A and dL/dV, the latter three [Q, d, d]."""
     w = factors[0]
-    total = g.sum(-1, keepdim=True)
-    outer = (g @ centred.mT).double()
+    outer = _outer(g, centred).double()
     p = outer if gamma is None else gamma.double().mT @ outer
     dcov = _whiten_backward(p, factors, whitening)
     trace = dcov.diagonal(dim1=-2, dim2=-1).sum(-1)
     shift = trace_share(w.shape[-1], dtype) * trace
     dcov = dcov + shift[..., None, None] * torch.eye(w.shape[-1], dtype=w.dtype, device=w.device)
     matrix = w if gamma is None else gamma.double() @ w
-    return total, outer @ w.mT, matrix.to(g.dtype), dcov.to(g.dtype)
+    return g.sum((0, 3)), outer @ w.mT, matrix.to(g.dtype), dcov.to(g.dtype)
 
 
 def _like(grad: Tensor, value: Tensor | None) -> Tensor | None:
@@ -217,12 +226,13 @@ def _inverse_cholesky(cov: Tensor) -> Tensor:
 def _eigh(cov: Tensor) -> tuple[Tensor, Tensor]:
     """Eigenvalues [Q, d] and eigenvectors [Q, d, d] of a symmetric matrix."""
     if cov.shape[-1] != 2:
-        return torch.linalg.eigh(cov)
+        values, vectors = torch.linalg.eigh(cov)
+        return values, vectors
     a, b, c = cov[..., 0, 0], cov[..., 0, 1], cov[..., 1, 1]
     centre, radius = (a + c) / 2, torch.hypot((a - c) / 2, b)
     large = centre + radius
     small = (a * c - b * b) / large.clamp_min(TINY)  # not centre - radius, which cancels
     angle = torch.atan2(b, (a - c) / 2) / 2
     cos, sin = angle.cos(), angle.sin()
-    vectors = torch.stack([torch.stack([cos, -sin], -1), torch.stack([sin, cos], -1)], -2)
-    return torch.stack([large, small], -1), vectors
+    rotation = torch.stack([torch.stack([cos, -sin], -1), torch.stack([sin, cos], -1)], -2)
+    return torch.stack([large, small], -1), rotation

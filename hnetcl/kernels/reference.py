@@ -56,7 +56,8 @@ def whiten(cov: Tensor, whitening: str) -> Tensor:
     """W [Q, d, d] with W V W^T = I for symmetric positive definite V [Q, d, d]."""
     if whitening == "zca":
         return inverse_square_root(cov)
-    return torch.linalg.inv(torch.linalg.cholesky(cov))
+    inverse: Tensor = torch.linalg.inv(torch.linalg.cholesky(cov))
+    return inverse
 
 
 def inverse_square_root(cov: Tensor) -> Tensor:

@@ -12,8 +12,10 @@ class Method(ABC):
 
     @abstractmethod
     def start_task(self, hnet: HyperNetwork, task: int) -> None:
-        """Keeps what is needed of the state before task number `task` is trained. Nothing else survives between tasks, so that a
-        resumed run starts a task as an uninterrupted one does."""
+        """Keeps what is needed of the state before task number `task` is trained.
+
+        Nothing else survives between tasks, so that a resumed run starts a task as an uninterrupted one does.
+        """
 
     @abstractmethod
     def batch_task(self, task: int, step: int) -> int:

@@ -3,6 +3,7 @@
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from hnetcl.errors import ArgumentError
@@ -46,4 +47,4 @@ class OutputRegularizer(Method):
     def penalty(self, hnet: HyperNetwork) -> Tensor | None:
         if self.tasks is None or self.targets is None:
             return None
-        return self.beta / len(self.tasks) * (hnet.flat(self.tasks) - self.targets).square().sum()
+        return self.beta / len(self.tasks) * F.mse_loss(hnet.flat(self.tasks), self.targets, reduction="sum")

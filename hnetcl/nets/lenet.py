@@ -13,7 +13,7 @@ KERNEL = 5
 
 
 class LeNet(nn.Module):
-    """5 x 5 convolutions with norm, ReLU and 2 x 2 max pooling, fully connected layers, a real head: [N, C, H, W] -> [N, num_classes].
+    """5 x 5 convolutions with norm, ReLU and 2 x 2 max pooling, dense layers, a real head: [N, C, H, W] -> [N, num_classes].
 
     Args:
         in_shape: (C, H, W) of an image.

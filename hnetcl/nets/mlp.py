@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 from torch import Tensor, nn
 
@@ -38,7 +39,7 @@ class MLP(nn.Module):
             raise ArgumentError("hidden", list(hidden), "needs at least one width")
         algebra = as_algebra(algebra)
         layers: list[nn.Module] = [nn.Flatten(), *dense(math.prod(in_shape), hidden[0], REAL, norm)]
-        for width_in, width_out in zip(hidden, hidden[1:], strict=False):
+        for width_in, width_out in pairwise(hidden):
             layers += dense(width_in, width_out, algebra, norm)
         self.body = nn.Sequential(*layers)
         self.head = Linear(hidden[-1], num_classes)

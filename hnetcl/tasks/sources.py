@@ -134,9 +134,7 @@ def _download(name: str, path: Path) -> None:
             train, test = (dataset(scratch, train=is_train, download=True) for is_train in (True, False))
         except (OSError, RuntimeError) as error:
             reason = str(error).strip().splitlines()[0]
-            raise ArgumentError(
-                "dataset", name, f"not at {path}, and torchvision could not download it ({reason})"
-            ) from error
+            raise ArgumentError("dataset", name, f"not at {path}, and torchvision could not download it ({reason})") from error
         tensors = {"train_images": _images(train), "test_images": _images(test)}
         tensors |= {f"{split}_labels": torch.as_tensor(d.targets).long() for split, d in (("train", train), ("test", test))}
         temporary = Path(scratch) / path.name

@@ -35,7 +35,7 @@ def number(value: float | Tensor) -> str:
     return f"{float(value):.6f}"
 
 
-def _table(header: list[str], rows: list[tuple[str, ...]]) -> str:
+def _table(header: list[str], rows: Sequence[Sequence[str]]) -> str:
     table = Table(box=box.ASCII2, show_edge=False)
     for k, name in enumerate(header):
         table.add_column(name, justify="left" if k == 1 else "right", no_wrap=True, overflow="ellipsis")

@@ -13,7 +13,7 @@ class TensorBoard(Observer):
 
     | tag | what | over |
     |---|---|---|
-    | loss, penalty, gradient_norm, learning_rate, batch_accuracy `/task_T` | scalars of task T's training | all steps of the run |
+    | loss, penalty, gradient_norm, learning_rate, batch_accuracy `/task_T` | scalars of task T's training | steps of the run |
     | accuracy/task_T | test accuracy on task T | tasks trained; 0 is the untrained model |
     | val_accuracy/task_T | on task T's held-out images, at its end | tasks trained |
     | accuracy_matrix | R as an image | tasks trained |

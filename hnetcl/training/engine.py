@@ -14,7 +14,10 @@ def resolve_device(name: str) -> torch.device:
     Raises:
         ArgumentError: no such device on this machine.
     """
-    available = ["cpu", *(["cuda", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))] if torch.cuda.is_available() else [])]
+    available = [
+        "cpu",
+        *(["cuda", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))] if torch.cuda.is_available() else []),
+    ]
     if name == "auto":
         name = "cuda" if "cuda" in available else "cpu"
     if name not in available:

@@ -27,9 +27,7 @@ def accuracy(
     return int(correct) / len(split)
 
 
-def accuracies(
-    model: HyperModel, sequence: TaskSequence, batch_size: int, stats: int | str | None = None
-) -> Tensor:
+def accuracies(model: HyperModel, sequence: TaskSequence, batch_size: int, stats: int | str | None = None) -> Tensor:
     """Test accuracy on every task, [T] in float64."""
     values = [accuracy(model, t, task.test, task.preprocess, batch_size, stats) for t, task in enumerate(sequence.tasks)]
     return torch.tensor(values, dtype=torch.float64)

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -74,11 +75,9 @@ class RunDirectory:
     def load_checkpoint(self) -> dict[str, Any] | None:
         """The newest state that can be read, or None where no task was finished."""
         for path in (self.checkpoint, self.previous):
-            try:
+            if _is_whole(path):
                 state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-            except (OSError, RuntimeError, EOFError):  # missing, or damaged after it was written
-                continue
-            return state
+                return state
         return None
 
     def save_model(self, tensors: dict[str, Tensor]) -> None:
@@ -95,6 +94,14 @@ class RunDirectory:
             return load_file(self.model)
         except (OSError, SafetensorError) as error:
             raise ValueError(f"{self.model} is missing or damaged ({error})") from error
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a checkpoint is there and undamaged; torch writes zip files, which carry checksums."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as file:
+        return file.testzip() is None
 
 
 def _replace(path: Path, content: bytes) -> None:

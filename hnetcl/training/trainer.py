@@ -75,14 +75,14 @@ class Trainer:
     ) -> None:
         if (steps is None) == (epochs is None):
             raise ArgumentError("steps", steps, f"give steps or epochs, not both or none (epochs={epochs})")
-        numbers = dict(steps=steps, epochs=epochs, batch_size=batch_size, eval_batch_size=eval_batch_size, log_every=log_every)
-        for name, value in numbers.items():
-            if value is not None and value < 1:
-                raise ArgumentError(name, value, "must be at least 1")
         self.model, self.sequence, self.method, self.optimizer = model, sequence, method, optimizer
         self.generator, self.directory, self.observers = generator, directory, observers
         self.steps, self.epochs, self.log_every = steps, epochs, log_every
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
+        for name in ("steps", "epochs", "batch_size", "eval_batch_size", "log_every"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ArgumentError(name, value, "must be at least 1")
 
         tasks = len(sequence)
         self.done = 0
@@ -156,7 +156,8 @@ class Trainer:
             (logits.detach().argmax(1) == y).float().mean(),
             torch.nn.utils.get_total_norm(gradients),
         ]
-        record = Step(task, step, steps, *torch.stack(numbers).tolist(), lr)
+        values = torch.stack(numbers).tolist()  # one transfer to the host for all of them
+        record = Step(task, step, steps, values[0], values[1], values[2], values[3], lr)
         for observer in self.observers:
             observer.on_step(record)
 

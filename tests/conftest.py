@@ -1,0 +1,71 @@
+"""A small image set that is quick to learn, and configurations as the command line composes them."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import hydra
+import pytest
+import torch
+from hydra.core.global_hydra import GlobalHydra
+from safetensors.torch import save_file
+
+from hnetcl.build.cli import CONF
+from hnetcl.build.parse import parse
+from hnetcl.config import Config
+
+CLASSES = 6
+SIDE = 16
+
+
+def pictures(per_class: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    """One bright 6 x 6 square per picture, at a place that tells the class, on noise."""
+    labels = torch.arange(CLASSES).repeat(per_class)
+    images = torch.randint(0, 80, (len(labels), 1, SIDE, SIDE), generator=generator, dtype=torch.uint8)
+    for image, label in zip(images, labels.tolist(), strict=True):
+        row, column = 9 * (label // 3), 5 * (label % 3)
+        image[0, row : row + 6, column : column + 6] += 150
+    return images, labels
+
+
+@pytest.fixture(scope="session")
+def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `tiny.safetensors`: 6 classes, 16 x 16 grey images."""
+    generator = torch.Generator().manual_seed(0)
+    root = tmp_path_factory.mktemp("data")
+    tensors = {}
+    for split, per_class in (("train", 60), ("test", 20)):
+        tensors[f"{split}_images"], tensors[f"{split}_labels"] = pictures(per_class, generator)
+    save_file(tensors, root / "tiny.safetensors")
+    return root
+
+
+@pytest.fixture
+def tiny(data_root: Path) -> list[str]:
+    """Overrides that make the main job small."""
+    return [
+        f"data.root={data_root}",
+        "task.dataset=tiny",
+        "task.num_tasks=3",
+        "task.val_size=20",
+        "net.hidden=[16,16]",
+        "hnet.hidden=[16]",
+        "hnet.embedding_dim=8",
+        "hnet.chunk_embedding_dim=8",
+        "trainer.steps=30",
+        "trainer.batch_size=16",
+        "trainer.eval_batch_size=64",
+        "trainer.log_every=10",
+        "optimizer.lr=0.01",
+    ]
+
+
+@pytest.fixture
+def compose() -> Callable[..., Config]:
+    """Overrides -> Config, as the command line does it."""
+
+    def call(*overrides: str) -> Config:
+        GlobalHydra.instance().clear()
+        with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+            return parse(hydra.compose("config", list(overrides)))
+
+    return call

@@ -1,0 +1,132 @@
+"""conf/ and the schema agree, and bad input is refused in one line."""
+
+from collections.abc import Callable
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+from hnetcl.build import parts
+from hnetcl.build.cli import CONF
+from hnetcl.build.parse import parse, parse_evaluation
+from hnetcl.choices import OPTIMIZERS, SCHEDULES
+from hnetcl.config import GROUPS, Config
+from hnetcl.errors import ArgumentError
+from hnetcl.training import optimizers
+
+FILES = sorted(path for path in CONF.glob("*/*.yaml") if path.parent.name != "experiment")
+EXPERIMENTS = sorted(path.stem for path in CONF.glob("experiment/*.yaml"))
+
+
+def read(path: Path) -> dict[str, Any]:
+    values = OmegaConf.to_container(OmegaConf.load(path))
+    assert isinstance(values, dict)
+    return {str(key): value for key, value in values.items()}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_a_yaml_has_the_keys_of_its_schema(path: Path) -> None:
+    values = read(path)
+    values.pop("defaults", None)
+    schema = GROUPS[path.parent.name]
+    if isinstance(schema, dict):
+        schema = schema[values["name"]]
+    assert values.keys() == schema.__dataclass_fields__.keys()
+
+
+def test_every_schema_has_a_yaml() -> None:
+    for group, schema in GROUPS.items():
+        names = {read(path).get("name") for path in CONF.glob(f"{group}/*.yaml")}
+        assert not isinstance(schema, dict) or names == schema.keys()
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_every_option_composes(path: Path, compose: Callable[..., Config]) -> None:
+    compose(f"{path.parent.name}={path.stem}")
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_experiment_composes_and_names_its_command(name: str, compose: Callable[..., Config]) -> None:
+    compose(f"experiment={name}")
+    second = (CONF / "experiment" / f"{name}.yaml").read_text().splitlines()[1]
+    assert second == f"# python scripts/train.py experiment={name}"
+
+
+@pytest.mark.parametrize(
+    ("group", "makers"),
+    [("task", parts.SEQUENCES), ("net", parts.NETS), ("hnet", parts.HNETS), ("method", parts.METHODS)],
+)
+def test_keys_are_arguments(group: str, makers: dict[str, Callable[..., object]]) -> None:
+    """Every key of a part's YAML is an argument of its constructor."""
+    schemas = GROUPS[group]
+    assert isinstance(schemas, dict)
+    assert schemas.keys() == makers.keys()
+    for name, schema in schemas.items():
+        keys = schema.__dataclass_fields__.keys() - {"name", "dataset"}
+        assert keys <= signature(makers[name]).parameters.keys()
+
+
+def test_choices_are_what_the_parts_know() -> None:
+    assert set(SCHEDULES) == optimizers.SCHEDULES.keys()
+    assert set(OPTIMIZERS) == optimizers.OPTIMIZERS.keys() == GROUPS["optimizer"].keys()  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("algebra", ["real", "complex", "quaternion"])
+def test_the_network_follows_the_algebra_of_bn(algebra: str, compose: Callable[..., Config]) -> None:
+    assert compose(f"bn={algebra}").net.algebra == algebra
+    assert compose(f"bn={algebra}", "net.algebra=real").net.algebra == "real"
+
+
+@pytest.mark.parametrize("method", ["finetune", "joint"])
+def test_baselines_hold_their_weights_directly(method: str, compose: Callable[..., Config]) -> None:
+    assert compose(f"method={method}").hnet.name == "direct"
+    assert compose(f"method={method}", "hnet=chunked").hnet.name == "chunked"
+
+
+REFUSED = {
+    "optimizer.lr=-1": "optimizer.lr=-1.0: must be greater than 0",
+    "optimizer.lr=nan": "optimizer.lr=nan: must be a finite number, greater than 0",
+    "optimizer.lr=abc": "optimizer.lr=abc: must be of type float",
+    "+foo=1": "foo=1: there is no such key; allowed: bn, data, device",
+    "+net.hiden=[4]": "net.hiden=[4]: there is no such key; did you mean hidden?",
+    "net.hidden=[10,10]": "net.hidden=[10, 10]: every width must be a multiple of 4 (quaternion)",
+    "net.hidden=[]": "net.hidden=[]: must be a list of widths of at least 1",
+    "net.hidden=4": "net.hidden=4: must be of type list[int]",
+    "net.name=mpl": "net.name=mpl: did you mean mlp? allowed: lenet, mlp",
+    "trainer.batch_size=0": "trainer.batch_size=0: must be at least 2",
+    "trainer.epochs=2": "trainer.steps=1000: give steps or epochs, not both or none (epochs=2)",
+    "trainer.steps=null": "trainer.steps=None: give steps or epochs, not both or none (epochs=None)",
+    "trainer.steps=1.5": "trainer.steps=1.5: must be of type int | None",
+    "hnet.chunk_size=0": "hnet.chunk_size=0: must be at least 1",
+    "hnet.compression=0": "hnet.compression=0.0: must be greater than 0",
+    "bn.algebra=octonion": "bn.algebra=octonion: allowed: complex, quaternion, real",
+    "bn.momentum=2": "bn.momentum=2.0: must be at least 0 and at most 1",
+    "bn.stats=traked": "bn.stats=traked: did you mean tracked?",
+    "scenario=class": "scenario=class: allowed: task",
+    "method.beta=-1": "method.beta=-1.0: must be at least 0",
+    "seed=-1": "seed=-1: must be at least 0",
+    "resume=true": "resume=True: needs run.dir",
+    "~bn": "bn=None: is missing",
+}
+
+
+@pytest.mark.parametrize(("override", "message"), REFUSED.items())
+def test_refused_in_one_line(override: str, message: str, compose: Callable[..., Config]) -> None:
+    with pytest.raises(ArgumentError) as caught:
+        compose(*(["net.algebra=quaternion"] if override == "~bn" else []), override)
+    assert str(caught.value).startswith(message)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_saved_configuration_can_call_nothing() -> None:
+    with pytest.raises(ArgumentError, match="no such key"):
+        parse({"_target_": "os.system"})
+
+
+def test_evaluation_arguments() -> None:
+    values = {"run": "DIR", "task": None, "stats": 0, "device": "cpu", "data": {"root": None}}
+    assert parse_evaluation(values).stats == "0"
+    with pytest.raises(ArgumentError, match="task=-1: must be at least 0"):
+        parse_evaluation({**values, "task": -1})

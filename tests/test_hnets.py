@@ -1,0 +1,171 @@
+"""The contract of hypernetworks, for every member."""
+
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+
+from hnetcl.errors import ArgumentError
+from hnetcl.hnets import ChunkedHyperNetwork, DirectHyperNetwork, FullHyperNetwork, HyperNetwork
+from hnetcl.hnets.conditioned import ConditionedHyperNetwork
+
+SHAPES = {"body.weight": (1, 12, 20), "norm.weight": (12,), "norm.bias": (12,), "head.weight": (1, 3, 12), "head.bias": (3,)}
+MEMBERS: dict[str, Callable[..., HyperNetwork]] = {
+    "full": partial(FullHyperNetwork, hidden=(6,), embedding_dim=5),
+    "chunked": partial(ChunkedHyperNetwork, hidden=(6,), embedding_dim=5, chunk_embedding_dim=4, chunk_size=50),
+    "chunked, one number at a time": partial(ChunkedHyperNetwork, chunk_size=1),
+    "chunked, one chunk": partial(ChunkedHyperNetwork, chunk_size=10**6),
+    "chunked, no hidden layer": partial(ChunkedHyperNetwork, hidden=(), chunk_size=50),
+    "direct": DirectHyperNetwork,
+    "direct, nothing shared": partial(DirectHyperNetwork, per_task=("*",)),
+    "direct, all shared": partial(DirectHyperNetwork, per_task=()),
+}
+member = pytest.mark.parametrize("make", MEMBERS.values(), ids=MEMBERS.keys())
+conditioned = pytest.mark.parametrize("make", list(MEMBERS.values())[:5], ids=list(MEMBERS)[:5])
+
+
+def initial() -> dict[str, torch.Tensor]:
+    values = {name: torch.randn(shape) for name, shape in SHAPES.items()}
+    return values | {"norm.weight": torch.ones(12), "norm.bias": torch.zeros(12), "head.bias": torch.zeros(3)}
+
+
+@member
+def test_writes_every_name_in_its_shape(make: Callable[..., HyperNetwork]) -> None:
+    hnet = make(SHAPES, 4)
+    assert {name: tuple(value.shape) for name, value in hnet(2).items()} == SHAPES
+    many = hnet(torch.tensor([0, 2, 3]))
+    assert {name: tuple(value.shape) for name, value in many.items()} == {n: (3, *s) for n, s in SHAPES.items()}
+
+
+@member
+def test_a_vector_of_tasks_is_the_tasks_one_by_one(make: Callable[..., HyperNetwork]) -> None:
+    hnet = make(SHAPES, 4).double()
+    many = hnet(torch.tensor([3, 1, 3]))
+    for k, task in enumerate([3, 1, 3]):
+        for name, value in hnet(task).items():
+            torch.testing.assert_close(many[name][k], value)
+        for name, value in hnet(torch.tensor(task)).items():
+            torch.testing.assert_close(many[name][k], value)
+
+
+@member
+def test_gradients_reach_every_parameter(make: Callable[..., HyperNetwork]) -> None:
+    hnet = make(SHAPES, 4)
+    sum(value.square().sum() for value in hnet(torch.arange(4)).values()).backward()
+    for name, parameter in hnet.named_parameters():
+        assert parameter.grad is not None or not parameter.numel(), name
+
+
+@member
+def test_a_new_task_keeps_the_old_ones(make: Callable[..., HyperNetwork]) -> None:
+    hnet = make(SHAPES, 2)
+    before = hnet.flat(torch.arange(2)).detach()
+    hnet.add_task()
+    assert hnet.num_tasks == 3
+    torch.testing.assert_close(hnet.flat(torch.arange(2)), before, rtol=0, atol=0)
+    assert hnet(2).keys() == SHAPES.keys()
+
+
+@member
+def test_tasks_that_do_not_exist(make: Callable[..., HyperNetwork]) -> None:
+    hnet = make(SHAPES, 2)
+    for task in (-1, 2):
+        with pytest.raises(ValueError, match=f"task={task}: there are tasks 0 to 1"):
+            hnet(task)
+
+
+@member
+def test_refused_arguments(make: Callable[..., HyperNetwork]) -> None:
+    with pytest.raises(ArgumentError, match="num_tasks=0"):
+        make(SHAPES, 0)
+    with pytest.raises(ArgumentError, match="shapes"):
+        make({}, 1)
+    with pytest.raises(ArgumentError, match="initial"):
+        make(SHAPES, 1, initial={"body.weight": torch.zeros(3)})
+
+
+@member
+def test_compression_counts_what_learns(make: Callable[..., HyperNetwork]) -> None:
+    hnet = make(SHAPES, 3)
+    written = sum(torch.Size(shape).numel() for shape in SHAPES.values())
+    assert hnet.num_generated == written
+    assert hnet.compression == sum(p.numel() for p in hnet.parameters()) / written
+
+
+@member
+def test_state_survives_a_reload(make: Callable[..., HyperNetwork]) -> None:
+    hnet, other = make(SHAPES, 3, initial=initial()), make(SHAPES, 3, initial=initial())
+    other.load_state_dict(hnet.state_dict())
+    torch.testing.assert_close(other.flat(torch.arange(3)), hnet.flat(torch.arange(3)), rtol=0, atol=0)
+
+
+@conditioned
+def test_constants_start_where_the_network_starts_them(make: Callable[..., HyperNetwork]) -> None:
+    """Norm layers and biases: exactly, for every task, and they can learn."""
+    start = initial()
+    hnet = make(SHAPES, 3, initial=start)
+    for task in range(3):
+        params = hnet(task)
+        for name in ("norm.weight", "norm.bias", "head.bias"):
+            assert torch.equal(params[name], start[name])
+    optimizer = torch.optim.SGD(hnet.parameters(), lr=0.1)
+    hnet(0)["norm.weight"].sum().backward()
+    optimizer.step()
+    assert not torch.equal(hnet(0)["norm.weight"], start["norm.weight"])
+
+
+def test_random_parameters_start_as_wide_as_the_network_draws_them() -> None:
+    net = nn.Sequential(nn.Linear(100, 80), nn.Linear(80, 3))
+    start = {name: value.detach() for name, value in net.named_parameters()}
+    shapes = {name: value.shape for name, value in start.items()}
+    hnet = FullHyperNetwork(shapes, 200, hidden=(64,), initial=start)
+    written = {name: value.detach() for name, value in hnet(torch.arange(200)).items()}
+    for name in ("0.weight", "1.weight"):
+        assert float(written[name].std()) == pytest.approx(float(start[name].std()), rel=0.15)
+
+
+@pytest.mark.parametrize("compression", [0.2, 0.5, 0.95, 2.0])
+def test_compression_finds_the_largest_chunk(compression: float) -> None:
+    shapes = {"weight": (300, 400)}
+    hnet = ChunkedHyperNetwork(shapes, 5, hidden=(10, 10), compression=compression)
+    assert hnet.compression <= compression
+    chunks = len(hnet.chunk_embedding)
+    fewer = -(-hnet.num_generated // (chunks - 1))
+    assert ChunkedHyperNetwork(shapes, 5, hidden=(10, 10), chunk_size=fewer).compression > compression
+
+
+def test_chunk_sizes_that_are_refused() -> None:
+    with pytest.raises(ArgumentError, match=r"compression=0.001: the smallest ratio that a chunk size reaches is \d+\.\d+"):
+        ChunkedHyperNetwork({"weight": (30, 40)}, 5, compression=0.001)
+    with pytest.raises(ArgumentError, match="chunk_size=10: can't be given beside"):
+        ChunkedHyperNetwork({"weight": (30, 40)}, 5, compression=0.5, chunk_size=10)
+    with pytest.raises(ArgumentError, match="chunk_size=0"):
+        ChunkedHyperNetwork({"weight": (30, 40)}, 5, chunk_size=0)
+
+
+def test_the_direct_hypernetwork_starts_at_the_networks_values_and_shares_all_but_heads() -> None:
+    start = initial()
+    hnet = DirectHyperNetwork(SHAPES, 2, initial=start)
+    for task in range(2):
+        for name, value in hnet(task).items():
+            assert torch.equal(value, start[name])
+    optimizer = torch.optim.SGD(hnet.parameters(), lr=0.1)
+    sum(value.sum() for value in hnet(1).values()).backward()
+    optimizer.step()
+    assert torch.equal(hnet(0)["head.weight"], start["head.weight"])
+    assert not torch.equal(hnet(1)["head.weight"], start["head.weight"])
+    assert torch.equal(hnet(0)["body.weight"], hnet(1)["body.weight"])
+
+
+def test_direct_patterns_must_match() -> None:
+    with pytest.raises(ArgumentError, match=r"per_task=\['fc.\*'\]: 'fc.\*' matches none of body.weight"):
+        DirectHyperNetwork(SHAPES, 2, per_task=("fc.*",))
+
+
+def test_task_parameters_are_those_with_an_entry_per_task() -> None:
+    for make in MEMBERS.values():
+        hnet = make(SHAPES, 7)
+        assert all(len(parameter) == 7 for parameter in hnet.task_parameters())
+        assert isinstance(hnet, DirectHyperNetwork | ConditionedHyperNetwork)

@@ -1,0 +1,98 @@
+"""A network under a hypernetwork."""
+
+from collections import OrderedDict
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from hnetcl.bn import BATCH, BatchNormLayer
+from hnetcl.hnets import DirectHyperNetwork, FullHyperNetwork
+from hnetcl.model import HyperModel
+
+
+def build(tasks: int = 3) -> HyperModel:
+    torch.manual_seed(0)
+    layers = OrderedDict(fc=nn.Linear(6, 8), norm=BatchNormLayer(8, "quaternion"), head=nn.Linear(8, 3))
+    net = nn.Sequential(layers)
+    initial = {name: value.detach().clone() for name, value in net.named_parameters()}
+    shapes = {name: value.shape for name, value in initial.items()}
+    return HyperModel(net, FullHyperNetwork(shapes, tasks, hidden=(5,), initial=initial))
+
+
+def rows(model: HyperModel) -> Tensor:
+    mean = model.net.get_submodule("norm").running_mean
+    assert isinstance(mean, Tensor)
+    return mean
+
+
+def test_the_hypernetwork_is_all_that_learns() -> None:
+    model = build()
+    assert {name.split(".")[0] for name, p in model.named_parameters() if p.requires_grad} == {"hnet"}
+    model(torch.randn(16, 6), task=1).sum().backward()
+    assert all(p.grad is not None for p in model.hnet.parameters())
+
+
+def test_a_task_uses_its_own_weights_and_row() -> None:
+    model, x = build(), torch.randn(16, 6)
+    assert len(rows(model)) == 3
+    model(x, task=1)
+    moved = rows(model).abs().sum(1) > 0
+    assert moved.tolist() == [False, True, False]
+    model.eval()
+    assert not torch.allclose(model(x, task=0), model(x, task=1))
+    assert not torch.allclose(model(x, task=1), model(x, task=1, stats=0))
+    assert not torch.allclose(model(x, task=1), model(x, task=1, stats=BATCH))
+
+
+def test_equals_the_network_with_those_weights() -> None:
+    model, x = build(), torch.randn(16, 6)
+    model.eval()
+    plain = nn.Sequential(OrderedDict(fc=nn.Linear(6, 8), norm=BatchNormLayer(8, "quaternion"), head=nn.Linear(8, 3))).eval()
+    plain.load_state_dict(model.hnet(2), strict=False)
+    torch.testing.assert_close(plain(x), model(x, task=2))
+
+
+def test_evaluation_changes_nothing() -> None:
+    model = build().eval()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    model(torch.randn(16, 6), task=1, stats=BATCH)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_saved_tensors_bring_everything_back() -> None:
+    model, x = build(), torch.randn(16, 6)
+    model(x, task=1)
+    tensors = {name: value.clone() for name, value in model.saved_tensors().items()}
+    other = build()
+    with torch.no_grad():
+        for p in other.hnet.parameters():
+            p.add_(1)
+    other.load_tensors(tensors)
+    for task in range(3):
+        assert torch.equal(model.eval()(x, task), other.eval()(x, task))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.pop("net.norm.running_mean"), "missing or unknown: net.norm.running_mean"),
+        (lambda t: t.update(foo=torch.zeros(1)), "missing or unknown: foo"),
+        (
+            lambda t: t.update({"net.norm.running_var": t["net.norm.running_var"][:2]}),
+            "net.norm.running_var has 2 rows of statistics, but there are 3 tasks",
+        ),
+        (lambda t: t.update({"hnet.gain": torch.zeros(2)}), r"hnet.gain has shape \(2,\), expected \(28,\)"),
+    ],
+)
+def test_tensors_that_do_not_fit_are_refused(change: object, message: str) -> None:
+    model = build()
+    tensors = dict(model.saved_tensors())
+    change(tensors)  # type: ignore[operator]
+    with pytest.raises(ValueError, match=message):
+        model.load_tensors(tensors)
+
+
+def test_the_hypernetwork_must_fit_the_network() -> None:
+    with pytest.raises(ValueError, match="must write the network's parameters; they differ in"):
+        HyperModel(nn.Linear(3, 2), DirectHyperNetwork({"weight": (2, 4)}, 1, per_task=()))

@@ -1,0 +1,271 @@
+"""Runs as people make them: train, reload, resume, sweep."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from hnetcl.build.cli import CONF
+from hnetcl.build.parse import parse_evaluation
+from hnetcl.build.run import evaluate, train
+from hnetcl.config import Config
+from hnetcl.errors import ArgumentError
+from hnetcl.training import Trainer
+
+FILES = ["config.yaml", "tasks.json", "accuracy.csv", "metrics.json", "model.safetensors", "train.log"]
+SAME = ["accuracy.csv", "model.safetensors", "tasks.json"]  # files that two equal runs have in common, byte by byte
+
+
+def script(name: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    path = CONF.parent / "scripts" / f"{name}.py"
+    return subprocess.run([sys.executable, str(path), *arguments], cwd=cwd, capture_output=True, text=True, check=False)
+
+
+def arguments(run: Path, **values: object) -> dict[str, object]:
+    return {"run": str(run), "task": None, "stats": "own", "device": "auto", "data": {"root": None}, **values}
+
+
+def equal(first: Path, second: Path) -> bool:
+    return all((first / name).read_bytes() == (second / name).read_bytes() for name in SAME)
+
+
+@pytest.fixture
+def run(tiny: list[str], compose: Callable[..., Config], tmp_path: Path) -> Path:
+    return train(compose(*tiny, f"run.dir={tmp_path / 'run'}"))
+
+
+@pytest.mark.parametrize("bn", ["real", "complex", "quaternion"])
+@pytest.mark.parametrize("hnet", ["full", "chunked"])
+def test_hypernetworks_learn_every_task_and_keep_it(
+    bn: str, hnet: str, tiny: list[str], compose: Callable[..., Config], tmp_path: Path
+) -> None:
+    overrides = [value for value in tiny if hnet == "chunked" or "chunk_embedding" not in value]
+    run = train(compose(*overrides, f"bn={bn}", f"hnet={hnet}", "trainer.steps=60", f"run.dir={tmp_path}"))
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert metrics["average_accuracy"] > 0.95
+    assert metrics["forgetting"] < 0.03
+
+
+@pytest.mark.parametrize("net", ["net=lenet", "task=permuted_mnist", "bn.stats=frozen", "bn.stats=batch", "optimizer=sgd"])
+def test_other_parts_run(net: str, tiny: list[str], compose: Callable[..., Config], tmp_path: Path) -> None:
+    extra = ["net.channels=[4,8]", "net.hidden=[16]", "hnet.chunk_size=100"] if net == "net=lenet" else []
+    run = train(compose(net, *tiny, *extra, "trainer.steps=5", f"run.dir={tmp_path}"))
+    assert all((run / name).exists() for name in FILES)
+    assert evaluate(parse_evaluation(arguments(run)))
+
+
+@pytest.mark.parametrize("method", ["finetune", "joint"])
+def test_baselines(method: str, tiny: list[str], compose: Callable[..., Config], tmp_path: Path) -> None:
+    overrides = [value for value in tiny if not value.startswith("hnet.")]
+    run = train(compose(f"method={method}", *overrides, "trainer.steps=60", f"run.dir={tmp_path}"))
+    accuracy = json.loads((run / "metrics.json").read_text())["average_accuracy"]
+    assert accuracy > 0.95 if method == "joint" else accuracy > 0.5
+
+
+def test_a_run_leaves_its_files(run: Path) -> None:
+    assert all((run / name).stat().st_size for name in FILES)
+    assert {path.name for path in (run / "checkpoints").iterdir()} == {"last.pt", "previous.pt"}
+    assert {path.name for path in (run / "figures").iterdir()} == {"accuracy_matrix.png", "accuracy_curves.png"}
+    lines = (run / "accuracy.csv").read_text().splitlines()
+    assert [line.split(",")[0] for line in lines] == ["trained", "init", "0", "1", "2"]
+    assert torch.load(run / "checkpoints" / "last.pt", weights_only=True)["done"] == 3
+    rows = load_file(run / "model.safetensors")["net.body.2.running_mean"]
+    assert len(rows) == 3
+    assert all(row.abs().sum() > 0 for row in rows)
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert {"average_accuracy", "forgetting", "bwt", "fwt", "average_incremental_accuracy"} <= metrics.keys()
+    assert {"compression", "seconds", "steps_per_second"} <= metrics.keys()
+
+
+def test_the_event_file_holds_every_tag_for_every_task(run: Path) -> None:
+    events = EventAccumulator(str(run / "tensorboard"), size_guidance={"scalars": 0})
+    events.Reload()
+    tags = events.Tags()
+    for task in range(3):
+        for name in ("loss", "penalty", "gradient_norm", "learning_rate", "batch_accuracy"):
+            values = events.Scalars(f"{name}/task_{task}")
+            assert [value.step for value in values] == [30 * task + k for k in (1, 11, 21, 30)]
+        assert [value.step for value in events.Scalars(f"accuracy/task_{task}")] == [0, 1, 2, 3]
+        assert f"val_accuracy/task_{task}" in tags["scalars"]
+        assert f"embedding/task_{task}" in tags["histograms"]
+    assert events.Scalars("penalty/task_0")[-1].value == 0
+    assert events.Scalars("penalty/task_2")[-1].value > 0
+    assert tags["images"] == ["accuracy_matrix"]
+    assert len(events.Images("accuracy_matrix")) == 3
+    assert "split" in events.Tensors("config/text_summary")[0].tensor_proto.string_val[0].decode()
+
+
+def test_evaluation_from_a_moved_directory_prints_what_training_printed(run: Path, tmp_path: Path) -> None:
+    moved = tmp_path / "elsewhere"
+    run.rename(moved)
+    process = script("evaluate", f"run={moved}", cwd=tmp_path)
+    assert process.returncode == 0, process.stderr
+    recorded = [float(v) for v in (moved / "accuracy.csv").read_text().splitlines()[-1].split(",")[1:]]
+    log = (moved / "train.log").read_text()
+    for value in recorded:
+        assert process.stdout.count(f"{value:.6f}") >= 2
+        assert f"{value:.6f}" in log
+    assert evaluate(parse_evaluation(arguments(moved))) == recorded
+    assert evaluate(parse_evaluation(arguments(moved, task=1))) == recorded[1:2]
+
+
+def test_rows_matter(run: Path) -> None:
+    own, of_task_0 = (evaluate(parse_evaluation(arguments(run, stats=stats))) for stats in ("own", "0"))
+    assert own[0] == of_task_0[0]
+    assert own != of_task_0
+    assert len(evaluate(parse_evaluation(arguments(run, stats="batch")))) == 3
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"task": 3}, "task=3: the run has tasks 0 to 2"),
+        ({"stats": "3"}, "stats=3: the run has tasks 0 to 2"),
+        ({"stats": "mine"}, "stats=mine: allowed: own, batch, or a task's number"),
+        ({"run": "nowhere"}, "run=nowhere: holds no run"),
+        ({"device": "cuda:99"}, "device=cuda:99: not available"),
+    ],
+)
+def test_refused_evaluations(values: dict[str, object], message: str, run: Path) -> None:
+    with pytest.raises(ArgumentError, match=message):
+        evaluate(parse_evaluation(arguments(run) | values))
+
+
+def test_damaged_models_are_told(run: Path) -> None:
+    path = run / "model.safetensors"
+    tensors = load_file(path)
+    fewer = {name: value[:2] if "running" in name or "tracked" in name else value for name, value in tensors.items()}
+    save_file({name: value.contiguous() for name, value in fewer.items()}, path)
+    with pytest.raises(ArgumentError, match=r"net.body.2.running_mean has 2 rows of statistics, but there are 3 tasks"):
+        evaluate(parse_evaluation(arguments(run)))
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(ArgumentError, match=r"model.safetensors is missing or damaged"):
+        evaluate(parse_evaluation(arguments(run)))
+    path.unlink()
+    with pytest.raises(ArgumentError, match=r"model.safetensors is missing or damaged"):
+        evaluate(parse_evaluation(arguments(run)))
+
+
+def test_other_data_are_noticed(run: Path, data_root: Path, tmp_path: Path) -> None:
+    tensors = load_file(data_root / "tiny.safetensors")
+    tensors["test_images"][0, 0, 0, 0] += 1
+    save_file(tensors, tmp_path / "tiny.safetensors")
+    with pytest.raises(ArgumentError, match="the data of task 0 is not what the run was trained on: sha256 differ"):
+        evaluate(parse_evaluation(arguments(run, data={"root": str(tmp_path)})))
+
+
+class KilledError(Exception):
+    """Stands for whatever ends a process."""
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_a_run_that_dies_resumes_to_the_same_numbers(
+    damaged: bool,
+    run: Path,
+    tiny: list[str],
+    compose: Callable[..., Config],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    died = tmp_path / "died"
+    whole = Trainer._run_task
+
+    def dies_in_the_last_task(self: Trainer, task: int) -> None:
+        if task == 2:
+            raise KilledError
+        whole(self, task)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_run_task", dies_in_the_last_task)
+        with pytest.raises(KilledError):
+            train(compose(*tiny, f"run.dir={died}"))
+    assert not (died / "metrics.json").exists()
+    if damaged:
+        (died / "checkpoints" / "last.pt").write_bytes(b"half a check")
+    with pytest.raises(ArgumentError, match="holds a run already; resume=true goes on with it"):
+        train(compose(*tiny, f"run.dir={died}"))
+    with pytest.raises(ArgumentError, match=r"trainer.steps=31: the run to go on with has trainer.steps=30"):
+        train(compose(*tiny, "trainer.steps=31", f"run.dir={died}", "resume=true"))
+    train(compose(*tiny, f"run.dir={died}", "resume=true"))
+    assert equal(run, died)
+    train(compose(*tiny, f"run.dir={died}", "resume=true"))
+    assert equal(run, died)
+
+
+def test_resume_starts_where_nothing_was_begun(
+    run: Path, tiny: list[str], compose: Callable[..., Config], tmp_path: Path
+) -> None:
+    train(compose(*tiny, f"run.dir={tmp_path / 'new'}", "resume=true"))
+    assert equal(run, tmp_path / "new")
+
+
+def test_runs_of_the_same_second_get_their_own_directories(
+    tiny: list[str], compose: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("time.strftime", lambda _: "now")
+    paths = [train(compose(*tiny, "trainer.steps=2")) for _ in range(2)]
+    assert [str(path) for path in paths] == ["outputs/split_tiny/now", "outputs/split_tiny/now_1"]
+
+
+def test_a_multirun_leaves_what_single_runs_leave(tiny: list[str], tmp_path: Path) -> None:
+    sweep = script(
+        "train", "-m", *tiny, "bn=real,quaternion", "seed=0,1", f"hydra.sweep.dir={tmp_path / 'sweep'}", cwd=tmp_path
+    )
+    assert sweep.returncode == 0, sweep.stderr
+    jobs = [("real", 0), ("real", 1), ("quaternion", 0), ("quaternion", 1)]
+    for number, (bn, seed) in enumerate(jobs):
+        assert all((tmp_path / "sweep" / str(number) / name).exists() for name in FILES)
+        if number in (1, 2):
+            single = tmp_path / f"{bn}{seed}"
+            process = script("train", *tiny, f"bn={bn}", f"seed={seed}", f"run.dir={single}", cwd=tmp_path)
+            assert process.returncode == 0, process.stderr
+            assert equal(tmp_path / "sweep" / str(number), single)
+            assert (single / "train.log").read_text().count("task 0 of 3") == 1
+
+
+@pytest.mark.parametrize(
+    ("overrides", "line"),
+    [
+        (["task=split_mnits"], "task=split_mnits: did you mean split_mnist? allowed: permuted_mnist, split_mnist"),
+        (["net.hiden=[4]"], "net.hiden=[4]: there is no such key; did you mean net.hidden? allowed: net.algebra, net.hidden"),
+        (["bn=quaternion", "net.hidden=[10,10]"], "net.hidden=[10, 10]: every width must be a multiple of 4 (quaternion)"),
+        (["device=cuda:99"], "device=cuda:99: not available on this machine; allowed: auto, cpu"),
+        (["task.num_tasks=7"], "task.num_tasks=7: must be from 1 to 5: mnist has 10 classes, 2 a task"),
+        (["hnet.compression=0.0001"], "hnet.compression=0.0001: the smallest ratio that a chunk size reaches is"),
+        (["foo==1"], "Error parsing override 'foo==1'"),
+        (["data.root=."], "data.root="),
+    ],
+)
+def test_bad_input_ends_with_one_line_and_leaves_nothing(overrides: list[str], line: str, tmp_path: Path) -> None:
+    (tmp_path / "mnist.safetensors").write_bytes(b"\x20\0\0\0\0\0\0\0{}")
+    process = script("train", *overrides, cwd=tmp_path)
+    assert process.returncode == 2
+    assert process.stderr.startswith(line)
+    assert process.stderr.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["mnist.safetensors"]
+
+
+def test_a_faulty_job_does_not_stop_a_sweep(tiny: list[str], tmp_path: Path) -> None:
+    process = script("train", "-m", *tiny, "trainer.steps=2,-2,3", f"hydra.sweep.dir={tmp_path}", cwd=tmp_path)
+    assert process.returncode == 2
+    assert "trainer.steps=-2: must be at least 1" in process.stderr
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == ["0", "2"]
+
+
+@pytest.mark.parametrize(("flag", "text"), [("--help", "python scripts/evaluate.py run=DIR"), ("--cfg=job", "task:")])
+def test_help_needs_no_torch(flag: str, text: str, tmp_path: Path) -> None:
+    code = (
+        "import runpy, sys\nsys.modules['torch'] = None\n"
+        f"sys.argv = ['train.py', *{flag.split('=')!r}]\nrunpy.run_path({str(CONF.parent / 'scripts' / 'train.py')!r}, "
+        "run_name='__main__')"
+    )
+    process = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stderr
+    assert text in process.stdout
