@@ -93,6 +93,12 @@ def test_default_gamma_gives_unit_numbers(algebra: str, whitening: str) -> None:
 
 
 @every_algebra
+def test_default_whitening_is_the_papers(algebra: str) -> None:
+    """Quaternions are whitened by the Cholesky factor, all else symmetrically."""
+    assert BatchNormLayer(8, algebra).whitening == ("cholesky" if algebra == "quaternion" else "zca")
+
+
+@every_algebra
 @generated
 @given(shape=shapes)
 def test_zca_turns_with_its_input(algebra: str, shape: tuple[int, int, list[int]]) -> None:

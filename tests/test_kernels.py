@@ -71,11 +71,11 @@ def gradients(y: Tensor, values: dict[str, Tensor]) -> dict[str, Tensor]:
     return dict(zip(values, torch.autograd.grad((y * form).sum(), list(values.values())), strict=True))
 
 
-def whitening_matrix(kernel: ModuleType, cov: Tensor, whitening: str) -> Tensor:
+def whitening_matrix(kernel: ModuleType, cov: Tensor, whitening: str, eps: float = 0.0) -> Tensor:
     """W [q, d, d], read off the images of the basis vectors."""
     q, d, _ = cov.shape
     basis = torch.eye(d, dtype=cov.dtype).repeat_interleave(q, 1)
-    y: Tensor = kernel.normalize(basis, cov.new_zeros(d * q), cov, None, None, d=d, eps=0.0, whitening=whitening)
+    y: Tensor = kernel.normalize(basis, cov.new_zeros(d * q), cov, None, None, d=d, eps=eps, whitening=whitening)
     return y.reshape(d, d, q).permute(2, 1, 0)
 
 
@@ -168,6 +168,20 @@ def test_equal_eigenvalues_have_gradients(d: int, whitening: str, given: bool) -
     torch.testing.assert_close(fast, slow)
 
 
+@every_case
+def test_singular_covariance_is_lifted_by_its_rounding(d: int, whitening: str) -> None:
+    """Both kernels add eps + 4 u tr(V) / d to the diagonal, u the unit of x's dtype, and differentiate through it alike."""
+    cov = torch.zeros(3, d, d)
+    cov[:, 0, 0] = 1e4
+    shift = EPS + 4 * 2**-23 * 1e4 / d
+    for kernel in (closed_form, reference):
+        w = whitening_matrix(kernel, cov, whitening, EPS)
+        torch.testing.assert_close(w.diagonal(dim1=1, dim2=2) ** -2, cov.diagonal(dim1=1, dim2=2) + shift)
+    values = leaves(d, (9, 3 * d), given=True, dtype=torch.float32) | {"cov": cov.requires_grad_()}
+    fast, slow = (gradients(outputs(kernel, values, d, whitening)[0], values) for kernel in (closed_form, reference))
+    torch.testing.assert_close(fast, slow, atol=0, rtol=1e-3)
+
+
 HARD: dict[str, Callable[[Tensor], Tensor]] = {
     "small": lambda x: 1e-3 * x,
     "large": lambda x: 1e3 * x,
@@ -178,6 +192,7 @@ HARD: dict[str, Callable[[Tensor], Tensor]] = {
     "equal parts, std 30": lambda x: 30 * x[:, :1].expand_as(x),
     "equal large parts": lambda x: 1e3 * x[:, :1].expand_as(x),
     "real": lambda x: torch.cat([x[:, :1], 0 * x[:, 1:]], 1),
+    "dependent large parts": lambda x: 1e3 * x[:, :1] * torch.linspace(0.3, 1, x.shape[1])[:, None, None, None],
     "large and real": lambda x: torch.cat([1e3 * x[:, :1], 0 * x[:, 1:]], 1),
     "zero": lambda x: 0 * x,
     "constant": lambda x: 0 * x + 3.3,
