@@ -98,7 +98,7 @@ class BatchNormConfig(Checked):
     whitening: str | None = choice(WHITENINGS)
     affine: bool
     momentum: float | None = number(least=0, most=1)
-    eps: float = number(least=0)
+    eps: float = number(above=0)
 
 
 @dataclass(kw_only=True)

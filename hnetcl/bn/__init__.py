@@ -1,6 +1,6 @@
 """Batch norm with one row of running statistics per task."""
 
-from hnetcl.bn.layer import BatchNormLayer
-from hnetcl.bn.rows import BATCH, batchnorm_layers, using_task
+from hnetcl.bn.layer import BATCH, BatchNormLayer
+from hnetcl.bn.rows import batchnorm_layers, using_task
 
 __all__ = ["BATCH", "BatchNormLayer", "batchnorm_layers", "using_task"]

@@ -11,6 +11,8 @@ from hnetcl.choices import STATS, WHITENINGS
 from hnetcl.errors import ArgumentError, one_of
 from hnetcl.kernels import closed_form
 
+BATCH = "batch"  # in place of a row: normalize by the batch's own statistics, in evaluation too
+
 
 class BatchNormLayer(nn.Module):
     r"""Batch norm over numbers of d components, with a row of running statistics per task.
@@ -71,8 +73,8 @@ class BatchNormLayer(nn.Module):
             raise one_of("whitening", whitening, WHITENINGS)
         if momentum is not None and not 0 <= momentum <= 1:
             raise ArgumentError("momentum", momentum, "must lie in [0, 1], or be None for the cumulative average")
-        if not 0 <= eps < math.inf:
-            raise ArgumentError("eps", eps, "must be finite and not negative")
+        if not 0 < eps < math.inf:
+            raise ArgumentError("eps", eps, "must be positive and finite")
         self.num_features, self.stats, self.whitening = num_features, stats, whitening
         self.affine, self.momentum, self.eps = affine, momentum, eps
         self.row: int | Tensor | str | None = None  # set by `using_task`
@@ -141,13 +143,14 @@ class BatchNormLayer(nn.Module):
 
         Args:
             x: [N, C, *S] with up to three axes in S.
-            stats_id: the row, an int or a 0-dim tensor; may be left out where there is one row or `using_task` chose one.
+            stats_id: the row, an int or a 0-dim tensor; left out where there is one row or `using_task` chose one.
             running_mean, running_var: statistics to use in place of a row, [C] and [C] or [Q, d, d]. In evaluation gradients
                 reach them; in training plain tensors are updated in place, as a row would be.
             weight, bias: used in place of the layer's own.
 
         Raises:
-            ValueError: the shape of x, one value per channel in training, an unknown row, or several rows and none chosen.
+            ValueError: the shape of x, one value per channel in training, several rows and none chosen, or an
+                unknown row (a tensor that lies outside raises IndexError).
         """
         self._check(x)
         gamma = self._gamma(self.weight if weight is None else weight)
@@ -159,7 +162,7 @@ class BatchNormLayer(nn.Module):
 
         if self.stats == "frozen" and not given:
             return _frozen(x, gamma, beta, self.algebra.dim)
-        own_batch = self.training or (not given and (self.stats == "batch" or self.row == "batch"))
+        own_batch = self.training or (not given and (self.stats == "batch" or self.row == BATCH))
         if not own_batch:
             if running_mean is None or running_var is None:
                 running_mean, running_var, _ = self._read(stats_id)
@@ -174,7 +177,7 @@ class BatchNormLayer(nn.Module):
             cov = cov * (count / (count - 1))
             if running_mean is not None and running_var is not None:
                 _update_given(running_mean, running_var, mean, cov, 0.1 if self.momentum is None else self.momentum)
-            elif self.stats == "tracked":
+            elif self.stats == "tracked" and self.row != BATCH:
                 self._update(stats_id, mean, cov)
         return y
 
@@ -239,13 +242,11 @@ class BatchNormLayer(nn.Module):
         row = self._row(stats_id)
         old_mean, old_var, old_count = self._read(row)
         count = old_count + 1
-        share = 1 / count if self.momentum is None else torch.full((), self.momentum, device=mean.device)
-        new = (
-            torch.lerp(old_mean, mean.to(old_mean.dtype), share.to(old_mean.dtype)),
-            torch.lerp(old_var, cov.reshape(old_var.shape).to(old_var.dtype), share.to(old_var.dtype)),
-            count,
-        )
-        for buffer, value in zip(self._buffers_or_raise(), new, strict=True):
+        dtype = old_mean.dtype
+        share = count.to(dtype).reciprocal() if self.momentum is None else old_mean.new_full((), self.momentum)
+        new_mean = torch.lerp(old_mean, mean.to(dtype), share)
+        new_var = torch.lerp(old_var, cov.reshape(old_var.shape).to(dtype), share)
+        for buffer, value in zip(self._buffers_or_raise(), (new_mean, new_var, count), strict=True):
             if isinstance(row, int):
                 buffer[row] = value
             else:

@@ -7,8 +7,6 @@ from torch import Tensor, nn
 
 from hnetcl.bn.layer import BatchNormLayer
 
-BATCH = "batch"  # in place of a row: normalize by the batch's own statistics, in evaluation too
-
 
 def batchnorm_layers(module: nn.Module) -> dict[str, BatchNormLayer]:
     """The batch-norm layers in a module, by name."""

@@ -54,8 +54,9 @@ def _real_batch_norm(x: Tensor, gamma: Tensor | None, beta: Tensor | None, eps: 
     """torch's own kernel; momentum 1 makes it hand out the batch's statistics."""
     c, m = x.shape[1], x.numel() // x.shape[1]
     mean, var = torch.zeros(2, c, dtype=sum_dtype(x.dtype), device=x.device)
-    weight = None if gamma is None else gamma.reshape(c)
-    y = F.batch_norm(x, mean, var, weight, beta, training=True, momentum=1.0, eps=eps)
+    weight = None if gamma is None else gamma.reshape(c).to(mean.dtype)
+    bias = None if beta is None else beta.to(mean.dtype)
+    y = F.batch_norm(x, mean, var, weight, bias, training=True, momentum=1.0, eps=eps)
     return y, mean, (var * ((m - 1) / m)).reshape(c, 1, 1)
 
 
@@ -87,7 +88,8 @@ class _BatchStatistics(torch.autograd.Function):
         m = x.numel() // x.shape[1]
         total, dgamma, matrix, dcov = _small(g, centred, gamma, factors, ctx.whitening, x.dtype)
         dx = _apply(matrix.mT, g - _broadcast(total / m)).add_(_apply(dcov * (2 / m), centred))
-        return dx.reshape(x.shape).to(x.dtype), _like(dgamma, gamma), total.reshape(-1), None, None, None
+        dbeta = total.reshape(-1) if ctx.needs_input_grad[2] else None
+        return dx.reshape(x.shape).to(x.dtype), _like(dgamma, gamma), dbeta, None, None, None
 
 
 class _GivenStatistics(torch.autograd.Function):
@@ -124,12 +126,13 @@ class _GivenStatistics(torch.autograd.Function):
         total, dgamma, matrix, dcov = _small(g, centred, gamma, factors, ctx.whitening, x.dtype)
         dx = _apply(matrix.mT, g).reshape(x.shape).to(x.dtype)
         dmean = -_apply(matrix.mT, _broadcast(total)).reshape(-1).to(mean.dtype)
-        return dx, dmean, dcov.to(cov.dtype), _like(dgamma, gamma), total.reshape(-1), None, None, None
+        dbeta = total.reshape(-1) if ctx.needs_input_grad[4] else None
+        return dx, dmean, dcov.to(cov.dtype), _like(dgamma, gamma), dbeta, None, None, None
 
 
 def _split(x: Tensor, d: int) -> Tensor:
     """[N, C, *S] -> [N, d, Q, prod(S)] in the precision of sums: a view of x unless that is half precision."""
-    return x.to(sum_dtype(x.dtype)).reshape(x.shape[0], d, x.shape[1] // d, -1)
+    return x.to(sum_dtype(x.dtype)).reshape(x.shape[0], d, x.shape[1] // d, x.shape[2:].numel())
 
 
 def _broadcast(v: Tensor) -> Tensor:
@@ -146,7 +149,7 @@ def _apply(matrix: Tensor, numbers: Tensor) -> Tensor:
     columns = [_broadcast(column.T) for column in matrix.unbind(-1)]
     y = columns[0] * numbers[:, :1]
     for b in range(1, len(columns)):
-        y.addcmul_(columns[b], numbers[:, b : b + 1])
+        y = y.addcmul(columns[b], numbers[:, b : b + 1])
     return y
 
 

@@ -6,15 +6,15 @@ from torch import Tensor
 
 def to_numbers(x: Tensor, d: int) -> Tensor:
     """[N, C, *S] component-major -> [Q, d, M] with Q = C / d and M = N * prod(S), in the precision of sums."""
-    n, c = x.shape[:2]
-    numbers = x.reshape(n, d, c // d, -1).permute(2, 1, 0, 3).reshape(c // d, d, -1)
+    n, c, space = *x.shape[:2], x.shape[2:].numel()
+    numbers = x.reshape(n, d, c // d, space).permute(2, 1, 0, 3).reshape(c // d, d, n * space)
     return numbers.to(sum_dtype(x.dtype))
 
 
 def from_numbers(numbers: Tensor, like: Tensor) -> Tensor:
     """The inverse of `to_numbers`: [Q, d, M] -> the shape and dtype of `like`."""
     q, d, _ = numbers.shape
-    x = numbers.reshape(q, d, like.shape[0], -1).permute(2, 1, 0, 3)
+    x = numbers.reshape(q, d, like.shape[0], like.shape[2:].numel()).permute(2, 1, 0, 3)
     return x.reshape(like.shape).to(like.dtype)
 
 
