@@ -49,23 +49,18 @@ class Algebra:
         """
         if self.dim == 1:
             return weight[0]
-        source, sign = self._blocks(weight)
-        blocks = weight.index_select(0, source) * sign.reshape(-1, *[1] * (weight.ndim - 1))
-        grid = blocks.unflatten(0, (self.dim, self.dim))  # [c, b, out / d, in / d, *K]
+        components = {1: weight.unbind(0), -1: (-weight).unbind(0)}
+        blocks: list[Tensor] = [weight] * self.dim**2
+        for a, row in enumerate(self.table):
+            for b, (sign, c) in enumerate(row):
+                blocks[c * self.dim + b] = components[sign][a]
+        grid = torch.stack(blocks).reshape(self.dim, self.dim, *weight.shape[1:])  # [c, b, out / d, in / d, *K]
         matrix: Tensor = grid.movedim(1, 2).flatten(2, 3).flatten(0, 1)
         return matrix
 
     def lift(self, x: Tensor) -> Tensor:
         """Real channels as numbers without imaginary parts: [N, C, *S] -> [N, d C, *S]."""
         return torch.cat([x, x.new_zeros(x.shape[0], (self.dim - 1) * x.shape[1], *x.shape[2:])], 1)
-
-    def _blocks(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        """For the blocks (c, b), row by row: the component a of the weight that stands there, and its sign."""
-        source, sign = [0] * self.dim**2, [0] * self.dim**2
-        for a, row in enumerate(self.table):
-            for b, (s, c) in enumerate(row):
-                source[c * self.dim + b], sign[c * self.dim + b] = a, s
-        return torch.tensor(source, device=like.device), torch.tensor(sign, device=like.device, dtype=like.dtype)
 
 
 def _algebra(name: str, table: str) -> Algebra:

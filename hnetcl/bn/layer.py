@@ -1,6 +1,7 @@
 """The batch-norm layer for real, complex and quaternion numbers."""
 
 import math
+from itertools import combinations_with_replacement
 from typing import Any
 
 import torch
@@ -120,14 +121,18 @@ class BatchNormLayer(nn.Module):
     @property
     def param_shapes(self) -> dict[str, torch.Size]:
         """Shapes of `weight` and `bias`; empty without affine."""
-        return {name: value.shape for name, value in self.weights.items()}
+        return {name: shape for name, shape in self.hyper_shapes.items() if name in self.weights}
 
     @property
     def hyper_shapes(self) -> dict[str, torch.Size]:
-        """Shapes of all that `forward` takes from outside: the parameters, and a row of statistics."""
-        d, q = self.algebra.dim, self.num_numbers
-        var = torch.Size([q]) if d == 1 else torch.Size([q, d, d])
-        return {**self.param_shapes, "running_mean": torch.Size([self.num_features]), "running_var": var}
+        """Shapes of all that `forward` takes from outside: gamma and beta, and a row of statistics."""
+        c, d, q = self.num_features, self.algebra.dim, self.num_numbers
+        return {
+            "weight": torch.Size([c] if d == 1 else [q, d * (d + 1) // 2]),
+            "bias": torch.Size([c]),
+            "running_mean": torch.Size([c]),
+            "running_var": torch.Size([c] if d == 1 else [q, d, d]),
+        }
 
     def forward(
         self,
@@ -145,20 +150,19 @@ class BatchNormLayer(nn.Module):
             x: [N, C, *S] with up to three axes in S.
             stats_id: the row, an int or a 0-dim tensor; left out where there is one row or `using_task` chose one.
             running_mean, running_var: statistics to use in place of a row, [C] and [C] or [Q, d, d]. In evaluation gradients
-                reach them; in training plain tensors are updated in place, as a row would be.
+                reach them; in training plain tensors are updated in place, as a row would be (by 0.1 where momentum is None,
+                for they come without a count).
             weight, bias: used in place of the layer's own.
 
         Raises:
             ValueError: the shape of x, one value per channel in training, several rows and none chosen, or an
                 unknown row (a tensor that lies outside raises IndexError).
         """
-        self._check(x)
+        self._check(x, running_mean=running_mean, running_var=running_var, weight=weight, bias=bias)
         gamma = self._gamma(self.weight if weight is None else weight)
         beta = self.bias if bias is None else bias
         options: dict[str, Any] = {"d": self.algebra.dim, "eps": self.eps, "whitening": self.whitening}
-        given = running_mean is not None or running_var is not None
-        if given and (running_mean is None or running_var is None):
-            raise ValueError("running_mean and running_var must be given together")
+        given = running_mean is not None
 
         if self.stats == "frozen" and not given:
             return _frozen(x, gamma, beta, self.algebra.dim)
@@ -181,11 +185,17 @@ class BatchNormLayer(nn.Module):
                 self._update(stats_id, mean, cov)
         return y
 
-    def _check(self, x: Tensor) -> None:
+    def _check(self, x: Tensor, **given: Tensor | None) -> None:
         if not 2 <= x.ndim <= 5 or x.shape[1] != self.num_features or x.is_complex():
             raise ValueError(
                 f"expected a real x of shape [N, {self.num_features}, ...] with 2 to 5 axes, got {tuple(x.shape)} of {x.dtype}"
             )
+        if (given["running_mean"] is None) != (given["running_var"] is None):
+            raise ValueError("running_mean and running_var must be given together")
+        shapes = self.hyper_shapes
+        for name, value in given.items():
+            if value is not None and value.shape != shapes[name]:
+                raise ValueError(f"{name} must have shape {tuple(shapes[name])}, got {tuple(value.shape)}")
 
     def _initial_weight(self) -> Tensor:
         d = self.algebra.dim
@@ -202,9 +212,8 @@ class BatchNormLayer(nn.Module):
         d = self.algebra.dim
         if d == 1:
             return weight.reshape(-1, 1, 1)
-        position = {(i, j): k for k, (i, j) in enumerate((i, j) for i in range(d) for j in range(i, d))}
-        index = [position[min(i, j), max(i, j)] for i in range(d) for j in range(d)]
-        return weight.index_select(1, torch.tensor(index, device=weight.device)).reshape(-1, d, d)
+        upper = dict(zip(combinations_with_replacement(range(d), 2), weight.unbind(1), strict=True))
+        return torch.stack([upper[min(i, j), max(i, j)] for i in range(d) for j in range(d)], 1).reshape(-1, d, d)
 
     def _fresh_row(self) -> tuple[Tensor, Tensor, Tensor]:
         d, q = self.algebra.dim, self.num_numbers

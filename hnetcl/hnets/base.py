@@ -63,7 +63,7 @@ class HyperNetwork(nn.Module, ABC):
         if isinstance(task, int):
             if not 0 <= task < self.num_tasks:
                 raise ValueError(f"task={task}: there are tasks 0 to {self.num_tasks - 1}")
-            task = torch.tensor(task, device=next(self.parameters()).device)
+            task = torch.full((), task, device=next(self.parameters()).device)  # filled there: a copy would wait for the GPU
         flat = self.flat(task.reshape(-1))
         return self.by_name(flat if task.ndim else flat[0])
 
