@@ -2,13 +2,13 @@
 
 from omegaconf import DictConfig
 
-from hnetcl.build.cli import main
-from hnetcl.build.parse import parse_evaluation
+from hnetcl.cli.main import main
+from hnetcl.cli.parse import parse_evaluation
 
 
 def job(composed: DictConfig) -> None:
     arguments = parse_evaluation(composed)
-    from hnetcl.build.run import evaluate  # torch is imported only once the arguments are good
+    from hnetcl.cli.jobs import evaluate  # torch is imported only once the arguments are good
 
     evaluate(arguments)
 

@@ -2,13 +2,13 @@
 
 from omegaconf import DictConfig
 
-from hnetcl.build.cli import job_directory, main
-from hnetcl.build.parse import parse
+from hnetcl.cli.main import job_directory, main
+from hnetcl.cli.parse import parse
 
 
 def job(composed: DictConfig) -> None:
     config = parse(composed)
-    from hnetcl.build.run import train  # torch is imported only once the configuration is good
+    from hnetcl.cli.jobs import train  # torch is imported only once the configuration is good
 
     train(config, job_directory())
 

@@ -9,8 +9,8 @@ import torch
 from hydra.core.global_hydra import GlobalHydra
 from safetensors.torch import save_file
 
-from hnetcl.build.cli import CONF
-from hnetcl.build.parse import parse
+from hnetcl.cli.main import CONF
+from hnetcl.cli.parse import parse
 from hnetcl.config import Config
 
 CLASSES = 6

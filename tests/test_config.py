@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from hnetcl.build import parts
-from hnetcl.build.cli import CONF
-from hnetcl.build.parse import parse, parse_evaluation
+from hnetcl import build as parts
 from hnetcl.choices import OPTIMIZERS, SCHEDULES
+from hnetcl.cli.main import CONF
+from hnetcl.cli.parse import parse, parse_evaluation
 from hnetcl.config import GROUPS, Config
 from hnetcl.errors import ArgumentError
 from hnetcl.training import optimizers

@@ -26,8 +26,9 @@ ROOMS = [
     "tracking",
     "config",
     "build",
+    "cli",
 ]
-MAY_KNOW_HYDRA = {"build"}
+MAY_KNOW_HYDRA = {"cli"}
 MAY_KNOW_SCREENS = {"tracking"}
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 

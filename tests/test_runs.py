@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from hnetcl.build.cli import CONF
-from hnetcl.build.parse import parse_evaluation
-from hnetcl.build.run import evaluate, train
+from hnetcl.cli.jobs import evaluate, train
+from hnetcl.cli.main import CONF
+from hnetcl.cli.parse import parse_evaluation
 from hnetcl.config import Config
 from hnetcl.errors import ArgumentError
 from hnetcl.training import Trainer

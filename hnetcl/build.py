@@ -1,0 +1,93 @@
+"""Config -> the objects of a run. A part's constructor takes the values of its YAML by name."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from hnetcl.bn import BatchNormLayer
+from hnetcl.config import Checked, Config
+from hnetcl.errors import ArgumentError
+from hnetcl.hnets import ChunkedHyperNetwork, DirectHyperNetwork, FullHyperNetwork, HyperNetwork
+from hnetcl.methods import Finetune, Joint, Method, OutputRegularizer
+from hnetcl.model import HyperModel
+from hnetcl.nets import MLP, LeNet
+from hnetcl.tasks import TaskSequence, load_images, permuted_sequence, split_sequence
+from hnetcl.training import OptimizerFactory
+
+SEQUENCES: dict[str, Callable[..., TaskSequence]] = {"split": split_sequence, "permuted": permuted_sequence}
+NETS: dict[str, Callable[..., nn.Module]] = {"mlp": MLP, "lenet": LeNet}
+HNETS: dict[str, Callable[..., HyperNetwork]] = {
+    "full": FullHyperNetwork,
+    "chunked": ChunkedHyperNetwork,
+    "direct": DirectHyperNetwork,
+}
+METHODS: dict[str, Callable[..., Method]] = {
+    "output_regularizer": OutputRegularizer,
+    "finetune": Finetune,
+    "joint": Joint,
+}
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a configuration says, as objects on one device."""
+
+    sequence: TaskSequence
+    model: HyperModel
+    method: Method
+    optimizer: OptimizerFactory
+
+
+def build(config: Config, device: torch.device) -> Parts:
+    """Builds a run's parts. Random numbers come from torch's global generator.
+
+    Raises:
+        ArgumentError: a part refuses a value; named as on the command line.
+    """
+    sequence = build_sequence(config, device)
+    norm = partial(BatchNormLayer, **asdict(config.bn))
+    net = _make("net", NETS, config.net, in_shape=sequence.in_shape, num_classes=sequence.num_classes, norm=norm)
+    initial = {name: value.detach().clone() for name, value in net.named_parameters()}
+    shapes = {name: value.shape for name, value in initial.items()}
+    hnet = _make("hnet", HNETS, config.hnet, shapes=shapes, num_tasks=len(sequence), initial=initial)
+    method = _make("method", METHODS, config.method)
+    optimizer = build_optimizer(config)
+    return Parts(sequence, HyperModel(net, hnet).to(device), method, optimizer)
+
+
+def build_sequence(config: Config, device: torch.device) -> TaskSequence:
+    """The task sequence, its images on the device."""
+    values = asdict(config.task)
+    dataset = values.pop("dataset")
+    try:
+        images = load_images(dataset, config.data.root)
+    except ArgumentError as error:
+        raise error.within("data" if error.name == "root" else "task") from error
+    sequence: TaskSequence = _construct("task", SEQUENCES, values, images=images.to(device), seed=config.seed)
+    return sequence
+
+
+def build_optimizer(config: Config) -> OptimizerFactory:
+    """Makes the optimizer of every task."""
+    values = asdict(config.optimizer)
+    common = {key: values.pop(key) for key in ("name", "lr", "schedule", "weight_decay")}
+    try:
+        return OptimizerFactory(**common, options=values)
+    except ArgumentError as error:
+        raise error.within("optimizer") from error
+
+
+def _make(group: str, makers: Mapping[str, Callable[..., Any]], config: Checked, **known_at_run_time: Any) -> Any:
+    return _construct(group, makers, asdict(config), **known_at_run_time)
+
+
+def _construct(group: str, makers: Mapping[str, Callable[..., Any]], values: dict[str, Any], **known_at_run_time: Any) -> Any:
+    """Calls the maker that `values` names with the other values as arguments."""
+    try:
+        return makers[values.pop("name")](**values, **known_at_run_time)
+    except ArgumentError as error:
+        raise error.within(group) from error

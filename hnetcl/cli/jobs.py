@@ -1,0 +1,204 @@
+"""The two jobs of the command line: train a run, evaluate a run."""
+
+import json
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+
+from hnetcl.bn import BATCH, batchnorm_layers
+from hnetcl.build import Parts, build
+from hnetcl.cli.parse import parse
+from hnetcl.config import Config, EvaluationConfig
+from hnetcl.errors import ArgumentError
+from hnetcl.metrics import summary
+from hnetcl.tracking import Console, FigureWriter, Progress, TensorBoard, comparison_table, log_to, number, result_table
+from hnetcl.training import Observer, Result, RunDirectory, Trainer, accuracy, engine, resolve_device
+
+MAY_DIFFER = ("run", "data", "device", "resume")  # between a run and its continuation: where, not what
+
+
+def train(config: Config, job_directory: str | None = None) -> Path:
+    """Trains a run, or goes on with one, and leaves all its files.
+
+    Args:
+        config: of the run.
+        job_directory: where a multirun wants the run; None outside of multiruns.
+
+    Returns:
+        The run's directory.
+
+    Raises:
+        ArgumentError: the configuration can't be built, or the directory is in use; nothing has been written then.
+    """
+    if config.data.root is not None:
+        config.data.root = str(Path(config.data.root).absolute())
+    values = asdict(config.trainer)
+    threads, deterministic = values.pop("threads"), values.pop("deterministic")
+    device = resolve_device(config.device)
+    with engine(config.seed, threads, deterministic):
+        parts = build(config, device)
+        directory = _claim(config, parts, job_directory)
+        console = Console()
+        with log_to(console, directory.log) as log:
+            log.info(describe(parts, device))
+            observers: list[Observer] = [
+                Progress(console, len(parts.sequence)),
+                TensorBoard(directory.tensorboard, directory.config.read_text()),
+                FigureWriter(directory.figures),
+            ]
+            generator = torch.Generator(device).manual_seed(config.seed)
+            trainer = Trainer(
+                *(parts.model, parts.sequence, parts.method, parts.optimizer, generator, directory),
+                observers=observers,
+                **values,
+            )
+            try:
+                result = trainer.fit()
+            finally:
+                for observer in observers:
+                    observer.close()
+            directory.save_model(parts.model.saved_tensors())
+            metrics = _metrics(parts, result)
+            directory.write_json(directory.metrics, metrics)  # last: a run with metrics is a whole run
+            log.info(result_table(parts.sequence, result.matrix))
+            log.info("\n".join(f"{name}: {value:.6g}" for name, value in metrics.items()))
+            log.info(f"run: {directory.path}")
+    return directory.path
+
+
+def evaluate(config: EvaluationConfig) -> list[float]:
+    """Evaluates a finished run from its directory alone, and prints its accuracies beside those that training recorded.
+
+    Returns:
+        The accuracies of the evaluated tasks.
+
+    Raises:
+        ArgumentError: the run is not there, not finished or damaged, the data is not the run's, or there is no such task.
+    """
+    directory = RunDirectory(config.run)
+    if not directory.holds_run():
+        raise ArgumentError("run", config.run, "holds no run (there is no config.yaml)")
+    trained = parse(OmegaConf.create(directory.config.read_text()))
+    trained.data.root = config.data.root or trained.data.root
+    with engine(trained.seed, trained.trainer.threads, trained.trainer.deterministic):
+        parts = build(trained, resolve_device(config.device))
+        sequence, model = parts.sequence, parts.model
+        _check_data(directory, parts, "run", config.run)
+        try:
+            model.load_tensors(directory.load_model())
+        except ValueError as error:
+            raise ArgumentError("run", config.run, f"model.safetensors can't be used: {error}") from error
+        tasks = list(range(len(sequence)))
+        if config.task is not None:
+            tasks = [_task_number("task", config.task, len(sequence))]
+        row = _row(config.stats, parts)
+        size = trained.trainer.eval_batch_size
+        found = [accuracy(model, t, sequence[t].test, sequence[t].preprocess, size, t if row is None else row) for t in tasks]
+    recorded = directory.read_accuracy()[-1]
+    print(comparison_table(sequence, tasks, found, recorded))
+    print(f"average_accuracy: {number(sum(found) / len(found))} (tasks: {len(tasks)}, stats: {config.stats})")
+    if row is None and found != [recorded[t] for t in tasks]:
+        print("these are not the recorded numbers: another device, or another version of torch?")
+    return found
+
+
+def describe(parts: Parts, device: torch.device) -> str:
+    """What is about to be trained, in one line."""
+    hnet = parts.model.hnet
+    return (
+        f"{parts.sequence.name}, {len(parts.sequence)} tasks, on {device}: {type(hnet).__name__} with "
+        f"{hnet.num_trainable:,} trainable parameters writes {hnet.num_generated:,} (compression {hnet.compression:.3f})"
+    )
+
+
+def _claim(config: Config, parts: Parts, job_directory: str | None) -> RunDirectory:
+    """Takes a directory for the run and writes what the run is; or finds there the run to go on with."""
+    if config.run.dir is not None and job_directory is not None:
+        raise ArgumentError("run.dir", config.run.dir, "is one directory, but this is a multirun: set hydra.sweep.dir")
+    given = config.run.dir or job_directory
+    path = Path(given) if given else _fresh(Path("outputs") / parts.sequence.name / time.strftime("%Y-%m-%d_%H-%M-%S"))
+    directory = RunDirectory(path)
+    if directory.path.exists() and not directory.path.is_dir():
+        raise ArgumentError("run.dir", path, "is a file")
+    if directory.holds_run():
+        if not config.resume:
+            raise ArgumentError("run.dir", path, "holds a run already; resume=true goes on with it")
+        _check_same(config, parse(OmegaConf.create(directory.config.read_text())))
+        _check_data(directory, parts, "run.dir", path)
+        return directory
+    directory.create()
+    directory.write_json(directory.tasks, _manifest(config, parts))
+    directory.write_text(directory.config, OmegaConf.to_yaml(OmegaConf.create(asdict(config))))
+    return directory
+
+
+def _fresh(path: Path) -> Path:
+    """Makes a directory that no other run has, be it started in the same second."""
+    for suffix in ["", *(f"_{k}" for k in range(1, 1000))]:
+        candidate = path.with_name(path.name + suffix)
+        try:
+            candidate.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        return candidate
+    raise ArgumentError("run.dir", path, "a thousand runs have this name")
+
+
+def _check_same(config: Config, saved: Config) -> None:
+    """A continuation must be the same run."""
+    now, before = (_flatten({k: v for k, v in asdict(c).items() if k not in MAY_DIFFER}) for c in (config, saved))
+    for key in sorted(now.keys() | before.keys()):
+        if now.get(key) != before.get(key):
+            raise ArgumentError(key, now.get(key), f"the run to go on with has {key}={before.get(key)}")
+
+
+def _check_data(directory: RunDirectory, parts: Parts, name: str, value: Any) -> None:
+    """The data must be those that the run was trained on."""
+    saved = json.loads(directory.tasks.read_text())["tasks"]
+    for t, (before, now) in enumerate(zip(saved, parts.sequence.manifest()["tasks"], strict=True)):
+        if before != now:
+            differing = ", ".join(sorted(k for k in before.keys() | now.keys() if before.get(k) != now.get(k)))
+            raise ArgumentError(name, value, f"the data of task {t} is not what the run was trained on: {differing} differ")
+
+
+def _task_number(name: str, value: int, tasks: int) -> int:
+    if not 0 <= value < tasks:
+        raise ArgumentError(name, value, f"the run has tasks 0 to {tasks - 1}")
+    return value
+
+
+def _row(stats: str, parts: Parts) -> int | str | None:
+    """The `stats` argument as a row of statistics; None for each task's own."""
+    if stats == "own":
+        return None
+    if not any(layer.num_stats for layer in batchnorm_layers(parts.model.net).values()):
+        raise ArgumentError("stats", stats, "this run's network keeps no running statistics; allowed: own")
+    if stats == "batch":
+        return BATCH
+    if not stats.isdecimal():
+        raise ArgumentError("stats", stats, "allowed: own, batch, or a task's number")
+    return _task_number("stats", int(stats), len(parts.sequence))
+
+
+def _manifest(config: Config, parts: Parts) -> dict[str, Any]:
+    return {"scenario": config.scenario, "seed": config.seed, **parts.sequence.manifest()}
+
+
+def _metrics(parts: Parts, result: Result) -> dict[str, float]:
+    return {
+        **summary(result.matrix, result.untrained),
+        "compression": parts.model.hnet.compression,
+        "seconds": result.seconds,
+        "steps_per_second": result.steps / result.seconds,
+    }
+
+
+def _flatten(values: dict[str, Any]) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= {f"{key}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {key: value}
+    return flat
