@@ -58,6 +58,9 @@ def train(config: Config, job_directory: str | None = None) -> Path:
             )
             try:
                 result = trainer.fit()
+            except KeyboardInterrupt:
+                log.info(f"interrupted; the same command with run.dir={directory.path} resume=true goes on after the last task")
+                raise
             finally:
                 for observer in observers:
                     observer.close()

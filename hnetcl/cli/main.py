@@ -19,6 +19,7 @@ from hnetcl.errors import ArgumentError, nearest, one_of
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 USAGE_ERROR = 2
+INTERRUPTED = 130
 
 
 def main(config_name: str, job: Callable[[DictConfig], None]) -> None:
@@ -30,14 +31,17 @@ def main(config_name: str, job: Callable[[DictConfig], None]) -> None:
         config_name: the primary YAML in conf/.
         job: called once, or once per job of a multirun. An ArgumentError that it raises is told as the user's.
     """
-    faults: list[ArgumentError | str] = []
+    faults: list[str] = []
+
+    def tell(line: str) -> None:
+        faults.append(line)
+        print(line, file=sys.stderr)
 
     def guarded(composed: DictConfig) -> None:
         try:
             job(composed)
         except ArgumentError as error:
-            faults.append(error)
-            print(error, file=sys.stderr)
+            tell(str(error))
             folder = job_directory()
             if folder is not None and not any(Path(folder).iterdir()):
                 Path(folder).rmdir()
@@ -46,11 +50,11 @@ def main(config_name: str, job: Callable[[DictConfig], None]) -> None:
     try:
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(guarded)()
     except MissingConfigException as error:
-        faults.append(_missing_option(error))
-        print(faults[-1], file=sys.stderr)
+        tell(_missing_option(error))
     except (HydraException, OmegaConfBaseException) as error:
-        faults.append(_refused_override(error, config_name))
-        print(faults[-1], file=sys.stderr)
+        tell(_refused_override(error, config_name))
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
     if faults:
         sys.exit(USAGE_ERROR)
 

@@ -1,0 +1,67 @@
+"""What only a CUDA device can show."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from hnetcl.algebra import ALGEBRAS
+from hnetcl.bn import BatchNormLayer
+from hnetcl.cli.jobs import train
+from hnetcl.config import Config
+from hnetcl.hnets import ChunkedHyperNetwork
+from hnetcl.methods import OutputRegularizer
+from hnetcl.model import HyperModel
+from hnetcl.nets import MLP
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+
+@pytest.mark.parametrize("algebra", ALGEBRAS)
+@pytest.mark.parametrize("training", [True, False])
+def test_the_layer_gives_on_the_gpu_what_it_gives_on_the_cpu(algebra: str, training: bool) -> None:
+    torch.manual_seed(0)
+    layer = BatchNormLayer(16, algebra).train(training)
+    x = torch.randn(32, 16, 5, 5)
+    outcomes = []
+    for device in ("cpu", "cuda"):
+        copy = BatchNormLayer(16, algebra).train(training).to(device)
+        copy.load_state_dict(layer.state_dict())
+        on_device = x.to(device).detach().requires_grad_()
+        y = copy(on_device)
+        y.pow(3).sum().backward()
+        assert on_device.grad is not None
+        outcomes.append([y.detach().cpu(), on_device.grad.cpu(), *(b.cpu() for b in copy.buffers())])
+    for on_cpu, on_gpu in zip(*outcomes, strict=True):
+        torch.testing.assert_close(on_cpu, on_gpu, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("algebra", ALGEBRAS)
+def test_a_step_never_waits_for_the_gpu(algebra: str) -> None:
+    net = MLP((1, 8, 8), 3, (16, 16), algebra, norm=lambda width: BatchNormLayer(width, algebra))
+    initial = {name: value.detach().clone() for name, value in net.named_parameters()}
+    hnet = ChunkedHyperNetwork({name: value.shape for name, value in initial.items()}, 4, (8,), chunk_size=50, initial=initial)
+    model, method = HyperModel(net, hnet).cuda(), OutputRegularizer(0.1)
+    x, y = torch.randn(32, 1, 8, 8, device="cuda"), torch.zeros(32, dtype=torch.long, device="cuda")
+    method.start_task(hnet, 3)
+    optimizer = torch.optim.Adam(hnet.parameters(), fused=True)
+    for step in range(3):
+        torch.cuda.set_sync_debug_mode("error" if step else "default")  # the first step may initialise libraries
+        try:
+            penalty = method.penalty(hnet)
+            assert penalty is not None
+            optimizer.zero_grad()
+            (F.cross_entropy(model(x, 3), y) + penalty).backward()
+            optimizer.step()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
+def test_the_main_job_runs(tiny: list[str], compose: Callable[..., Config], tmp_path: Path) -> None:
+    path = train(compose(*tiny, "device=cuda", f"run.dir={tmp_path}"))
+    assert (path / "metrics.json").exists()

@@ -1,0 +1,195 @@
+"""The loop's own promises, without the command line."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from hnetcl.bn import BatchNormLayer
+from hnetcl.errors import ArgumentError
+from hnetcl.hnets import ChunkedHyperNetwork, DirectHyperNetwork
+from hnetcl.methods import Finetune, OutputRegularizer
+from hnetcl.model import HyperModel
+from hnetcl.nets import MLP
+from hnetcl.tasks import TaskSequence, load_images, split_sequence
+from hnetcl.training import (
+    Observer,
+    OptimizerFactory,
+    RunDirectory,
+    Step,
+    TaskEnd,
+    Trainer,
+    accuracy,
+    engine,
+    resolve_device,
+)
+
+ADAM = OptimizerFactory("adam", lr=0.01, schedule="cosine", weight_decay=0.0, options={})
+
+
+@pytest.fixture
+def sequence(data_root: Path) -> TaskSequence:
+    return split_sequence(load_images("tiny", data_root), num_tasks=3, val_size=20)
+
+
+def model(sequence: TaskSequence) -> HyperModel:
+    torch.manual_seed(0)
+    net = MLP(sequence.in_shape, sequence.num_classes, (16,), norm=BatchNormLayer)
+    initial = {name: value.detach().clone() for name, value in net.named_parameters()}
+    shapes = {name: value.shape for name, value in initial.items()}
+    return HyperModel(net, ChunkedHyperNetwork(shapes, len(sequence), (16,), 8, 8, initial=initial))
+
+
+def trainer(sequence: TaskSequence, **options: Any) -> Trainer:
+    generator = torch.Generator().manual_seed(0)
+    options = {"steps": 20, "batch_size": 16, "log_every": 8, **options}
+    return Trainer(model(sequence), sequence, OutputRegularizer(0.1), ADAM, generator, **options)
+
+
+class Listener(Observer):
+    """Keeps all that it is told."""
+
+    def __init__(self) -> None:
+        self.told: list[Any] = []
+
+    def on_task_start(self, task: int, steps: int, steps_before: int) -> None:
+        self.told.append((task, steps, steps_before))
+
+    def on_step(self, step: Step) -> None:
+        self.told.append(step)
+
+    def on_task_end(self, end: TaskEnd) -> None:
+        self.told.append(end)
+
+
+def test_observers_hear_every_event_in_order(sequence: TaskSequence) -> None:
+    listener = Listener()
+    result = trainer(sequence, observers=[listener]).fit()
+    assert [event for event in listener.told if isinstance(event, tuple)] == [(0, 20, 0), (1, 20, 20), (2, 20, 40)]
+    steps = [event for event in listener.told if isinstance(event, Step)]
+    assert [(s.task, s.step) for s in steps] == [(t, s) for t in range(3) for s in (1, 9, 17, 20)]
+    assert steps[0].learning_rate == 0.01
+    assert steps[3].learning_rate < 0.001
+    assert [s.penalty > 0 for s in steps[:4]] == [False] * 4
+    assert steps[7].penalty > 0
+    assert all(s.gradient_norm > 0 and s.loss > 0 and 0 <= s.accuracy <= 1 for s in steps)
+    ends = [event for event in listener.told if isinstance(event, TaskEnd)]
+    assert torch.equal(ends[-1].matrix, result.matrix)
+    assert ends[0].matrix[1:].isnan().all()
+    assert ends[0].embeddings is not None
+    assert ends[0].embeddings.shape == (3, 8)
+
+
+def test_listening_changes_nothing(sequence: TaskSequence) -> None:
+    silent, heard = trainer(sequence), trainer(sequence, observers=[Listener()], log_every=1)
+    assert torch.equal(silent.fit().matrix, heard.fit().matrix)
+    for name, value in silent.model.saved_tensors().items():
+        assert torch.equal(value, heard.model.saved_tensors()[name])
+
+
+def test_epochs_are_passes_over_a_tasks_own_images(sequence: TaskSequence) -> None:
+    listener = Listener()
+    result = trainer(sequence, steps=None, epochs=2, batch_size=30, observers=[listener]).fit()
+    assert listener.told[0] == (0, 2 * (100 // 30), 0)
+    assert result.steps == 18
+
+
+def test_the_untrained_row_and_the_diagonal(sequence: TaskSequence) -> None:
+    result = trainer(sequence, steps=60).fit()
+    assert result.untrained.shape == (3,)
+    assert (result.matrix.diagonal() > 0.9).all()
+    assert result.matrix.dtype == torch.float64
+
+
+def test_accuracy_counts_by_hand(sequence: TaskSequence) -> None:
+    net, task = model(sequence).eval(), sequence[1]
+    predicted = net(task.preprocess(task.test.images), 1).argmax(1)
+    expected = float((predicted == task.test.labels).double().mean())
+    for batch_size in (7, 1000):
+        assert accuracy(net, 1, task.test, task.preprocess, batch_size) == expected
+
+
+def test_a_checkpoint_is_plain_and_keeps_the_one_before(sequence: TaskSequence, tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path)
+    directory.create()
+    trainer(sequence, directory=directory, steps=2).fit()
+    newest, before = (torch.load(path, weights_only=True) for path in (directory.checkpoint, directory.previous))
+    assert (newest["done"], before["done"]) == (3, 2)
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"epochs": 1}, "steps=20: give steps or epochs"),
+        ({"steps": None}, "steps=None: give steps or epochs"),
+        ({"steps": 0}, "steps=0: must be at least 1"),
+        ({"batch_size": 0}, "batch_size=0: must be at least 1"),
+        ({"log_every": 0}, "log_every=0: must be at least 1"),
+    ],
+)
+def test_refused_trainer_arguments(sequence: TaskSequence, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ArgumentError, match=message):
+        trainer(sequence, **options)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"name": "adm"}, r"name=adm: did you mean adam\?"),
+        ({"lr": 0}, "lr=0: must be positive"),
+        ({"schedule": "linear"}, "schedule=linear: allowed: constant, cosine"),
+        ({"weight_decay": -1}, "weight_decay=-1"),
+    ],
+)
+def test_refused_optimizer_arguments(changes: dict[str, Any], message: str) -> None:
+    values = {"name": "adam", "lr": 0.1, "schedule": "constant", "weight_decay": 0.0, "options": {}}
+    with pytest.raises(ArgumentError, match=message):
+        OptimizerFactory(**{**values, **changes})
+
+
+@pytest.mark.parametrize(("name", "options"), [("adam", {}), ("adamw", {}), ("sgd", {"momentum": 0.9})])
+def test_weight_decay_leaves_other_tasks_alone(name: str, options: dict[str, Any]) -> None:
+    """What belongs to a task moves only when that task is trained."""
+    hnet = DirectHyperNetwork({"body.weight": (3, 3), "head.weight": (2, 3)}, 2)
+    own, shared = hnet.own.detach().clone(), hnet.shared.detach().clone()
+    optimizer, schedule = OptimizerFactory(name, 0.1, "constant", 0.5, options).make(hnet, 5)
+    for _ in range(5):
+        optimizer.zero_grad()
+        hnet(1)["head.weight"].sum().backward()
+        optimizer.step()
+        schedule.step()
+    assert torch.equal(hnet.own[0], own[0])
+    assert not torch.equal(hnet.own[1], own[1])
+    assert hnet.shared.abs().sum() < shared.abs().sum()
+
+
+def test_the_engine_sets_and_puts_back() -> None:
+    before = torch.get_rng_state(), torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    with engine(seed=5, threads=1, deterministic=True):
+        first = torch.rand(3)
+        assert torch.get_num_threads() == 1
+        assert torch.are_deterministic_algorithms_enabled()
+    with engine(seed=5):
+        assert torch.equal(torch.rand(3), first)
+    with pytest.raises(ZeroDivisionError), engine(seed=5):
+        1 / 0  # noqa: B018
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert (torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()) == before[1:]
+
+
+def test_devices() -> None:
+    assert resolve_device("cpu") == torch.device("cpu")
+    assert resolve_device("auto").type in ("cpu", "cuda")
+    for name in ("cuda:99", "gpu", ""):
+        with pytest.raises(ArgumentError, match=f"device={name}: not available on this machine; allowed: auto, cpu"):
+            resolve_device(name)
+
+
+def test_finetuning_forgets_where_the_hypernetwork_does_not(sequence: TaskSequence) -> None:
+    """The shared body is overwritten: the main point of the whole package, at its smallest."""
+    kept = trainer(sequence, steps=60).fit().matrix
+    lost = trainer(sequence, steps=60)
+    lost.method = Finetune()
+    assert kept[-1, :2].mean() > lost.fit().matrix[-1, :2].mean()
