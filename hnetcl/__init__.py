@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hnetcl.algebra import COMPLEX, QUATERNION, REAL
-    from hnetcl.bn import BatchNormLayer, using_task
+    from hnetcl.bn import BatchNormLayer, convert_batchnorm, using_task
     from hnetcl.errors import ArgumentError
     from hnetcl.hnets import ChunkedHyperNetwork, DirectHyperNetwork, FullHyperNetwork, HyperNetwork
     from hnetcl.model import HyperModel
@@ -26,6 +26,7 @@ _ROOMS = {
     "HyperNetwork": "hnets",
     "QUATERNION": "algebra",
     "REAL": "algebra",
+    "convert_batchnorm": "bn",
     "using_task": "bn",
 }
 
@@ -40,6 +41,7 @@ __all__ = [
     "FullHyperNetwork",
     "HyperModel",
     "HyperNetwork",
+    "convert_batchnorm",
     "using_task",
 ]
 

@@ -248,3 +248,20 @@ def test_normalize_can_be_mapped(d: int, whitening: str) -> None:
     torch.testing.assert_close(torch.func.vmap(y)(x, *stacked), torch.stack(each))
     shared = [y(x[0], *row) for row in zip(*stacked, strict=True)]
     torch.testing.assert_close(torch.func.vmap(y, in_dims=(None, 0, 0, 0, 0))(x[0], *stacked), torch.stack(shared))
+
+
+@every_case
+def test_the_output_can_be_changed_in_place(d: int, whitening: str) -> None:
+    """As ReLU(inplace=True) does behind a norm layer: the gradients stay those of the function without it."""
+    x = torch.randn(6, 2 * d, 5, dtype=torch.double)
+    mean, cov = torch.zeros(2 * d, dtype=torch.double), torch.eye(d, dtype=torch.double).repeat(2, 1, 1)
+    for normalize in (
+        lambda v: closed_form.batch_norm(v, None, None, d=d, eps=1e-5, whitening=whitening)[0],
+        lambda v: closed_form.normalize(v, mean, cov, None, None, d=d, eps=1e-5, whitening=whitening),
+    ):
+        gradients = []
+        for inplace in (True, False):
+            leaf = x.clone().requires_grad_()
+            torch.nn.functional.relu(normalize(leaf), inplace=inplace).square().sum().backward()
+            gradients.append(leaf.grad)
+        torch.testing.assert_close(*gradients)

@@ -68,7 +68,7 @@ def train(config: Config, job_directory: str | None = None) -> Path:
             metrics = _metrics(parts, result)
             directory.write_json(directory.metrics, metrics)  # last: a run with metrics is a whole run
             log.info(result_table(parts.sequence, result.matrix))
-            log.info("\n".join(f"{name}: {value:.6g}" for name, value in metrics.items()))
+            log.info("\n".join(f"{name}: {number(value)}" for name, value in metrics.items()))
             log.info(f"run: {directory.path}")
     return directory.path
 

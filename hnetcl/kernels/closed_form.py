@@ -31,7 +31,7 @@ def batch_norm(
     if d == 1:
         return _real_batch_norm(x, gamma, beta, eps)
     y, mean, cov, *_ = _BatchStatistics.apply(x, gamma, beta, d, eps, whitening)
-    return y, mean, cov
+    return y.reshape(x.shape), mean, cov
 
 
 def normalize(
@@ -47,7 +47,7 @@ def normalize(
 ) -> Tensor:
     """Normalizes by given statistics, which gradients reach; see `reference.normalize`."""
     y: Tensor = _GivenStatistics.apply(x, mean, cov, gamma, beta, d, eps, whitening)[0]
-    return y
+    return y.reshape(x.shape)
 
 
 def _real_batch_norm(x: Tensor, gamma: Tensor | None, beta: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -58,6 +58,10 @@ def _real_batch_norm(x: Tensor, gamma: Tensor | None, beta: Tensor | None, eps: 
     bias = None if beta is None else beta.to(mean.dtype)
     y = F.batch_norm(x, mean, var, weight, bias, training=True, momentum=1.0, eps=eps)
     return y, mean, (var * ((m - 1) / m)).reshape(c, 1, 1)
+
+
+# The functions return numbers [N, d, Q, S], shaped like x only outside of them: what is a view inside a function can't be
+# changed in place after it, as ReLU(inplace=True) does.
 
 
 class _BatchStatistics(torch.autograd.Function):
@@ -71,7 +75,7 @@ class _BatchStatistics(torch.autograd.Function):
         cov = _outer(centred, centred) / (x.numel() // x.shape[1])
         matrix, *factors = _whiten(regularize(cov, eps, x.dtype), whitening)
         y = _affine(centred, matrix, gamma, beta)
-        return y.reshape(x.shape).to(x.dtype), mean.reshape(-1), cov, matrix, *factors
+        return y.to(x.dtype), mean.reshape(-1), cov, matrix, *factors
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -84,7 +88,8 @@ class _BatchStatistics(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         x, gamma, mean, *factors = ctx.saved_tensors
-        centred, g = _split(x, ctx.d) - _broadcast(mean.reshape(ctx.d, -1)), _split(grad, ctx.d)
+        centred = _split(x, ctx.d) - _broadcast(mean.reshape(ctx.d, -1))
+        g = grad.to(centred.dtype)
         m = x.numel() // x.shape[1]
         total, dgamma, matrix, dcov = _small(g, centred, gamma, factors, ctx.whitening, x.dtype)
         dx = _apply(matrix.mT, g - _broadcast(total / m)).add_(_apply(dcov * (2 / m), centred))
@@ -109,7 +114,7 @@ class _GivenStatistics(torch.autograd.Function):
         centred = _split(x, d) - _broadcast(mean.reshape(d, -1))
         matrix, *factors = _whiten(regularize(cov, eps, x.dtype), whitening)
         y = _affine(centred, matrix, gamma, beta)
-        return y.reshape(x.shape).to(x.dtype), matrix, *factors
+        return y.to(x.dtype), matrix, *factors
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -122,7 +127,8 @@ class _GivenStatistics(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         x, mean, cov, gamma, *factors = ctx.saved_tensors
-        centred, g = _split(x, ctx.d) - _broadcast(mean.reshape(ctx.d, -1)), _split(grad, ctx.d)
+        centred = _split(x, ctx.d) - _broadcast(mean.reshape(ctx.d, -1))
+        g = grad.to(centred.dtype)
         total, dgamma, matrix, dcov = _small(g, centred, gamma, factors, ctx.whitening, x.dtype)
         dx = _apply(matrix.mT, g).reshape(x.shape).to(x.dtype)
         dmean = -_apply(matrix.mT, _broadcast(total)).reshape(-1).to(mean.dtype)

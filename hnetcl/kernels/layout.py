@@ -41,5 +41,5 @@ def regularize(cov: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
 
 
 def trace_share(d: int, dtype: torch.dtype) -> float:
-    """The factor of tr(V) in `regularize`."""
-    return 4 * torch.finfo(sum_dtype(dtype)).eps / d
+    """The factor of tr(V) in `regularize`; none for d = 1, where a variance can't be rounded below zero: as torch does it."""
+    return 4 * torch.finfo(sum_dtype(dtype)).eps / d if d > 1 else 0.0
