@@ -46,6 +46,8 @@ def normalize(
     whitening: str,
 ) -> Tensor:
     """Normalizes by given statistics, which gradients reach; see `reference.normalize`."""
+    if d == 1 and not (mean.requires_grad or cov.requires_grad):
+        return _torch_batch_norm(x, mean, cov.reshape(-1), gamma, beta, eps, training=False)
     y: Tensor = _GivenStatistics.apply(x, mean, cov, gamma, beta, d, eps, whitening)[0]
     return y.reshape(x.shape)
 
@@ -54,10 +56,17 @@ def _real_batch_norm(x: Tensor, gamma: Tensor | None, beta: Tensor | None, eps: 
     """torch's own kernel; momentum 1 makes it hand out the batch's statistics."""
     c, m = x.shape[1], x.numel() // x.shape[1]
     mean, var = torch.zeros(2, c, dtype=sum_dtype(x.dtype), device=x.device)
-    weight = None if gamma is None else gamma.reshape(c).to(mean.dtype)
-    bias = None if beta is None else beta.to(mean.dtype)
-    y = F.batch_norm(x, mean, var, weight, bias, training=True, momentum=1.0, eps=eps)
+    y = _torch_batch_norm(x, mean, var, gamma, beta, eps, training=True)
     return y, mean, (var * ((m - 1) / m)).reshape(c, 1, 1)
+
+
+def _torch_batch_norm(
+    x: Tensor, mean: Tensor, var: Tensor, gamma: Tensor | None, beta: Tensor | None, eps: float, training: bool
+) -> Tensor:
+    dtype = sum_dtype(x.dtype)
+    weight = None if gamma is None else gamma.reshape(-1).to(dtype)
+    bias = None if beta is None else beta.to(dtype)
+    return F.batch_norm(x, mean.to(dtype), var.to(dtype), weight, bias, training=training, momentum=1.0, eps=eps)
 
 
 # The functions return numbers [N, d, Q, S], shaped like x only outside of them: what is a view inside a function can't be
