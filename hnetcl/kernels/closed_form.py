@@ -3,13 +3,11 @@
 With g = dL/dy, A = Gamma W and W = f(V):
 
     s = sum g    G = sum g (x - mu)^T    dbeta = s    dGamma = G W^T    P = Gamma^T G
-    S = dL/dV:   zca       S = -U [(U^T sym(P) U)_ij / (k_i k_j (k_i + k_j))] U^T,   V = U diag(k^2) U^T
-                 cholesky  S = -W^T sym(Phi(P W^T)) W,   Phi = lower triangle with halved diagonal
+    S = dL/dV    (see `whitening`)
     batch statistics:  dx = A^T (g - s / M) + (2 / M) S (x - mu)
     given statistics:  dx = A^T g,   dmu = -A^T s,   dV = S
 
-Signatures and results are those of `reference`. The small matrices are handled in float64 and written out by hand where
-d <= 2 or f is Cholesky, so that no call checks for errors (a sync on a GPU) or raises where a floor serves.
+Signatures and results are those of `reference`.
 """
 
 from typing import Any
@@ -19,9 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from hnetcl.kernels.layout import regularize, sum_dtype, trace_share
-
-TINY = 1e-60  # below any variance that float32 sums can mean; keeps roots and the products of their inverses finite
+from hnetcl.kernels import passes
+from hnetcl.kernels.layout import sum_dtype
+from hnetcl.kernels.whitening import backward_matrices, forward_matrices
 
 
 def batch_norm(
@@ -79,12 +77,10 @@ class _BatchStatistics(torch.autograd.Function):
     @staticmethod
     def forward(x: Tensor, gamma: Tensor | None, beta: Tensor | None, d: int, eps: float, whitening: str) -> tuple[Tensor, ...]:
         numbers = _split(x, d)
-        mean = numbers.mean((0, 3))
-        centred = numbers - _broadcast(mean)
-        cov = _outer(centred, centred) / (x.numel() // x.shape[1])
-        matrix, *factors = _whiten(regularize(cov, eps, x.dtype), whitening)
-        y = _affine(centred, matrix, gamma, beta)
-        return y.to(x.dtype), mean.reshape(-1), cov, matrix, *factors
+        mean, cov = passes.moments(numbers)
+        matrix, factors = forward_matrices(cov, gamma, eps, whitening, mean.dtype)
+        y = passes.affine(numbers, mean, matrix, _beta(beta, mean))
+        return y, mean.reshape(-1), cov, *factors
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -95,15 +91,14 @@ class _BatchStatistics(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, g: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         x, gamma, mean, *factors = ctx.saved_tensors
-        centred = _split(x, ctx.d) - _broadcast(mean.reshape(ctx.d, -1))
-        g = grad.to(centred.dtype)
+        numbers, mean = _split(x, ctx.d), mean.reshape(ctx.d, -1)
         m = x.numel() // x.shape[1]
-        total, dgamma, matrix, dcov = _small(g, centred, gamma, factors, ctx.whitening, x.dtype)
-        dx = _apply(matrix.mT, g - _broadcast(total / m)).add_(_apply(dcov * (2 / m), centred))
-        dbeta = total.reshape(-1) if ctx.needs_input_grad[2] else None
-        return dx.reshape(x.shape).to(x.dtype), _like(dgamma, gamma), dbeta, None, None, None
+        total, outer = passes.gradient_sums(g, numbers, mean)
+        matrix, dgamma, dcov = backward_matrices(outer, gamma, factors, ctx.whitening, mean.dtype)
+        dx = passes.gradient(g, numbers, mean, matrix, total / m, dcov * (2 / m))
+        return dx.reshape(x.shape), _like(dgamma, gamma), _needed(total, ctx, 2), None, None, None
 
 
 class _GivenStatistics(torch.autograd.Function):
@@ -120,10 +115,10 @@ class _GivenStatistics(torch.autograd.Function):
         eps: float,
         whitening: str,
     ) -> tuple[Tensor, ...]:
-        centred = _split(x, d) - _broadcast(mean.reshape(d, -1))
-        matrix, *factors = _whiten(regularize(cov, eps, x.dtype), whitening)
-        y = _affine(centred, matrix, gamma, beta)
-        return y.to(x.dtype), matrix, *factors
+        centre = mean.reshape(d, -1).to(sum_dtype(x.dtype))
+        matrix, factors = forward_matrices(cov, gamma, eps, whitening, centre.dtype)
+        y = passes.affine(_split(x, d), centre, matrix, _beta(beta, centre))
+        return y, *factors
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -134,123 +129,31 @@ class _GivenStatistics(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, g: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         x, mean, cov, gamma, *factors = ctx.saved_tensors
-        centred = _split(x, ctx.d) - _broadcast(mean.reshape(ctx.d, -1))
-        g = grad.to(centred.dtype)
-        total, dgamma, matrix, dcov = _small(g, centred, gamma, factors, ctx.whitening, x.dtype)
-        dx = _apply(matrix.mT, g).reshape(x.shape).to(x.dtype)
-        dmean = -_apply(matrix.mT, _broadcast(total)).reshape(-1).to(mean.dtype)
-        dbeta = total.reshape(-1) if ctx.needs_input_grad[4] else None
-        return dx, dmean, dcov.to(cov.dtype), _like(dgamma, gamma), dbeta, None, None, None
+        numbers, centre = _split(x, ctx.d), mean.reshape(ctx.d, -1).to(sum_dtype(x.dtype))
+        total, outer = passes.gradient_sums(g, numbers, centre)
+        matrix, dgamma, dcov = backward_matrices(outer, gamma, factors, ctx.whitening, centre.dtype)
+        zero = torch.zeros_like(centre)
+        dx = passes.affine(g, zero, matrix.mT, zero)
+        dmean = -(matrix.mT @ total.T.unsqueeze(-1)).squeeze(-1).T.reshape(-1).to(mean.dtype)
+        return dx.reshape(x.shape), dmean, dcov.to(cov.dtype), _like(dgamma, gamma), _needed(total, ctx, 4), None, None, None
 
 
 def _split(x: Tensor, d: int) -> Tensor:
-    """[N, C, *S] -> [N, d, Q, prod(S)] in the precision of sums: a view of x unless that is half precision."""
-    return x.to(sum_dtype(x.dtype)).reshape(x.shape[0], d, x.shape[1] // d, x.shape[2:].numel())
+    """[N, C, *S] -> [N, d, Q, prod(S)]."""
+    return x.reshape(x.shape[0], d, x.shape[1] // d, x.shape[2:].numel())
 
 
-def _broadcast(v: Tensor) -> Tensor:
-    """[d, Q] -> [1, d, Q, 1]."""
-    return v.unsqueeze(0).unsqueeze(-1)
+def _beta(beta: Tensor | None, mean: Tensor) -> Tensor:
+    """[d, Q]."""
+    return torch.zeros_like(mean) if beta is None else beta.to(mean.dtype).reshape(mean.shape)
 
 
-def _apply(matrix: Tensor, numbers: Tensor) -> Tensor:
-    """The matrix of every number times the number: [Q, d, d], [N, d, Q, S] -> [N, d, Q, S].
-
-    One multiply-add over the whole tensor for each component: batched matrix products would copy it twice to reorder it,
-    and are slow for matrices so small.
-    """
-    columns = [_broadcast(column.T) for column in matrix.unbind(-1)]
-    y = columns[0] * numbers[:, :1]
-    for b in range(1, len(columns)):
-        y = y.addcmul(columns[b], numbers[:, b : b + 1])
-    return y
-
-
-def _outer(u: Tensor, v: Tensor) -> Tensor:
-    """sum u v^T over batch and space: [N, d, Q, S] twice -> [Q, d, d]."""
-    return torch.stack([(u * v[:, b : b + 1]).sum((0, 3)).T for b in range(v.shape[1])], -1)
-
-
-def _affine(centred: Tensor, matrix: Tensor, gamma: Tensor | None, beta: Tensor | None) -> Tensor:
-    """A (x - mu) + beta for centred numbers [N, d, Q, S]."""
-    matrix = matrix if gamma is None else gamma.double() @ matrix
-    y = _apply(matrix.to(centred.dtype), centred)
-    return y if beta is None else y + _broadcast(beta.to(y.dtype).reshape(centred.shape[1], -1))
-
-
-def _small(
-    g: Tensor, centred: Tensor, gamma: Tensor | None, factors: list[Tensor], whitening: str, dtype: torch.dtype
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """All of the backward pass that works on Q matrices: s [d, Q], dGamma, A and dL/dV, the latter three [Q, d, d]."""
-    w = factors[0]
-    outer = _outer(g, centred).double()
-    p = outer if gamma is None else gamma.double().mT @ outer
-    dcov = _whiten_backward(p, factors, whitening)
-    trace = dcov.diagonal(dim1=-2, dim2=-1).sum(-1)
-    shift = trace_share(w.shape[-1], dtype) * trace
-    dcov = dcov + shift[..., None, None] * torch.eye(w.shape[-1], dtype=w.dtype, device=w.device)
-    matrix = w if gamma is None else gamma.double() @ w
-    return g.sum((0, 3)), outer @ w.mT, matrix.to(g.dtype), dcov.to(g.dtype)
+def _needed(total: Tensor, ctx: Any, position: int) -> Tensor | None:
+    """s as dbeta, where there is a beta."""
+    return total.reshape(-1) if ctx.needs_input_grad[position] else None
 
 
 def _like(grad: Tensor, value: Tensor | None) -> Tensor | None:
     return None if value is None else grad.to(value.dtype)
-
-
-def _whiten(cov: Tensor, whitening: str) -> tuple[Tensor, ...]:
-    """W, and for `zca` also the eigenvectors U and the roots k of the eigenvalues."""
-    if whitening == "cholesky":
-        return (_inverse_cholesky(cov),)
-    values, u = _eigh(cov)
-    k = values.clamp_min(TINY).sqrt()
-    return (u / k.unsqueeze(-2)) @ u.mT, u, k
-
-
-def _whiten_backward(p: Tensor, factors: list[Tensor], whitening: str) -> Tensor:
-    """S = dL/dV from P = dL/dW."""
-    if whitening == "cholesky":
-        (w,) = factors
-        lower = (p @ w.mT).tril()
-        lower = lower - lower.diagonal(dim1=-2, dim2=-1).diag_embed() / 2
-        return -(w.mT @ _symmetric(lower) @ w)
-    _, u, k = factors
-    row, column = k.unsqueeze(-1), k.unsqueeze(-2)
-    return -(u @ ((u.mT @ _symmetric(p) @ u) / (row * column * (row + column))) @ u.mT)
-
-
-def _symmetric(matrix: Tensor) -> Tensor:
-    return (matrix + matrix.mT) / 2
-
-
-def _inverse_cholesky(cov: Tensor) -> Tensor:
-    """L^(-1), column by column; a pivot that rounding made negative is floored."""
-    d = cov.shape[-1]
-    low: dict[tuple[int, int], Tensor] = {}
-    inv: dict[tuple[int, int], Tensor] = {}
-    zero = torch.zeros_like(cov[..., 0, 0])
-    for j in range(d):
-        pivot = cov[..., j, j] - sum((low[j, k] ** 2 for k in range(j)), zero)
-        inv[j, j] = pivot.clamp_min(TINY).rsqrt()
-        for i in range(j + 1, d):
-            low[i, j] = (cov[..., i, j] - sum((low[i, k] * low[j, k] for k in range(j)), zero)) * inv[j, j]
-    for j in range(d):
-        for i in range(j + 1, d):
-            inv[i, j] = -inv[i, i] * sum((low[i, k] * inv[k, j] for k in range(j, i)), zero)
-    return torch.stack([torch.stack([inv.get((i, j), zero) for j in range(d)], -1) for i in range(d)], -2)
-
-
-def _eigh(cov: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvalues [Q, d] and eigenvectors [Q, d, d] of a symmetric matrix."""
-    if cov.shape[-1] != 2:
-        values, vectors = torch.linalg.eigh(cov)
-        return values, vectors
-    a, b, c = cov[..., 0, 0], cov[..., 0, 1], cov[..., 1, 1]
-    centre, radius = (a + c) / 2, torch.hypot((a - c) / 2, b)
-    large = centre + radius
-    small = (a * c - b * b) / large.clamp_min(TINY)  # not centre - radius, which cancels
-    angle = torch.atan2(b, (a - c) / 2) / 2
-    cos, sin = angle.cos(), angle.sin()
-    rotation = torch.stack([torch.stack([cos, -sin], -1), torch.stack([sin, cos], -1)], -2)
-    return torch.stack([large, small], -1), rotation

@@ -35,9 +35,9 @@ def regularize(cov: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
     """
     cov = cov.double()
     d = cov.shape[-1]
-    trace = cov.diagonal(dim1=-2, dim2=-1).sum(-1)
-    shift = eps + trace_share(d, dtype) * trace
-    return cov + shift[..., None, None] * torch.eye(d, dtype=cov.dtype, device=cov.device)
+    eye = torch.eye(d, dtype=cov.dtype, device=cov.device)
+    trace = (cov * eye).sum((-2, -1), keepdim=True)
+    return cov + (eps + trace_share(d, dtype) * trace) * eye
 
 
 def trace_share(d: int, dtype: torch.dtype) -> float:

@@ -1,0 +1,60 @@
+"""The four passes over memory that batch norm of d-component numbers needs, two forward and two backward.
+
+A pass is a pure function of numbers [N, d, Q, S] (N samples, S positions) in any floating dtype; sums are taken in float32, or
+in float64 for float64. The loops over components are written out: each line is one operation over the whole tensor, and a
+compiler can make one loop of a pass.
+"""
+
+import torch
+from torch import Tensor
+
+from hnetcl.kernels.layout import sum_dtype
+
+
+def moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Reads x: mean [d, Q] and biased covariance [Q, d, d] of the centred values (E[x x^T] - mu mu^T would cancel)."""
+    x = x.to(sum_dtype(x.dtype))
+    count = x.shape[0] * x.shape[3]
+    mean = x.sum(3).sum(0) / count
+    centred = x - _broadcast(mean)
+    return mean, _outer(centred, centred) / count
+
+
+def affine(x: Tensor, mean: Tensor, matrix: Tensor, beta: Tensor) -> Tensor:
+    """Reads x, writes y = A (x - mu) + beta in its dtype; mean and beta [d, Q], A [Q, d, d]."""
+    centred = x.to(mean.dtype) - _broadcast(mean)
+    return (_apply(matrix, centred) + _broadcast(beta)).to(x.dtype)
+
+
+def gradient_sums(g: Tensor, x: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
+    """Reads g and x: s = sum g [d, Q] and G = sum g (x - mu)^T [Q, d, d]."""
+    g = g.to(mean.dtype)
+    return g.sum(3).sum(0), _outer(g, x.to(mean.dtype) - _broadcast(mean))
+
+
+def gradient(g: Tensor, x: Tensor, mean: Tensor, matrix: Tensor, shift: Tensor, factor: Tensor) -> Tensor:
+    """Reads g and x, writes dx = A^T (g - shift) + factor (x - mu) in the dtype of x; shift [d, Q], the matrices [Q, d, d]."""
+    centred = x.to(mean.dtype) - _broadcast(mean)
+    return (_apply(matrix.mT, g.to(mean.dtype) - _broadcast(shift)) + _apply(factor, centred)).to(x.dtype)
+
+
+def _broadcast(v: Tensor) -> Tensor:
+    """[d, Q] -> [1, d, Q, 1]."""
+    return v.unsqueeze(0).unsqueeze(-1)
+
+
+def _apply(matrix: Tensor, numbers: Tensor) -> Tensor:
+    """The matrix of every number times the number: [Q, d, d], [N, d, Q, S] -> [N, d, Q, S].
+
+    Batched matrix products would copy the tensor twice to reorder it, and are slow for matrices so small.
+    """
+    columns = [_broadcast(column) for column in matrix.permute(2, 1, 0).contiguous()]  # contiguous, so that the result is
+    y = numbers[:, :1] * columns[0]
+    for b in range(1, len(columns)):
+        y = y.addcmul(columns[b], numbers[:, b : b + 1])
+    return y
+
+
+def _outer(u: Tensor, v: Tensor) -> Tensor:
+    """sum u v^T over samples and positions: [N, d, Q, S] twice -> [Q, d, d]."""
+    return torch.stack([(u * v[:, b : b + 1]).sum(3).sum(0).T for b in range(v.shape[1])], -1)

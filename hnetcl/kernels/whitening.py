@@ -1,0 +1,95 @@
+"""Whitening matrices W = f(V) of d x d covariances, and their derivative in closed form.
+
+    zca       W = V^(-1/2)                  S = -U [(U^T sym(P) U)_ij / (k_i k_j (k_i + k_j))] U^T,   V = U diag(k^2) U^T
+    cholesky  W = L^(-1), V = L L^T         S = -W^T sym(Phi(P W^T)) W,   Phi = lower triangle with halved diagonal
+
+with P = dL/dW and S = dL/dV. In float64, and written out by hand where d <= 2 or f is Cholesky, so that no call checks for
+errors (a sync on a GPU) or raises where a floor serves.
+"""
+
+import torch
+from torch import Tensor
+
+from hnetcl.kernels.layout import regularize, trace_share
+
+TINY = 1e-60  # below any variance that float32 sums can mean; keeps roots and the products of their inverses finite
+
+
+def forward_matrices(
+    cov: Tensor, gamma: Tensor | None, eps: float, whitening: str, dtype: torch.dtype
+) -> tuple[Tensor, list[Tensor]]:
+    """From V without eps: A = Gamma W [Q, d, d] in the dtype of sums, and what backward needs: W, and for `zca` U and k."""
+    factors = whiten(regularize(cov, eps, dtype), whitening)
+    return _product(factors[0], gamma, dtype), list(factors)
+
+
+def backward_matrices(
+    outer: Tensor, gamma: Tensor | None, factors: list[Tensor], whitening: str, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    """From G = sum g (x - mu)^T: A in the dtype of sums, dGamma and dL/dV, all [Q, d, d]."""
+    w, outer = factors[0], outer.double()
+    dcov = whiten_backward(outer if gamma is None else gamma.double().mT @ outer, factors, whitening)
+    eye = torch.eye(w.shape[-1], dtype=w.dtype, device=w.device)
+    trace = (dcov * eye).sum((-2, -1), keepdim=True)
+    dcov = dcov + trace_share(w.shape[-1], dtype) * trace * eye
+    return _product(w, gamma, dtype), outer @ w.mT, dcov.to(dtype)
+
+
+def whiten(cov: Tensor, whitening: str) -> tuple[Tensor, ...]:
+    """W, and for `zca` also the eigenvectors U and the roots k of the eigenvalues."""
+    if whitening == "cholesky":
+        return (_inverse_cholesky(cov),)
+    values, u = _eigh(cov)
+    k = values.clamp_min(TINY).sqrt()
+    return (u / k.unsqueeze(-2)) @ u.mT, u, k
+
+
+def whiten_backward(p: Tensor, factors: list[Tensor], whitening: str) -> Tensor:
+    """S = dL/dV from P = dL/dW."""
+    if whitening == "cholesky":
+        (w,) = factors
+        lower = (p @ w.mT).tril() * (1 - torch.eye(w.shape[-1], dtype=w.dtype, device=w.device) / 2)
+        return -(w.mT @ _symmetric(lower) @ w)
+    _, u, k = factors
+    row, column = k.unsqueeze(-1), k.unsqueeze(-2)
+    return -(u @ ((u.mT @ _symmetric(p) @ u) / (row * column * (row + column))) @ u.mT)
+
+
+def _product(w: Tensor, gamma: Tensor | None, dtype: torch.dtype) -> Tensor:
+    return (w if gamma is None else gamma.double() @ w).to(dtype)
+
+
+def _symmetric(matrix: Tensor) -> Tensor:
+    return (matrix + matrix.mT) / 2
+
+
+def _inverse_cholesky(cov: Tensor) -> Tensor:
+    """L^(-1), column by column; a pivot that rounding made negative is floored."""
+    d = cov.shape[-1]
+    low: dict[tuple[int, int], Tensor] = {}
+    inv: dict[tuple[int, int], Tensor] = {}
+    zero = torch.zeros_like(cov[..., 0, 0])
+    for j in range(d):
+        pivot = cov[..., j, j] - sum((low[j, k] ** 2 for k in range(j)), zero)
+        inv[j, j] = pivot.clamp_min(TINY).rsqrt()
+        for i in range(j + 1, d):
+            low[i, j] = (cov[..., i, j] - sum((low[i, k] * low[j, k] for k in range(j)), zero)) * inv[j, j]
+    for j in range(d):
+        for i in range(j + 1, d):
+            inv[i, j] = -inv[i, i] * sum((low[i, k] * inv[k, j] for k in range(j, i)), zero)
+    return torch.stack([torch.stack([inv.get((i, j), zero) for j in range(d)], -1) for i in range(d)], -2)
+
+
+def _eigh(cov: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues [Q, d] and eigenvectors [Q, d, d] of a symmetric matrix."""
+    if cov.shape[-1] != 2:
+        values, vectors = torch.linalg.eigh(cov)
+        return values, vectors
+    a, b, c = cov[..., 0, 0], cov[..., 0, 1], cov[..., 1, 1]
+    centre, radius = (a + c) / 2, torch.hypot((a - c) / 2, b)
+    large = centre + radius
+    small = (a * c - b * b) / large.clamp_min(TINY)  # not centre - radius, which cancels
+    angle = torch.atan2(b, (a - c) / 2) / 2
+    cos, sin = angle.cos(), angle.sin()
+    rotation = torch.stack([torch.stack([cos, -sin], -1), torch.stack([sin, cos], -1)], -2)
+    return torch.stack([large, small], -1), rotation
