@@ -1,6 +1,7 @@
 """Tables as text."""
 
 from collections.abc import Sequence
+from textwrap import shorten
 
 from rich import box
 from rich.console import Console
@@ -10,12 +11,13 @@ from torch import Tensor
 from hnetcl.tasks import TaskSequence
 
 WIDTH = 100
+CLASSES_WIDTH = 36
 
 
 def result_table(sequence: TaskSequence, matrix: Tensor) -> str:
     """A line per task: its accuracy right after its training and at the end, and their difference."""
     rows = [
-        (str(j), ", ".join(task.classes), number(matrix[j, j]), number(matrix[-1, j]), f"{matrix[-1, j] - matrix[j, j]:+.6f}")
+        (str(j), _names(task.classes), number(matrix[j, j]), number(matrix[-1, j]), f"{matrix[-1, j] - matrix[j, j]:+.6f}")
         for j, task in enumerate(sequence.tasks)
     ]
     return _table(["task", "classes", "after its training", "at the end", "difference"], rows)
@@ -24,8 +26,7 @@ def result_table(sequence: TaskSequence, matrix: Tensor) -> str:
 def comparison_table(sequence: TaskSequence, tasks: Sequence[int], now: Sequence[float], recorded: Sequence[float]) -> str:
     """A line per evaluated task: its accuracy now, and what training recorded at the end."""
     rows = [
-        (str(j), ", ".join(sequence[j].classes), number(value), number(recorded[j]))
-        for j, value in zip(tasks, now, strict=True)
+        (str(j), _names(sequence[j].classes), number(value), number(recorded[j])) for j, value in zip(tasks, now, strict=True)
     ]
     return _table(["task", "classes", "accuracy", "recorded"], rows)
 
@@ -35,10 +36,15 @@ def number(value: float | Tensor) -> str:
     return f"{float(value):.6f}"
 
 
+def _names(classes: Sequence[str]) -> str:
+    """As many classes as fit; the numbers beside them never give way."""
+    return shorten(", ".join(classes), CLASSES_WIDTH, placeholder=" ...")
+
+
 def _table(header: list[str], rows: Sequence[Sequence[str]]) -> str:
     table = Table(box=box.ASCII2, show_edge=False)
     for k, name in enumerate(header):
-        table.add_column(name, justify="left" if k == 1 else "right", no_wrap=True, overflow="ellipsis")
+        table.add_column(name, justify="left" if k == 1 else "right", no_wrap=True)
     for row in rows:
         table.add_row(*row)
     console = Console(width=WIDTH, color_system=None)
