@@ -232,8 +232,6 @@ class Config(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.resume and self.run.dir is None:
-            raise ArgumentError("resume", self.resume, "needs run.dir, the run to go on with")
         lists = {"net.hidden": self.net.hidden}
         if isinstance(self.net, LeNetConfig):
             lists["net.channels"] = self.net.channels

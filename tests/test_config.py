@@ -107,7 +107,6 @@ REFUSED = {
     "scenario=class": "scenario=class: allowed: task",
     "method.beta=-1": "method.beta=-1.0: must be at least 0",
     "seed=-1": "seed=-1: must be at least 0",
-    "resume=true": "resume=True: needs run.dir",
     "~bn": "bn=None: is missing",
 }
 

@@ -152,6 +152,18 @@ def test_damaged_models_are_told(run: Path) -> None:
         evaluate(parse_evaluation(arguments(run)))
 
 
+@pytest.mark.parametrize("name", ["config.yaml", "tasks.json", "accuracy.csv"])
+@pytest.mark.parametrize("content", ["a: {b", "a,b\nc,d\n", None])
+def test_damaged_files_are_told(name: str, content: str | None, run: Path) -> None:
+    path = run / name
+    path.unlink()
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(ArgumentError) as caught:
+        evaluate(parse_evaluation(arguments(run)))
+    assert "\n" not in str(caught.value)
+
+
 def test_other_data_are_noticed(run: Path, data_root: Path, tmp_path: Path) -> None:
     tensors = load_file(data_root / "tiny.safetensors")
     tensors["test_images"][0, 0, 0, 0] += 1
@@ -196,6 +208,11 @@ def test_a_run_that_dies_resumes_to_the_same_numbers(
     assert equal(run, died)
     train(compose(*tiny, f"run.dir={died}", "resume=true"))
     assert equal(run, died)
+
+
+def test_resume_needs_to_know_the_run(tiny: list[str], compose: Callable[..., Config]) -> None:
+    with pytest.raises(ArgumentError, match=r"resume=True: needs run.dir"):
+        train(compose(*tiny, "resume=true"))
 
 
 def test_resume_starts_where_nothing_was_begun(

@@ -1,6 +1,5 @@
 """The two jobs of the command line: train a run, evaluate a run."""
 
-import json
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any
 
 import torch
 from omegaconf import OmegaConf
+from yaml import YAMLError
 
 from hnetcl.bn import BATCH, batchnorm_layers
 from hnetcl.build import Parts, build
@@ -85,23 +85,23 @@ def evaluate(config: EvaluationConfig) -> list[float]:
     directory = RunDirectory(config.run)
     if not directory.holds_run():
         raise ArgumentError("run", config.run, "holds no run (there is no config.yaml)")
-    trained = parse(OmegaConf.create(directory.config.read_text()))
+    trained = _saved_config(directory, "run")
     trained.data.root = config.data.root or trained.data.root
     with engine(trained.seed, trained.trainer.threads, trained.trainer.deterministic):
         parts = build(trained, resolve_device(config.device))
         sequence, model = parts.sequence, parts.model
-        _check_data(directory, parts, "run", config.run)
+        _check_data(directory, parts, "run")
         try:
             model.load_tensors(directory.load_model())
+            recorded = directory.read_accuracy()[-1]
         except ValueError as error:
-            raise ArgumentError("run", config.run, f"model.safetensors can't be used: {error}") from error
+            raise ArgumentError("run", config.run, f"can't be reloaded: {error}") from error
         tasks = list(range(len(sequence)))
         if config.task is not None:
             tasks = [_task_number("task", config.task, len(sequence))]
         row = _row(config.stats, parts)
         size = trained.trainer.eval_batch_size
         found = [accuracy(model, t, sequence[t].test, sequence[t].preprocess, size, t if row is None else row) for t in tasks]
-    recorded = directory.read_accuracy()[-1]
     print(comparison_table(sequence, tasks, found, recorded))
     print(f"average_accuracy: {number(sum(found) / len(found))} (tasks: {len(tasks)}, stats: {config.stats})")
     if row is None and found != [recorded[t] for t in tasks]:
@@ -123,6 +123,8 @@ def _claim(config: Config, parts: Parts, job_directory: str | None) -> RunDirect
     if config.run.dir is not None and job_directory is not None:
         raise ArgumentError("run.dir", config.run.dir, "is one directory, but this is a multirun: set hydra.sweep.dir")
     given = config.run.dir or job_directory
+    if config.resume and given is None:
+        raise ArgumentError("resume", config.resume, "needs run.dir, the run to go on with")
     path = Path(given) if given else _fresh(Path("outputs") / parts.sequence.name / time.strftime("%Y-%m-%d_%H-%M-%S"))
     directory = RunDirectory(path)
     if directory.path.exists() and not directory.path.is_dir():
@@ -130,8 +132,8 @@ def _claim(config: Config, parts: Parts, job_directory: str | None) -> RunDirect
     if directory.holds_run():
         if not config.resume:
             raise ArgumentError("run.dir", path, "holds a run already; resume=true goes on with it")
-        _check_same(config, parse(OmegaConf.create(directory.config.read_text())))
-        _check_data(directory, parts, "run.dir", path)
+        _check_same(config, _saved_config(directory, "run.dir"))
+        _check_data(directory, parts, "run.dir")
         return directory
     directory.create()
     directory.write_json(directory.tasks, _manifest(config, parts))
@@ -159,9 +161,22 @@ def _check_same(config: Config, saved: Config) -> None:
             raise ArgumentError(key, now.get(key), f"the run to go on with has {key}={before.get(key)}")
 
 
-def _check_data(directory: RunDirectory, parts: Parts, name: str, value: Any) -> None:
+def _saved_config(directory: RunDirectory, name: str) -> Config:
+    """The configuration that a run was started with."""
+    try:
+        saved = OmegaConf.create(directory.read_text(directory.config))
+    except (ValueError, YAMLError) as error:
+        raise ArgumentError(name, directory.path, f"config.yaml is damaged ({' '.join(str(error).split())})") from error
+    return parse(saved)
+
+
+def _check_data(directory: RunDirectory, parts: Parts, name: str) -> None:
     """The data must be those that the run was trained on."""
-    saved = json.loads(directory.tasks.read_text())["tasks"]
+    value = directory.path
+    try:
+        saved = directory.read_tasks()
+    except ValueError as error:
+        raise ArgumentError(name, value, str(error)) from error
     for t, (before, now) in enumerate(zip(saved, parts.sequence.manifest()["tasks"], strict=True)):
         if before != now:
             differing = ", ".join(sorted(k for k in before.keys() | now.keys() if before.get(k) != now.get(k)))

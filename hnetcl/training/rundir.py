@@ -59,10 +59,44 @@ class RunDirectory:
         writer.writerows([i, *row] for i, row in enumerate(matrix.tolist()) if row[0] == row[0])
         self.write_text(self.accuracy, file.getvalue())
 
+    def read_text(self, path: Path) -> str:
+        """A file of the run.
+
+        Raises:
+            ValueError: it is missing or not text.
+        """
+        try:
+            return path.read_text()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"{path.name} is missing or damaged ({error})") from error
+
+    def read_tasks(self) -> list[dict[str, Any]]:
+        """What tasks.json says of each task.
+
+        Raises:
+            ValueError: the file is missing or damaged.
+        """
+        text = self.read_text(self.tasks)
+        try:
+            tasks: list[dict[str, Any]] = json.loads(text)["tasks"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{self.tasks.name} is damaged ({error})") from error
+        return tasks
+
     def read_accuracy(self) -> list[list[float]]:
-        """The rows of R that `write_accuracy` wrote, the untrained model's first."""
-        with self.accuracy.open(newline="") as file:
-            return [[float(value) for value in row[1:]] for row in list(csv.reader(file))[1:]]
+        """The rows of R that `write_accuracy` wrote, the untrained model's first.
+
+        Raises:
+            ValueError: the file is missing or damaged.
+        """
+        header, *rows = list(csv.reader(io.StringIO(self.read_text(self.accuracy)))) or [[]]
+        try:
+            values = [[float(value) for value in row[1:]] for row in rows]
+        except ValueError as error:
+            raise ValueError(f"{self.accuracy.name} is damaged ({error})") from error
+        if not values or any(len(row) != len(header) - 1 for row in values):
+            raise ValueError(f"{self.accuracy.name} is damaged (rows are missing or incomplete)")
+        return values
 
     def save_checkpoint(self, state: dict[str, Any]) -> None:
         """Keeps the newest state and the one before."""
@@ -93,7 +127,7 @@ class RunDirectory:
         try:
             return load_file(self.model)
         except (OSError, SafetensorError) as error:
-            raise ValueError(f"{self.model} is missing or damaged ({error})") from error
+            raise ValueError(f"{self.model.name} is missing or damaged ({error})") from error
 
 
 def _is_whole(path: Path) -> bool:
