@@ -1,5 +1,7 @@
 """Image sets, sequences of tasks, and batches."""
 
+import gzip
+import hashlib
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,6 +31,20 @@ def test_mnist_travels_with_the_package(mnist: Images) -> None:
     assert mnist.train_labels.bincount().tolist() == [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
     assert mnist.test_labels[:5].tolist() == [7, 2, 1, 0, 4]
     assert mnist.train_images.dtype == torch.uint8
+
+
+@pytest.mark.parametrize(
+    ("name", "md5"),
+    [
+        ("train-images-idx3-ubyte", "6bbc9ace898e44ae57da46a324031adb"),
+        ("train-labels-idx1-ubyte", "a25bea736e30d166cdddb491f175f624"),
+        ("t10k-images-idx3-ubyte", "2646ac647ad5339dbf082846283269ea"),
+        ("t10k-labels-idx1-ubyte", "27ae3e4e09519cfbb04c329615203637"),
+    ],
+)
+def test_the_packaged_files_are_the_canonical_ones(name: str, md5: str) -> None:
+    packed = (Path(sources.__file__).parent / "mnist" / f"{name}.gz").read_bytes()
+    assert hashlib.md5(gzip.decompress(packed)).hexdigest() == md5
 
 
 def test_data_root_comes_first(tmp_path: Path, images: Images) -> None:
