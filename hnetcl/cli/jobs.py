@@ -15,7 +15,6 @@ from hnetcl.cli.parse import parse
 from hnetcl.config import Config, EvaluationConfig
 from hnetcl.errors import ArgumentError
 from hnetcl.metrics import summary
-from hnetcl.tracking import Console, FigureWriter, Progress, TensorBoard, comparison_table, log_to, number, result_table
 from hnetcl.training import Observer, Result, RunDirectory, Trainer, accuracy, engine, resolve_device
 
 MAY_DIFFER = ("run", "data", "device", "resume")  # between a run and its continuation: where, not what
@@ -42,6 +41,9 @@ def train(config: Config, job_directory: str | None = None) -> Path:
     with engine(config.seed, threads, deterministic):
         parts = build(config, device)
         directory = _claim(config, parts, job_directory)
+        # TensorBoard and matplotlib are slow to import: only once nothing is left that could be refused.
+        from hnetcl.tracking import Console, FigureWriter, Progress, TensorBoard, log_to, number, result_table
+
         console = Console()
         with log_to(console, directory.log) as log:
             log.info(describe(parts, device))
@@ -102,6 +104,8 @@ def evaluate(config: EvaluationConfig) -> list[float]:
         row = _row(config.stats, parts)
         size = trained.trainer.eval_batch_size
         found = [accuracy(model, t, sequence[t].test, sequence[t].preprocess, size, t if row is None else row) for t in tasks]
+    from hnetcl.tracking import comparison_table, number
+
     print(comparison_table(sequence, tasks, found, recorded))
     print(f"average_accuracy: {number(sum(found) / len(found))} (tasks: {len(tasks)}, stats: {config.stats})")
     if row is None and found != [recorded[t] for t in tasks]:
