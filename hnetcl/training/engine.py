@@ -34,13 +34,15 @@ def engine(seed: int, threads: int | None = None, deterministic: bool = False) -
         threads: of the CPU; None leaves the number as it is.
         deterministic: refuse operations whose results vary from run to run (slower on a GPU).
     """
-    before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    before, change = torch.get_num_threads(), deterministic and not torch.are_deterministic_algorithms_enabled()
     with torch.random.fork_rng():
         try:
             torch.manual_seed(seed)
-            torch.set_num_threads(threads or before[0])
-            torch.use_deterministic_algorithms(deterministic or before[1])
+            torch.set_num_threads(threads or before)
+            if change:  # the call imports torch's compiler, a second that most runs need not spend
+                torch.use_deterministic_algorithms(True)
             yield
         finally:
-            torch.set_num_threads(before[0])
-            torch.use_deterministic_algorithms(before[1])
+            torch.set_num_threads(before)
+            if change:
+                torch.use_deterministic_algorithms(False)
