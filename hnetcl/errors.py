@@ -28,6 +28,11 @@ def one_of(name: str, value: Any, choices: Iterable[Any]) -> ArgumentError:
     return ArgumentError(name, value, nearest(value, choices))
 
 
+def one_line(error: Exception) -> str:
+    """The text of another library's error, without line breaks."""
+    return " ".join(str(error).split())
+
+
 def nearest(word: Any, choices: Iterable[Any]) -> str:
     """What is allowed in place of a word, the nearest spelling first."""
     names = sorted(str(choice) for choice in choices)

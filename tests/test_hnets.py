@@ -141,6 +141,8 @@ def test_chunk_sizes_that_are_refused() -> None:
         ChunkedHyperNetwork({"weight": (30, 40)}, 5, compression=0.001)
     with pytest.raises(ArgumentError, match="chunk_size=10: can't be given beside"):
         ChunkedHyperNetwork({"weight": (30, 40)}, 5, compression=0.5, chunk_size=10)
+    with pytest.raises(ArgumentError, match="compression=0: the smallest ratio"):
+        ChunkedHyperNetwork({"weight": (30, 40)}, 5, compression=0)
     with pytest.raises(ArgumentError, match="chunk_size=0"):
         ChunkedHyperNetwork({"weight": (30, 40)}, 5, chunk_size=0)
 

@@ -1,6 +1,7 @@
 """A network under a hypernetwork."""
 
 from collections import OrderedDict
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -85,10 +86,10 @@ def test_saved_tensors_bring_everything_back() -> None:
         (lambda t: t.update({"hnet.gain": torch.zeros(2)}), r"hnet.gain has shape \(2,\), expected \(28,\)"),
     ],
 )
-def test_tensors_that_do_not_fit_are_refused(change: object, message: str) -> None:
+def test_tensors_that_do_not_fit_are_refused(change: Callable[[dict[str, Tensor]], object], message: str) -> None:
     model = build()
     tensors = dict(model.saved_tensors())
-    change(tensors)  # type: ignore[operator]
+    change(tensors)
     with pytest.raises(ValueError, match=message):
         model.load_tensors(tensors)
 

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from hnetcl.cli.main import CONF
 from hnetcl.cli.parse import parse_evaluation
 from hnetcl.config import Config
 from hnetcl.errors import ArgumentError
-from hnetcl.training import Trainer
+from hnetcl.training import RunDirectory, Trainer
 
 FILES = ["config.yaml", "tasks.json", "accuracy.csv", "metrics.json", "model.safetensors", "train.log"]
 SAME = ["accuracy.csv", "model.safetensors", "tasks.json"]  # files that two equal runs have in common, byte by byte
@@ -208,6 +209,27 @@ def test_a_run_that_dies_resumes_to_the_same_numbers(
     assert equal(run, died)
     train(compose(*tiny, f"run.dir={died}", "resume=true"))
     assert equal(run, died)
+
+
+def test_a_run_that_dies_right_after_its_last_checkpoint_lacks_nothing(
+    run: Path, tiny: list[str], compose: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    died = tmp_path / "died"
+    whole = RunDirectory.save_checkpoint
+
+    def dies_after_the_last(self: RunDirectory, state: dict[str, Any]) -> None:
+        whole(self, state)
+        if state["done"] == 3:
+            raise KilledError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunDirectory, "save_checkpoint", dies_after_the_last)
+        with pytest.raises(KilledError):
+            train(compose(*tiny, f"run.dir={died}"))
+    train(compose(*tiny, f"run.dir={died}", "resume=true"))
+    assert equal(run, died)
+    for name in ("accuracy_matrix.png", "accuracy_curves.png"):
+        assert (run / "figures" / name).read_bytes() == (died / "figures" / name).read_bytes()
 
 
 def test_resume_needs_to_know_the_run(tiny: list[str], compose: Callable[..., Config]) -> None:

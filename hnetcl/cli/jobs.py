@@ -13,9 +13,9 @@ from hnetcl.bn import BATCH, batchnorm_layers
 from hnetcl.build import Parts, build
 from hnetcl.cli.parse import parse
 from hnetcl.config import Config, EvaluationConfig
-from hnetcl.errors import ArgumentError
+from hnetcl.errors import ArgumentError, one_line
 from hnetcl.metrics import summary
-from hnetcl.training import Observer, Result, RunDirectory, Trainer, accuracy, engine, resolve_device
+from hnetcl.training import Observer, Result, RunDirectory, Trainer, accuracies, engine, resolve_device
 
 MAY_DIFFER = ("run", "data", "device", "resume")  # between a run and its continuation: where, not what
 
@@ -102,8 +102,7 @@ def evaluate(config: EvaluationConfig) -> list[float]:
         if config.task is not None:
             tasks = [_task_number("task", config.task, len(sequence))]
         row = _row(config.stats, parts)
-        size = trained.trainer.eval_batch_size
-        found = [accuracy(model, t, sequence[t].test, sequence[t].preprocess, size, t if row is None else row) for t in tasks]
+        found = accuracies(model, sequence, trained.trainer.eval_batch_size, tasks, row).tolist()
     from hnetcl.tracking import comparison_table, number
 
     print(comparison_table(sequence, tasks, found, recorded))
@@ -170,7 +169,7 @@ def _saved_config(directory: RunDirectory, name: str) -> Config:
     try:
         saved = OmegaConf.create(directory.read_text(directory.config))
     except (ValueError, YAMLError) as error:
-        raise ArgumentError(name, directory.path, f"config.yaml is damaged ({' '.join(str(error).split())})") from error
+        raise ArgumentError(name, directory.path, f"config.yaml is damaged ({one_line(error)})") from error
     return parse(saved)
 
 

@@ -15,7 +15,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from hnetcl.errors import ArgumentError, nearest, one_of
+from hnetcl.errors import ArgumentError, nearest, one_line, one_of
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 USAGE_ERROR = 2
@@ -69,7 +69,7 @@ def _missing_option(error: MissingConfigException) -> str:
     """For `task=split_mnits`: there is no such YAML in the group."""
     group, _, option = str(error.missing_cfg_file).rpartition("/")
     if not group:
-        return _one_line(error)
+        return one_line(error)
     return str(one_of(group, option, error.options or []))
 
 
@@ -77,7 +77,7 @@ def _refused_override(error: Exception, config_name: str) -> str:
     """For a key that is not in the configuration, or an override that can't be read."""
     key = re.search(r"Could not (?:override|append to config|delete from config)\W+'?([\w.@/-]+)", str(error))
     if key is None:
-        return _one_line(error)
+        return one_line(error)
     overrides = OverridesParser.create().parse_overrides([a for a in sys.argv[1:] if "=" in a and not a.startswith("-")])
     values = {o.key_or_group: o.get_value_string() for o in overrides}
     group = key[1].rpartition(".")[0]
@@ -92,7 +92,3 @@ def _keys(config_name: str) -> list[str]:
         config = hydra.compose(config_name)
     groups = {str(group): values for group, values in config.items_ex(resolve=False) if isinstance(values, DictConfig)}
     return [*map(str, config), *(f"{group}.{key}" for group, values in groups.items() for key in map(str, values))]
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

@@ -53,7 +53,9 @@ class ChunkedHyperNetwork(ConditionedHyperNetwork):
         if chunk_size is None:
             fixed = sum(p.numel() for p in [*self.parameters(), *unit_mlp(width, hidden, 1)[:-1].parameters()])
             per_output = (hidden[-1] if hidden else width) + 1
-            chunk_size = self._solve(compression or DEFAULT_COMPRESSION, fixed, chunk_embedding_dim, per_output)
+            chunk_size = self._solve(
+                DEFAULT_COMPRESSION if compression is None else compression, fixed, chunk_embedding_dim, per_output
+            )
         self.chunk_size = min(chunk_size, self.num_generated)
         self.chunk_embedding = nn.Parameter(torch.randn(ceil(self.num_generated / self.chunk_size), chunk_embedding_dim))
         self.mlp = unit_mlp(width, hidden, self.chunk_size)

@@ -67,6 +67,4 @@ class FigureWriter(Observer):
 
     def on_task_end(self, end: TaskEnd) -> None:
         for draw in (accuracy_matrix, accuracy_curves):
-            figure = draw(end.matrix, end.untrained)
-            FigureCanvasAgg(figure)
-            figure.savefig(self.folder / f"{draw.__name__}.png", dpi=200)
+            draw(end.matrix, end.untrained).savefig(self.folder / f"{draw.__name__}.png", dpi=200)

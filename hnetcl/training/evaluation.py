@@ -1,5 +1,7 @@
 """Accuracy of a model on tasks."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -27,7 +29,14 @@ def accuracy(
     return int(correct) / len(split)
 
 
-def accuracies(model: HyperModel, sequence: TaskSequence, batch_size: int, stats: int | str | None = None) -> Tensor:
-    """Test accuracy on every task, [T] in float64."""
-    values = [accuracy(model, t, task.test, task.preprocess, batch_size, stats) for t, task in enumerate(sequence.tasks)]
+def accuracies(
+    model: HyperModel,
+    sequence: TaskSequence,
+    batch_size: int,
+    tasks: Sequence[int] | None = None,
+    stats: int | str | None = None,
+) -> Tensor:
+    """Test accuracy on some tasks, or on all, in float64; the rest as in `accuracy`."""
+    chosen = range(len(sequence)) if tasks is None else tasks
+    values = [accuracy(model, t, sequence[t].test, sequence[t].preprocess, batch_size, stats) for t in chosen]
     return torch.tensor(values, dtype=torch.float64)

@@ -112,9 +112,6 @@ class Trainer:
 
         self.matrix[task] = accuracies(self.model, self.sequence, self.eval_batch_size)
         self.done, self.seconds, self.steps_done = task + 1, self.seconds + seconds, self.steps_done + steps
-        if self.directory:
-            self.directory.save_checkpoint(self._state())
-            self.directory.write_accuracy(self.matrix, self.untrained)
         now, embeddings = self.sequence[task], self.model.hnet.embeddings
         end = TaskEnd(
             task,
@@ -126,6 +123,9 @@ class Trainer:
         )
         for observer in self.observers:
             observer.on_task_end(end)
+        if self.directory:
+            self.directory.write_accuracy(self.matrix, self.untrained)
+            self.directory.save_checkpoint(self._state())  # last: what it counts as done has been told and written
 
     def _train(self, task: int, batches: list[Batches], steps: int) -> None:
         model, method = self.model.train(), self.method
