@@ -2,7 +2,8 @@
 
 ALGEBRA_DIMS = {"real": 1, "complex": 2, "quaternion": 4}
 STATS = ("tracked", "frozen", "batch")
-WHITENINGS = ("zca", "cholesky")
+WHITENINGS = ("zca", "cholesky", "naive")
+BACKENDS = ("auto", "reference", "closed_form", "compiled")
 CLASS_ORDERS = ("natural", "random")
 SCENARIOS = ("task",)
 SCHEDULES = ("constant", "cosine")

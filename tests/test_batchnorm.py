@@ -18,6 +18,7 @@ from hnetcl.choices import STATS, WHITENINGS
 from hnetcl.errors import ArgumentError
 
 every_algebra = pytest.mark.parametrize("algebra", ALGEBRAS)
+every_whitener = pytest.mark.parametrize(("algebra", "whitening"), list(product(ALGEBRAS, ("zca", "cholesky"))))
 every_kind = pytest.mark.parametrize(("algebra", "whitening"), list(product(ALGEBRAS, WHITENINGS)))
 in_both_modes = pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
 generated = settings(deadline=None, max_examples=12, derandomize=True, database=None)
@@ -67,7 +68,7 @@ def buffers(layer: nn.Module) -> dict[str, Tensor]:
     return copies(dict(layer.named_buffers()))
 
 
-@every_kind
+@every_whitener
 @generated
 @given(shape=shapes)
 def test_whitens(algebra: str, whitening: str, shape: tuple[int, int, list[int]]) -> None:
@@ -84,12 +85,25 @@ def test_whitens(algebra: str, whitening: str, shape: tuple[int, int, list[int]]
         torch.testing.assert_close(torch.linalg.eigvalsh(cov), lam / (lam + 0.1))
 
 
-@every_kind
+@every_whitener
 def test_default_gamma_gives_unit_numbers(algebra: str, whitening: str) -> None:
     """With the initial Gamma the covariance is I / d, so E|y|^2 = 1."""
     d = ALGEBRAS[algebra].dim
     _, cov = moments(build(3 * d, algebra, whitening=whitening, eps=1e-30)(samples(20, 3 * d, 4)), d)
     torch.testing.assert_close(cov, torch.eye(d, dtype=torch.float64).expand_as(cov) / d)
+
+
+@every_algebra
+@generated
+@given(shape=shapes)
+def test_naive_is_real_batch_norm_of_every_component(algebra: str, shape: tuple[int, int, list[int]]) -> None:
+    """Training and evaluation are torch's, scaled by the initial Gamma."""
+    d, (n, q, space) = ALGEBRAS[algebra].dim, shape
+    layer, x = build(d * q, algebra, whitening="naive", momentum=1.0), samples(n, d * q, *space)
+    mean, var = x.new_zeros(2, d * q)
+    y = F.batch_norm(x, mean, var, training=True, momentum=1.0) / d**0.5
+    torch.testing.assert_close(layer(x), y)
+    torch.testing.assert_close(layer.eval()(x + 1), F.batch_norm(x + 1, mean, var) / d**0.5)
 
 
 @every_algebra

@@ -17,19 +17,55 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from hnetcl.kernels import passes
-from hnetcl.kernels.layout import sum_dtype
-from hnetcl.kernels.whitening import backward_matrices, forward_matrices
+from hnetcl.kernels import steps
+from hnetcl.kernels.layout import split, sum_dtype
+from hnetcl.kernels.mapping import merge_matrices, merge_numbers, merge_vectors, part_matrices, part_numbers, part_vectors
+from hnetcl.kernels.passes import Passes
+from hnetcl.kernels.steps import Options
+from hnetcl.kernels.sums import Group
 
 
 def batch_norm(
-    x: Tensor, gamma: Tensor | None, beta: Tensor | None, *, d: int, eps: float, whitening: str
+    x: Tensor,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    *,
+    d: int,
+    eps: float,
+    whitening: str,
+    passes: Passes | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Normalizes by the batch's own statistics; see `reference.batch_norm`. Mean and covariance carry no graph."""
+    """Normalizes by the batch's own statistics; see `reference.batch_norm`. Mean and covariance carry no graph.
+
+    Args:
+        passes: how to compute; None is the fastest way without a compiler.
+    """
     if d == 1:
         return _real_batch_norm(x, gamma, beta, eps)
-    y, mean, cov, *_ = _BatchStatistics.apply(x, gamma, beta, d, eps, whitening)
+    y, mean, cov, *_ = _BatchStatistics.apply(x, gamma, beta, Options(d, eps, whitening, passes))
     return y.reshape(x.shape), mean, cov
+
+
+def synchronised_batch_norm(
+    x: Tensor,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    *,
+    d: int,
+    eps: float,
+    whitening: str,
+    group: Group,
+    passes: Passes | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """`batch_norm` by the statistics of all ranks' batches together.
+
+    Gradients of gamma and beta are this rank's share, for their average is taken elsewhere.
+
+    Returns:
+        y, mean, covariance, and how many values per channel there were on all ranks (0-dim).
+    """
+    y, mean, cov, count, *_ = _BatchStatistics.apply(x, gamma, beta, Options(d, eps, whitening, passes, group))
+    return y.reshape(x.shape), mean, cov, count
 
 
 def normalize(
@@ -42,11 +78,12 @@ def normalize(
     d: int,
     eps: float,
     whitening: str,
+    passes: Passes | None = None,
 ) -> Tensor:
     """Normalizes by given statistics, which gradients reach; see `reference.normalize`."""
     if d == 1 and not (mean.requires_grad or cov.requires_grad):
         return _torch_batch_norm(x, mean, cov.reshape(-1), gamma, beta, eps, training=False)
-    y: Tensor = _GivenStatistics.apply(x, mean, cov, gamma, beta, d, eps, whitening)[0]
+    y: Tensor = _GivenStatistics.apply(x, mean, cov, gamma, beta, Options(d, eps, whitening, passes))[0]
     return y.reshape(x.shape)
 
 
@@ -68,61 +105,52 @@ def _torch_batch_norm(
 
 
 # The functions return numbers [N, d, Q, S], shaped like x only outside of them: what is a view inside a function can't be
-# changed in place after it, as ReLU(inplace=True) does.
+# changed in place after it, as ReLU(inplace=True) does. Under vmap the batch axis becomes more numbers.
 
 
 class _BatchStatistics(torch.autograd.Function):
-    generate_vmap_rule = True
-
     @staticmethod
-    def forward(x: Tensor, gamma: Tensor | None, beta: Tensor | None, d: int, eps: float, whitening: str) -> tuple[Tensor, ...]:
-        numbers = _split(x, d)
-        mean, cov = passes.moments(numbers)
-        matrix, factors = forward_matrices(cov, gamma, eps, whitening, mean.dtype)
-        y = passes.affine(numbers, mean, matrix, _beta(beta, mean))
-        return y, mean.reshape(-1), cov, *factors
+    def forward(x: Tensor, gamma: Tensor | None, beta: Tensor | None, options: Options) -> tuple[Tensor, ...]:
+        y, mean, cov, count, factors = steps.forward_batch(split(x, options.d), gamma, beta, options)
+        return y, mean.reshape(-1), cov, count, *factors
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        x, gamma, _, ctx.d, _, ctx.whitening = inputs
-        _, mean, cov, *factors = output
-        ctx.mark_non_differentiable(mean, cov, *factors)
-        ctx.save_for_backward(x, gamma, mean, *factors)
+        x, gamma, _, ctx.options = inputs
+        _, mean, cov, count, *factors = output
+        ctx.mark_non_differentiable(mean, cov, count, *factors)
+        ctx.save_for_backward(x, gamma, mean, count, *factors)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, g: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-        x, gamma, mean, *factors = ctx.saved_tensors
-        numbers, mean = _split(x, ctx.d), mean.reshape(ctx.d, -1)
-        m = x.numel() // x.shape[1]
-        total, outer = passes.gradient_sums(g, numbers, mean)
-        matrix, dgamma, dcov = backward_matrices(outer, gamma, factors, ctx.whitening, mean.dtype)
-        dx = passes.gradient(g, numbers, mean, matrix, total / m, dcov * (2 / m))
-        return dx.reshape(x.shape), _like(dgamma, gamma), _needed(total, ctx, 2), None, None, None
+        x, gamma, mean, count, *factors = ctx.saved_tensors
+        options: Options = ctx.options
+        numbers, mean = split(x, options.d), mean.reshape(options.d, -1)
+        dx, dgamma, dbeta = steps.backward_batch(g, numbers, gamma, mean, count, factors, options)
+        return dx.reshape(x.shape), dgamma, dbeta if ctx.needs_input_grad[2] else None, None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], x: Tensor, gamma: Any, beta: Any, options: Options) -> Any:
+        size, d = info.batch_size, options.d
+        merged = merge_numbers(x, in_dims[0], size, d), merge_matrices(gamma, in_dims[1], size)
+        y, mean, cov, count, *factors = _BatchStatistics.apply(*merged, merge_vectors(beta, in_dims[2], size, d), options)
+        parts = [part_matrices(each, size) for each in (cov, *factors)]
+        outputs = part_numbers(y, size), part_vectors(mean, size, d), parts[0], count, *parts[1:]
+        return outputs, (2, 0, 0, None, *[0] * len(factors))
 
 
 class _GivenStatistics(torch.autograd.Function):
-    generate_vmap_rule = True
-
     @staticmethod
     def forward(
-        x: Tensor,
-        mean: Tensor,
-        cov: Tensor,
-        gamma: Tensor | None,
-        beta: Tensor | None,
-        d: int,
-        eps: float,
-        whitening: str,
+        x: Tensor, mean: Tensor, cov: Tensor, gamma: Tensor | None, beta: Tensor | None, options: Options
     ) -> tuple[Tensor, ...]:
-        centre = mean.reshape(d, -1).to(sum_dtype(x.dtype))
-        matrix, factors = forward_matrices(cov, gamma, eps, whitening, centre.dtype)
-        y = passes.affine(_split(x, d), centre, matrix, _beta(beta, centre))
+        y, factors = steps.forward_given(split(x, options.d), mean, cov, gamma, beta, options)
         return y, *factors
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        x, mean, cov, gamma, _, ctx.d, _, ctx.whitening = inputs
+        x, mean, cov, gamma, _, ctx.options = inputs
         _, *factors = output
         ctx.mark_non_differentiable(*factors)
         ctx.save_for_backward(x, mean, cov, gamma, *factors)
@@ -131,29 +159,23 @@ class _GivenStatistics(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, g: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         x, mean, cov, gamma, *factors = ctx.saved_tensors
-        numbers, centre = _split(x, ctx.d), mean.reshape(ctx.d, -1).to(sum_dtype(x.dtype))
-        total, outer = passes.gradient_sums(g, numbers, centre)
-        matrix, dgamma, dcov = backward_matrices(outer, gamma, factors, ctx.whitening, centre.dtype)
-        zero = torch.zeros_like(centre)
-        dx = passes.affine(g, zero, matrix.mT, zero)
-        dmean = -(matrix.mT @ total.T.unsqueeze(-1)).squeeze(-1).T.reshape(-1).to(mean.dtype)
-        return dx.reshape(x.shape), dmean, dcov.to(cov.dtype), _like(dgamma, gamma), _needed(total, ctx, 4), None, None, None
+        numbers = split(x, ctx.options.d)
+        dx, dmean, dcov, dgamma, dbeta = steps.backward_given(g, numbers, mean, gamma, factors, ctx.options)
+        dcov = dcov.to(cov.dtype)
+        return dx.reshape(x.shape), dmean, dcov, dgamma, dbeta if ctx.needs_input_grad[4] else None, None
 
-
-def _split(x: Tensor, d: int) -> Tensor:
-    """[N, C, *S] -> [N, d, Q, prod(S)]."""
-    return x.reshape(x.shape[0], d, x.shape[1] // d, x.shape[2:].numel())
-
-
-def _beta(beta: Tensor | None, mean: Tensor) -> Tensor:
-    """[d, Q]."""
-    return torch.zeros_like(mean) if beta is None else beta.to(mean.dtype).reshape(mean.shape)
-
-
-def _needed(total: Tensor, ctx: Any, position: int) -> Tensor | None:
-    """s as dbeta, where there is a beta."""
-    return total.reshape(-1) if ctx.needs_input_grad[position] else None
-
-
-def _like(grad: Tensor, value: Tensor | None) -> Tensor | None:
-    return None if value is None else grad.to(value.dtype)
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: tuple[Any, ...], x: Tensor, mean: Any, cov: Any, gamma: Any, beta: Any, options: Options
+    ) -> Any:
+        size, d = info.batch_size, options.d
+        y, *factors = _GivenStatistics.apply(
+            merge_numbers(x, in_dims[0], size, d),
+            merge_vectors(mean, in_dims[1], size, d),
+            merge_matrices(cov, in_dims[2], size),
+            merge_matrices(gamma, in_dims[3], size),
+            merge_vectors(beta, in_dims[4], size, d),
+            options,
+        )
+        parts = [part_matrices(each, size) for each in factors]
+        return (part_numbers(y, size), *parts), (2, *[0] * len(parts))

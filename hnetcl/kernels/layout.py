@@ -28,7 +28,12 @@ def sum_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
 
 
-def regularize(cov: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
+def split(x: Tensor, d: int) -> Tensor:
+    """[N, C, *S] -> numbers [N, d, Q, prod(S)]."""
+    return x.reshape(x.shape[0], d, x.shape[1] // d, x.shape[2:].numel())
+
+
+def regularize(cov: Tensor, eps: float, whitening: str, dtype: torch.dtype) -> Tensor:
     """V' = V + (eps + 4 u tr(V) / d) I in float64, with u the rounding unit of the sums that V was made of.
 
     The second term covers what rounding can take from the smallest eigenvalue, so that V' is positive definite.
@@ -37,9 +42,9 @@ def regularize(cov: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
     d = cov.shape[-1]
     eye = torch.eye(d, dtype=cov.dtype, device=cov.device)
     trace = (cov * eye).sum((-2, -1), keepdim=True)
-    return cov + (eps + trace_share(d, dtype) * trace) * eye
+    return cov + (eps + trace_share(d, whitening, dtype) * trace) * eye
 
 
-def trace_share(d: int, dtype: torch.dtype) -> float:
-    """The factor of tr(V) in `regularize`; none for d = 1, where a variance can't be rounded below zero: as torch does it."""
-    return 4 * torch.finfo(sum_dtype(dtype)).eps / d if d > 1 else 0.0
+def trace_share(d: int, whitening: str, dtype: torch.dtype) -> float:
+    """The factor of tr(V) in `regularize`; none where only variances count, which can't be rounded below zero."""
+    return 0.0 if d == 1 or whitening == "naive" else 4 * torch.finfo(sum_dtype(dtype)).eps / d

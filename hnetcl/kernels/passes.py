@@ -5,10 +5,26 @@ in float64 for float64. The loops over components are written out: each line is 
 compiler can make one loop of a pass.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
+from hnetcl.kernels import whitening
 from hnetcl.kernels.layout import sum_dtype
+
+
+@dataclass(frozen=True)
+class Passes:
+    """One way to compute the passes, and the small matrices between them (see `whitening`)."""
+
+    moments: Callable[..., tuple[Tensor, Tensor]]
+    affine: Callable[..., Tensor]
+    gradient_sums: Callable[..., tuple[Tensor, Tensor]]
+    gradient: Callable[..., Tensor]
+    forward_matrices: Callable[..., tuple[Tensor, list[Tensor]]] = whitening.forward_matrices
+    backward_matrices: Callable[..., tuple[Tensor, Tensor, Tensor]] = whitening.backward_matrices
 
 
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -58,3 +74,6 @@ def _apply(matrix: Tensor, numbers: Tensor) -> Tensor:
 def _outer(u: Tensor, v: Tensor) -> Tensor:
     """sum u v^T over samples and positions: [N, d, Q, S] twice -> [Q, d, d]."""
     return torch.stack([(u * v[:, b : b + 1]).sum(3).sum(0).T for b in range(v.shape[1])], -1)
+
+
+PLAIN = Passes(moments, affine, gradient_sums, gradient)

@@ -3,7 +3,8 @@
     mu = mean x        V = mean (x - mu)(x - mu)^T + eps' I        y = Gamma f(V) (x - mu) + beta
 
 with f(V) = V^(-1/2) (`zca`; Ioffe & Szegedy 2015 for d = 1, Trabelsi et al. 2018 for d = 2) or f(V) = L^(-1), V = L L^T
-(`cholesky`; after Gaudet & Maida 2018). Differentiable any number of times, by autograd alone.
+(`cholesky`; after Gaudet & Maida 2018), or f(V) = diag(V)^(-1/2), each
+component on its own (`naive`). Differentiable any number of times, by autograd alone.
 """
 
 import torch
@@ -53,9 +54,11 @@ def normalize(
 
 
 def whiten(cov: Tensor, whitening: str) -> Tensor:
-    """W [Q, d, d] with W V W^T = I for symmetric positive definite V [Q, d, d]."""
+    """W [Q, d, d] of symmetric positive definite V [Q, d, d]; W V W^T = I, of `naive` only its diagonal."""
     if whitening == "zca":
         return inverse_square_root(cov)
+    if whitening == "naive":
+        return torch.diag_embed(cov.diagonal(dim1=-2, dim2=-1).rsqrt())
     inverse: Tensor = torch.linalg.inv(torch.linalg.cholesky(cov))
     return inverse
 
@@ -85,7 +88,7 @@ def _transform(
     eps: float,
     whitening: str,
 ) -> Tensor:
-    matrix = whiten(regularize(cov, eps, x.dtype), whitening)
+    matrix = whiten(regularize(cov, eps, whitening, x.dtype), whitening)
     if gamma is not None:
         matrix = gamma.double() @ matrix
     y = matrix.to(centred.dtype) @ centred

@@ -2,6 +2,7 @@
 
     zca       W = V^(-1/2)                  S = -U [(U^T sym(P) U)_ij / (k_i k_j (k_i + k_j))] U^T,   V = U diag(k^2) U^T
     cholesky  W = L^(-1), V = L L^T         S = -W^T sym(Phi(P W^T)) W,   Phi = lower triangle with halved diagonal
+    naive     W = diag(V)^(-1/2)            S = -1/2 diag(P) W^3
 
 with P = dL/dW and S = dL/dV. In float64, and written out by hand where d <= 2 or f is Cholesky, so that no call checks for
 errors (a sync on a GPU) or raises where a floor serves.
@@ -19,7 +20,7 @@ def forward_matrices(
     cov: Tensor, gamma: Tensor | None, eps: float, whitening: str, dtype: torch.dtype
 ) -> tuple[Tensor, list[Tensor]]:
     """From V without eps: A = Gamma W [Q, d, d] in the dtype of sums, and what backward needs: W, and for `zca` U and k."""
-    factors = whiten(regularize(cov, eps, dtype), whitening)
+    factors = whiten(regularize(cov, eps, whitening, dtype), whitening)
     return _product(factors[0], gamma, dtype), list(factors)
 
 
@@ -31,7 +32,7 @@ def backward_matrices(
     dcov = whiten_backward(outer if gamma is None else gamma.double().mT @ outer, factors, whitening)
     eye = torch.eye(w.shape[-1], dtype=w.dtype, device=w.device)
     trace = (dcov * eye).sum((-2, -1), keepdim=True)
-    dcov = dcov + trace_share(w.shape[-1], dtype) * trace * eye
+    dcov = dcov + trace_share(w.shape[-1], whitening, dtype) * trace * eye
     return _product(w, gamma, dtype), outer @ w.mT, dcov.to(dtype)
 
 
@@ -39,6 +40,8 @@ def whiten(cov: Tensor, whitening: str) -> tuple[Tensor, ...]:
     """W, and for `zca` also the eigenvectors U and the roots k of the eigenvalues."""
     if whitening == "cholesky":
         return (_inverse_cholesky(cov),)
+    if whitening == "naive":
+        return (_diagonal(cov).clamp_min(TINY).rsqrt() * torch.eye(cov.shape[-1], dtype=cov.dtype, device=cov.device),)
     values, u = _eigh(cov)
     k = values.clamp_min(TINY).sqrt()
     return (u / k.unsqueeze(-2)) @ u.mT, u, k
@@ -50,6 +53,9 @@ def whiten_backward(p: Tensor, factors: list[Tensor], whitening: str) -> Tensor:
         (w,) = factors
         lower = (p @ w.mT).tril() * (1 - torch.eye(w.shape[-1], dtype=w.dtype, device=w.device) / 2)
         return -(w.mT @ _symmetric(lower) @ w)
+    if whitening == "naive":
+        (w,) = factors
+        return p * w**3 / -2
     _, u, k = factors
     row, column = k.unsqueeze(-1), k.unsqueeze(-2)
     return -(u @ ((u.mT @ _symmetric(p) @ u) / (row * column * (row + column))) @ u.mT)
@@ -61,6 +67,12 @@ def _product(w: Tensor, gamma: Tensor | None, dtype: torch.dtype) -> Tensor:
 
 def _symmetric(matrix: Tensor) -> Tensor:
     return (matrix + matrix.mT) / 2
+
+
+def _diagonal(matrix: Tensor) -> Tensor:
+    """[Q, d, d] -> [Q, d, 1], written without `diagonal`, which torch's compiler warns of."""
+    eye = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
+    return (matrix * eye).sum(-1, keepdim=True)
 
 
 def _inverse_cholesky(cov: Tensor) -> Tensor:

@@ -1,0 +1,65 @@
+"""The passes through torch.compile: each becomes one loop over memory on a CPU, one kernel on a GPU.
+
+The first call for a kind of tensor takes seconds, for it compiles; shapes are symbolic, so that others reuse what it made. The
+only file that compiles anything.
+"""
+
+from collections.abc import Callable
+from dataclasses import fields
+from functools import cache
+from types import FunctionType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hnetcl.kernels.passes import PLAIN, Passes
+
+
+def can_compile(device: torch.device) -> bool:
+    """Whether torch.compile works for this device: found out by compiling something small."""
+    from torch._dynamo.exc import TorchDynamoException
+
+    try:
+        torch.compile(_add, dynamic=True, fullgraph=True)(torch.zeros(64, device=device))
+    except (TorchDynamoException, RuntimeError):
+        return False
+    return True
+
+
+def _add(x: Tensor) -> Tensor:
+    return x + 1
+
+
+def _kind(value: Any) -> Any:
+    """What a compiled function depends on: all but the sizes, of which 1 is special to torch's compiler."""
+    if isinstance(value, Tensor):
+        return value.dtype, value.device, tuple(size == 1 for size in value.shape), value.is_contiguous()
+    return tuple(map(_kind, value)) if isinstance(value, list) else value
+
+
+class _Compiled:
+    """A function that is compiled once for every kind of arguments.
+
+    torch counts the variants of one code object and gives up after eight; a copy for each kind has a count of its own.
+    """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        assert isinstance(function, FunctionType)
+        self.function = function
+        self.variants: dict[Any, Callable[..., Any]] = {}
+
+    def __call__(self, *args: Any) -> Any:
+        args = tuple(a.detach() if isinstance(a, Tensor) else a for a in args)  # a derivative is never taken through a pass
+        kind = tuple(map(_kind, args)), torch.is_grad_enabled()
+        if kind not in self.variants:
+            f = self.function
+            copy = FunctionType(f.__code__.replace(), f.__globals__, f.__name__, f.__defaults__, f.__closure__)
+            self.variants[kind] = torch.compile(copy, dynamic=True, fullgraph=True)
+        return self.variants[kind](*args)
+
+
+@cache
+def compiled_passes() -> Passes:
+    """`passes.PLAIN`, compiled."""
+    return Passes(**{field.name: _Compiled(getattr(PLAIN, field.name)) for field in fields(Passes)})

@@ -1,0 +1,48 @@
+"""torch.func.vmap over batch norm: B batches of Q numbers are one batch of B * Q numbers."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def is_mapped(*tensors: Tensor | None) -> bool:
+    """Whether a tensor stands for the slices of one that vmap maps over; such tensors can't be written into."""
+    return any(t is not None and torch._C._functorch.is_batchedtensor(t) for t in tensors)
+
+
+def merge_numbers(x: Tensor, dim: int | None, size: int, d: int) -> Tensor:
+    """[B, N, C, *S] with B at `dim` -> [N, d * B * Q, *S]; shared by all B where dim is None."""
+    x = _first(x, dim, size)
+    b, n, c, *space = x.shape
+    return x.reshape(b, n, d, c // d, *space).movedim(0, 2).reshape(n, b * c, *space)
+
+
+def merge_vectors(v: Tensor | None, dim: int | None, size: int, d: int) -> Tensor | None:
+    """[B, C] -> [d * B * Q]."""
+    return None if v is None else _first(v, dim, size).reshape(size, d, -1).movedim(0, 1).reshape(-1)
+
+
+def merge_matrices(matrices: Tensor | None, dim: int | None, size: int) -> Tensor | None:
+    """[B, Q, ...] -> [B * Q, ...]."""
+    return None if matrices is None else _first(matrices, dim, size).flatten(0, 1)
+
+
+def part_numbers(y: Tensor, size: int) -> Tensor:
+    """[N, d, B * Q, S] -> [N, d, B, Q, S]."""
+    return y.reshape(*y.shape[:2], size, -1, y.shape[3])
+
+
+def part_vectors(v: Tensor, size: int, d: int) -> Tensor:
+    """[d * B * Q] -> [B, C]."""
+    return v.reshape(d, size, -1).movedim(1, 0).reshape(size, -1)
+
+
+def part_matrices(matrices: Tensor, size: int) -> Tensor:
+    """[B * Q, ...] -> [B, Q, ...]."""
+    return matrices.reshape(size, -1, *matrices.shape[1:])
+
+
+def _first(t: Any, dim: int | None, size: int) -> Tensor:
+    value: Tensor = t.expand(size, *t.shape) if dim is None else t.movedim(dim, 0)
+    return value
