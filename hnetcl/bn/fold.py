@@ -107,16 +107,17 @@ def _as_real(layer: Any) -> Real | None:
         return real
     # `layers.Linear` and `layers.Conv2d`, which this room may not import, are known by all that they hold
     held = {name for name in vars(layer) if not name.startswith("_")} - {"training", "bias"}  # a bias of None
-    rank = {name: value.ndim for name, value in layer._parameters.items() if value is not None}.get("weight")
-    if (rank, held) not in ((3, {"algebra"}), (5, {"algebra", "stride", "padding"})) or layer._modules or layer._buffers:
+    weight = layer._parameters.get("weight")
+    kind = (0 if weight is None else weight.ndim), held
+    if kind not in ((3, {"algebra"}), (5, {"algebra", "stride", "padding"})) or layer._modules or layer._buffers:
         return None
-    matrix = layer.algebra.block_matrix(layer.weight.detach())
+    matrix = layer.algebra.block_matrix(weight.detach())
     out, into, *kernel = matrix.shape
     if kernel:
         real = nn.Conv2d(into, out, kernel, layer.stride, layer.padding, device="meta")
     else:
         real = nn.Linear(into, out, device="meta")
-    real.weight, real.bias = nn.Parameter(matrix, layer.weight.requires_grad), layer.bias
+    real.weight, real.bias = nn.Parameter(matrix, weight.requires_grad), layer.bias
     return real
 
 
