@@ -1,0 +1,176 @@
+"""Folding batch norm into the layer before it, for inference."""
+
+from collections import Counter
+from collections.abc import Mapping
+from copy import deepcopy
+from typing import Any, get_args
+
+import torch
+from torch import Tensor, fx, nn
+
+from hnetcl.algebra import Algebra
+from hnetcl.bn.layer import BATCH, BatchNormLayer
+from hnetcl.bn.rows import batchnorm_layers
+from hnetcl.errors import one_line
+from hnetcl.kernels import reference
+from hnetcl.kernels.layout import regularize
+
+Transposed = nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
+Real = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d | Transposed
+
+
+def fold_batchnorm(
+    module: nn.Module, stats_id: int | Tensor | str | None = None, params: Mapping[str, Tensor] | None = None
+) -> nn.Module:
+    r"""A copy of `module`, in evaluation mode, whose batch-norm layers have become part of the layers before them.
+
+    .. math:: A (W x + b - \mu) + \beta = (A W) x + (A (b - \mu) + \beta), \qquad A = \Gamma f(V)
+
+    A mixes the components of a number, so a `Linear` or `Conv2d` of any algebra becomes an ordinary real `nn.Linear` or
+    `nn.Conv2d`; torch's own layers keep their options. The batch-norm layer becomes `nn.Identity`. Computed in float64.
+
+        fast = fold_batchnorm(net, stats_id=2)
+        fast = fold_batchnorm(model.net, 2, model.hnet(2))       # the net of task 2 of a `HyperModel`
+
+    What can't be folded exactly stays as it is, so that the output is the same in any case: layers that use the batch's own
+    statistics, and virtual ones; those whose input is not the output of one linear or convolution layer, of the same width,
+    used once and without hooks or parametrizations; and, for d > 1, those after a convolution with groups, which A would mix.
+    torch.fx knows no shapes: a linear layer before a batch norm is taken to see [N, in].
+
+    Args:
+        module: any module that torch.fx can trace; it is left as it is.
+        stats_id: the row to fold, which layers that stay use, too; left out where there is one row or `using_task` chose one.
+        params: tensors by name in place of the module's own parameters, as a hypernetwork writes them.
+
+    Raises:
+        ValueError: torch.fx can't trace the module, several rows and none chosen, an unknown row, or a tensor in `params`
+            that fits no parameter.
+    """
+    folded = deepcopy(module).eval()
+    _write(folded, params or {})
+    if stats_id is not None:
+        for layer in batchnorm_layers(folded).values():
+            layer.row = stats_id
+    for before, after in _neighbours(folded):
+        real, norm = _as_real(folded.get_submodule(before)), folded.get_submodule(after)
+        if real is not None and isinstance(norm, BatchNormLayer) and _foldable(real, norm):
+            _fold(real, norm)
+            folded.set_submodule(before, real)
+            folded.set_submodule(after, nn.Identity())
+    return folded.eval()
+
+
+@torch.no_grad()
+def _write(module: nn.Module, params: Mapping[str, Tensor]) -> None:
+    own = dict(module.named_parameters(remove_duplicate=False))
+    for name, value in params.items():
+        if name not in own:
+            raise ValueError(f"params has {name!r}, but {type(module).__name__} has no such parameter")
+        if own[name].shape != value.shape:
+            raise ValueError(f"params[{name!r}] must have shape {tuple(own[name].shape)}, got {tuple(value.shape)}")
+        own[name].copy_(value)
+
+
+class _Tracer(fx.Tracer):
+    """Records calls of torch's layers and of ours, not what happens inside them."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        ours = isinstance(getattr(m, "algebra", None), Algebra) and not m._modules
+        return ours or super().is_leaf_module(m, module_qualified_name)
+
+
+def _neighbours(module: nn.Module) -> list[tuple[str, str]]:
+    """The names of two modules that are called once, the second with the output of the first, which nothing else uses."""
+    try:
+        nodes = list(_Tracer().trace(module).nodes)
+    except Exception as error:  # whatever the module's code raises where it expects a tensor
+        raise ValueError(f"torch.fx can't trace {type(module).__name__}, so it can't be folded: {one_line(error)}") from error
+    uses = Counter(str(node.target) for node in nodes if node.op == "call_module")
+    uses.update(str(node.target).rpartition(".")[0] for node in nodes if node.op == "get_attr")
+    pairs = []
+    for node in nodes:
+        before = node.args[0] if len(node.args) == 1 and not node.kwargs else None
+        if isinstance(before, fx.Node) and node.op == before.op == "call_module" and len(before.users) == 1:
+            names = str(before.target), str(node.target)
+            if uses[names[0]] == uses[names[1]] == 1:
+                pairs.append(names)
+    return pairs
+
+
+def _as_real(layer: Any) -> Real | None:
+    """The layer, or the real one that does the same; None where it does anything else, as subclasses and hooks may."""
+    real: Real
+    if _hooked(layer):
+        return None
+    if type(layer) in get_args(Real):
+        real = layer
+        return real
+    # `layers.Linear` and `layers.Conv2d`, which this room may not import, are known by all that they hold
+    held = {name for name in vars(layer) if not name.startswith("_")} - {"training", "bias"}  # a bias of None
+    weight = layer._parameters.get("weight")
+    kind = (0 if weight is None else weight.ndim), held
+    if kind not in ((3, {"algebra"}), (5, {"algebra", "stride", "padding"})) or layer._modules or layer._buffers:
+        return None
+    matrix = layer.algebra.block_matrix(weight.detach())
+    out, into, *kernel = matrix.shape
+    if kernel:
+        real = nn.Conv2d(into, out, kernel, layer.stride, layer.padding, device="meta")
+    else:
+        real = nn.Linear(into, out, device="meta")
+    real.weight, real.bias = nn.Parameter(matrix, weight.requires_grad), layer.bias
+    return real
+
+
+def _foldable(layer: Real, norm: BatchNormLayer) -> bool:
+    if type(norm) is not BatchNormLayer or _hooked(norm):
+        return False
+    if norm.stats == "batch" or (norm.stats == "tracked" and norm.row == BATCH):
+        return False
+    if isinstance(layer, nn.Linear):
+        return layer.out_features == norm.num_features
+    return layer.out_channels == norm.num_features and (norm.algebra.dim == 1 or layer.groups == 1)
+
+
+def _hooked(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
+@torch.no_grad()
+def _fold(layer: Real, norm: BatchNormLayer) -> None:
+    """Gives the layer the weight A W and the bias A (b - mu) + beta."""
+    dtype, learns = layer.weight.dtype, layer.weight.requires_grad
+    matrix, mean = _evaluation(norm, layer.weight)
+    bias = _mix(matrix, -mean if layer.bias is None else layer.bias.double() - mean)
+    if norm.bias is not None:
+        bias = bias + norm.bias.double()
+    weight = layer.weight.double()
+    if isinstance(layer, Transposed):
+        weight = _swap(_mix(matrix, _swap(weight, layer.groups)), layer.groups)
+    else:
+        weight = _mix(matrix, weight)
+    layer.weight, layer.bias = (nn.Parameter(value.to(dtype), learns) for value in (weight, bias))
+
+
+def _evaluation(norm: BatchNormLayer, like: Tensor) -> tuple[Tensor, Tensor]:
+    """A [Q, d, d] and mu [C] in float64, as the layer uses them in evaluation for input like that."""
+    d, q = norm.algebra.dim, norm.num_numbers
+    gamma = norm._gamma(norm.weight)
+    if norm.stats == "frozen":
+        mean, whitener = like.new_zeros(d * q), torch.eye(d, dtype=torch.float64, device=like.device).expand(q, d, d)
+    else:
+        mean, var, _ = norm._read(None)
+        whitener = reference.whiten(regularize(var.reshape(q, d, d), norm.eps, like.dtype), norm.whitening)
+    return (whitener if gamma is None else gamma.double() @ whitener), mean.double()
+
+
+def _mix(matrix: Tensor, value: Tensor) -> Tensor:
+    """A times the numbers that lie along the first axis: [Q, d, d], [C, *R] -> [C, *R]."""
+    q, d, _ = matrix.shape
+    mixed: Tensor = torch.einsum("qab,bqm->aqm", matrix, value.reshape(d, q, -1))
+    return mixed.reshape(value.shape)
+
+
+def _swap(weight: Tensor, groups: int) -> Tensor:
+    """A transposed convolution's weight [in, out / groups, *K] with its outputs first, [out, in / groups, *K], or back."""
+    swapped: Tensor = weight.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
+    return swapped
