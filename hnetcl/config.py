@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from hnetcl.choices import ALGEBRA_DIMS, CLASS_ORDERS, SCENARIOS, SCHEDULES, STATS, WHITENINGS
+from hnetcl.choices import ALGEBRA_DIMS, BACKENDS, CLASS_ORDERS, SCENARIOS, SCHEDULES, STATS, WHITENINGS
 from hnetcl.errors import ArgumentError, one_of
 
 Check = Callable[[Any], str]
@@ -99,6 +99,15 @@ class BatchNormConfig(Checked):
     affine: bool
     momentum: float | None = number(least=0, most=1)
     eps: float = number(above=0)
+    sync: bool
+    backend: str = choice(BACKENDS)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.sync and self.backend == "reference":
+            raise ArgumentError(
+                "backend", self.backend, "can't be given beside sync=True; allowed: auto, closed_form, compiled"
+            )
 
 
 @dataclass(kw_only=True)

@@ -4,19 +4,19 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from hnetcl.bn import batchnorm_layers, using_task
+from hnetcl.bn import norm_layers, row_parameters, using_task
 from hnetcl.hnets import HyperNetwork
 
 
 class HyperModel(nn.Module):
     """logits = model(x, task=2): the hypernetwork writes the parameters of task 2, its batch-norm layers use row 2.
 
-    The network's own parameters are switched off: all that learns is the hypernetwork. Batch-norm layers with running
-    statistics get a row for every task.
+    The network's own parameters are switched off: all that learns is the hypernetwork, and rows of statistics that are
+    parameters themselves. Norm layers that keep rows get one for every task.
 
     Args:
         net: maps x to logits.
-        hnet: writes every parameter of `net`.
+        hnet: writes `written_parameters(net)`.
 
     Raises:
         ValueError: the hypernetwork does not write exactly the network's parameters.
@@ -24,14 +24,20 @@ class HyperModel(nn.Module):
 
     def __init__(self, net: nn.Module, hnet: HyperNetwork) -> None:
         super().__init__()
-        shapes = {name: parameter.shape for name, parameter in net.named_parameters()}
+        shapes = {name: parameter.shape for name, parameter in written_parameters(net).items()}
         if shapes != hnet.shapes:
             differing = sorted(shapes.items() ^ hnet.shapes.items())
             raise ValueError(f"the hypernetwork must write the network's parameters; they differ in {differing}")
         self.net, self.hnet = net.requires_grad_(False), hnet
-        for layer in batchnorm_layers(net).values():
+        for layer in norm_layers(net).values():
             while 0 < layer.num_stats < hnet.num_tasks:
                 layer.checkpoint_stats()
+        for parameter in row_parameters(net).values():
+            parameter.requires_grad_()
+
+    def task_parameters(self) -> list[nn.Parameter]:
+        """Those of the trainable parameters that have an entry per task; all others are shared by the tasks."""
+        return [*self.hnet.task_parameters(), *row_parameters(self.net).values()]
 
     def forward(self, x: Tensor, task: int, stats: int | Tensor | str | None = None) -> Tensor:
         """Logits [N, K] of a task.
@@ -64,12 +70,12 @@ class HyperModel(nn.Module):
         own = self.saved_tensors()
         if own.keys() != tensors.keys():
             raise ValueError(f"tensors missing or unknown: {', '.join(sorted(own.keys() ^ tensors.keys()))}")
-        for name, layer in batchnorm_layers(self.net).items():
-            for buffer in ("running_mean", "running_var", "num_batches_tracked") if layer.num_stats else ():
-                rows = len(tensors[f"net.{name}.{buffer}"])
+        for name, layer in norm_layers(self.net).items():
+            for row_name in layer.rows:
+                rows = len(tensors[f"net.{name}.{row_name}"])
                 if rows != self.hnet.num_tasks:
                     raise ValueError(
-                        f"net.{name}.{buffer} has {rows} rows of statistics, but there are {self.hnet.num_tasks} tasks"
+                        f"net.{name}.{row_name} has {rows} rows of statistics, but there are {self.hnet.num_tasks} tasks"
                     )
         for name, value in tensors.items():
             if own[name].shape != value.shape:
@@ -77,3 +83,9 @@ class HyperModel(nn.Module):
         with torch.no_grad():
             for name, value in tensors.items():
                 own[name].copy_(value)
+
+
+def written_parameters(net: nn.Module) -> dict[str, nn.Parameter]:
+    """What a hypernetwork writes: all parameters but rows of statistics, by name."""
+    rows = row_parameters(net)
+    return {name: parameter for name, parameter in net.named_parameters() if name not in rows}

@@ -15,9 +15,9 @@ from hnetcl.bn import (
     BATCH,
     BatchNormLayer,
     VirtualBatchNormLayer,
-    batchnorm_layers,
     convert_batchnorm,
     fold_batchnorm,
+    norm_layers,
     reference_pass,
     using_task,
 )
@@ -39,22 +39,22 @@ def _seed() -> None:
 def used(module: nn.Module, rows: int = 1) -> nn.Module:
     """The module in float64 and evaluation mode, its norm layers with random rows, Gamma and beta."""
     module.double().eval()
-    for layer in batchnorm_layers(module).values():
+    for layer in norm_layers(module).values():
         while 0 < layer.num_stats < rows:
             layer.checkpoint_stats()
         with torch.no_grad():
             for parameter in layer.parameters():
                 parameter.add_(torch.randn_like(parameter) / 4)
-            if layer.running_mean is not None and layer.running_var is not None:
-                layer.running_mean.normal_()
-                var = layer.running_var.normal_()
+            if "running_var" in layer.rows:
+                layer.rows["running_mean"].normal_()
+                var = layer.rows["running_var"].normal_()
                 eye = torch.eye(var.shape[-1]).double() / 4
                 var.copy_(var**2 + 0.25 if var.ndim == 2 else var @ var.mT + eye)
     return module
 
 
 def norms(module: nn.Module) -> list[str]:
-    return list(batchnorm_layers(module))
+    return list(norm_layers(module))
 
 
 def assert_same(folded: nn.Module, module: nn.Module, x: Tensor, row: int | str = 0) -> None:
@@ -197,9 +197,8 @@ def test_our_networks(algebra: str) -> None:
 def test_a_residual_network_folds_whole() -> None:
     """torchvision's resnet18 keeps its output and has no batch norm any more."""
     net = used(convert_batchnorm(import_torchvision().models.resnet18(num_classes=7)))
-    for layer in batchnorm_layers(net).values():
-        assert layer.running_var is not None
-        layer.running_var.add_(1)  # so that twenty layers don't blow the scale up
+    for layer in norm_layers(net).values():
+        layer.rows["running_var"].add_(1)  # so that twenty layers don't blow the scale up
     folded = fold_batchnorm(net)
     assert len(norms(net)) == 20
     assert not norms(folded)

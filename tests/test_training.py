@@ -1,16 +1,18 @@
 """The loop's own promises, without the command line."""
 
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
-from hnetcl.bn import BatchNormLayer
+from hnetcl.bn import BatchNormLayer, row_parameters
 from hnetcl.errors import ArgumentError
 from hnetcl.hnets import ChunkedHyperNetwork, DirectHyperNetwork
 from hnetcl.methods import Finetune, OutputRegularizer
-from hnetcl.model import HyperModel
+from hnetcl.model import HyperModel, written_parameters
 from hnetcl.nets import MLP
 from hnetcl.tasks import TaskSequence, load_images, split_sequence
 from hnetcl.training import (
@@ -151,15 +153,21 @@ def test_refused_optimizer_arguments(changes: dict[str, Any], message: str) -> N
 
 @pytest.mark.parametrize(("name", "options"), [("adam", {}), ("adamw", {}), ("sgd", {"momentum": 0.9})])
 def test_weight_decay_leaves_other_tasks_alone(name: str, options: dict[str, Any]) -> None:
-    """What belongs to a task moves only when that task is trained."""
-    hnet = DirectHyperNetwork({"body.weight": (3, 3), "head.weight": (2, 3)}, 2)
+    """What belongs to a task moves only when that task is trained, rows of learnable statistics included."""
+    net = nn.Sequential(OrderedDict(body=nn.Linear(3, 3), norm=BatchNormLayer(3, stats="learnable"), head=nn.Linear(3, 2)))
+    hnet = DirectHyperNetwork({name: value.shape for name, value in written_parameters(net).items()}, 2)
+    model = HyperModel(net, hnet)
+    rows = [value.detach().clone() for value in row_parameters(net).values()]
     own, shared = hnet.own.detach().clone(), hnet.shared.detach().clone()
-    optimizer, schedule = OptimizerFactory(name, 0.1, "constant", 0.5, options).make(hnet, 5)
+    optimizer, schedule = OptimizerFactory(name, 0.1, "constant", 0.5, options).make(model, 5)
     for _ in range(5):
         optimizer.zero_grad()
-        hnet(1)["head.weight"].sum().backward()
+        (0 * model(torch.randn(8, 3) + 1, 1).sum() + hnet(1)["head.weight"].sum()).backward()
         optimizer.step()
         schedule.step()
+    for before, now in zip(rows, row_parameters(net).values(), strict=True):
+        assert torch.equal(before[0], now[0])
+        assert (before[1] != now[1]).all()
     assert torch.equal(hnet.own[0], own[0])
     assert not torch.equal(hnet.own[1], own[1])
     assert hnet.shared.abs().sum() < shared.abs().sum()

@@ -11,7 +11,7 @@ from hnetcl.bn.layer import BatchNormLayer
 
 
 def convert_batchnorm(module: nn.Module, algebra: str | Algebra = "real", **options: Any) -> nn.Module:
-    """Replaces every BatchNorm1d, 2d, 3d and SyncBatchNorm inside `module` by a `BatchNormLayer`, in place.
+    """Replaces every BatchNorm1d, 2d, 3d and SyncBatchNorm (with `sync`) inside `module` by a `BatchNormLayer`, in place.
 
     With algebra "real" the layers keep weights, running statistics, eps, momentum, mode, device and dtype, and so the module's
     output. Another algebra whitens, which no per-channel layer did: such layers keep eps, momentum, mode, device and dtype, and
@@ -51,8 +51,10 @@ def _layer(old: _BatchNorm, options: dict[str, Any]) -> BatchNormLayer:
         "affine": old.affine,
         "momentum": old.momentum,
         "eps": old.eps,
+        "sync": isinstance(old, nn.SyncBatchNorm),
     }
     new = BatchNormLayer(old.num_features, **{**kept, **options}).train(old.training)
+    new.process_group = getattr(old, "process_group", None)
     like = next((t for t in (*old.parameters(), *old.buffers()) if t.is_floating_point()), None)
     if like is not None:
         new.to(like)

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, fx, nn
 
 from hnetcl.algebra import Algebra
-from hnetcl.bn.layer import BATCH, BatchNormLayer
-from hnetcl.bn.rows import batchnorm_layers
+from hnetcl.bn.layer import BatchNormLayer
+from hnetcl.bn.rows import norm_layers
 from hnetcl.errors import one_line
 from hnetcl.kernels import reference
 from hnetcl.kernels.layout import regularize
+from hnetcl.layers import Conv2d, Linear
 
 Transposed = nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
 Real = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d | Transposed
@@ -49,8 +50,8 @@ def fold_batchnorm(
     folded = deepcopy(module).eval()
     _write(folded, params or {})
     if stats_id is not None:
-        for layer in batchnorm_layers(folded).values():
-            layer.row = stats_id
+        for layer in norm_layers(folded).values():
+            layer.row = layer.choose(stats_id)
     for before, after in _neighbours(folded):
         real, norm = _as_real(folded.get_submodule(before)), folded.get_submodule(after)
         if real is not None and isinstance(norm, BatchNormLayer) and _foldable(real, norm):
@@ -105,26 +106,13 @@ def _as_real(layer: Any) -> Real | None:
     if type(layer) in get_args(Real):
         real = layer
         return real
-    # `layers.Linear` and `layers.Conv2d`, which this room may not import, are known by all that they hold
-    held = {name for name in vars(layer) if not name.startswith("_")} - {"training", "bias"}  # a bias of None
-    weight = layer._parameters.get("weight")
-    kind = (0 if weight is None else weight.ndim), held
-    if kind not in ((3, {"algebra"}), (5, {"algebra", "stride", "padding"})) or layer._modules or layer._buffers:
-        return None
-    matrix = layer.algebra.block_matrix(weight.detach())
-    out, into, *kernel = matrix.shape
-    if kernel:
-        real = nn.Conv2d(into, out, kernel, layer.stride, layer.padding, device="meta")
-    else:
-        real = nn.Linear(into, out, device="meta")
-    real.weight, real.bias = nn.Parameter(matrix, weight.requires_grad), layer.bias
-    return real
+    return layer.as_real() if type(layer) in (Linear, Conv2d) else None
 
 
 def _foldable(layer: Real, norm: BatchNormLayer) -> bool:
     if type(norm) is not BatchNormLayer or _hooked(norm):
         return False
-    if norm.stats == "batch" or (norm.stats == "tracked" and norm.row == BATCH):
+    if norm.stats != "frozen" and norm.evaluation_statistics() is None:
         return False
     if isinstance(layer, nn.Linear):
         return layer.out_features == norm.num_features
@@ -154,12 +142,12 @@ def _fold(layer: Real, norm: BatchNormLayer) -> None:
 def _evaluation(norm: BatchNormLayer, like: Tensor) -> tuple[Tensor, Tensor]:
     """A [Q, d, d] and mu [C] in float64, as the layer uses them in evaluation for input like that."""
     d, q = norm.algebra.dim, norm.num_numbers
-    gamma = norm._gamma(norm.weight)
-    if norm.stats == "frozen":
+    gamma, statistics = norm.gamma(), norm.evaluation_statistics()
+    if statistics is None:
         mean, whitener = like.new_zeros(d * q), torch.eye(d, dtype=torch.float64, device=like.device).expand(q, d, d)
     else:
-        mean, var, _ = norm._read(None)
-        whitener = reference.whiten(regularize(var.reshape(q, d, d), norm.eps, like.dtype), norm.whitening)
+        mean, cov = statistics
+        whitener = reference.whiten(regularize(cov, norm.eps, norm.whitening, like.dtype), norm.whitening)
     return (whitener if gamma is None else gamma.double() @ whitener), mean.double()
 
 

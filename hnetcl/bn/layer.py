@@ -1,21 +1,22 @@
 """The batch-norm layer for real, complex and quaternion numbers."""
 
-import math
-from itertools import combinations_with_replacement
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
-from hnetcl.algebra import Algebra, as_algebra
-from hnetcl.choices import STATS, WHITENINGS
+from hnetcl.algebra import Algebra
+from hnetcl.bn.base import BATCH, NormLayer
+from hnetcl.bn.gaussian import covariance, divergence
+from hnetcl.choices import STATS
 from hnetcl.errors import ArgumentError, one_of
-from hnetcl.kernels import closed_form
+from hnetcl.kernels import passes
+from hnetcl.kernels.backends import Kernel, select
+from hnetcl.kernels.layout import complex_to_real, real_to_complex, split, sum_dtype
 
-BATCH = "batch"  # in place of a row: normalize by the batch's own statistics, in evaluation too
 
-
-class BatchNormLayer(nn.Module):
+class BatchNormLayer(NormLayer):
     r"""Batch norm over numbers of d components, with a row of running statistics per task.
 
     .. math:: y = \Gamma f(V) (x - \mu) + \beta
@@ -27,21 +28,35 @@ class BatchNormLayer(nn.Module):
         bn.checkpoint_stats()                # a second row, for a second task
         y = bn(x, stats_id=1)                # x [N, 64, *S]
 
+    | stats | rows | batch statistics used in training / evaluation | what evaluation uses |
+    |---|---|---|---|
+    | tracked | running averages | yes / no | the row |
+    | learnable | parameters, which a loss of the layer's own teaches the batch's statistics | yes / no | the row |
+    | frozen | none | no / no | mean 0 and covariance I: only Gamma and beta act |
+    | batch | none | yes / yes | the batch |
+    | generated | none; the parameters `mean` and `factor`, for a hypernetwork to write | no / no | what was written |
+    | distilled | running averages, which a loss teaches `mean` and `factor` | yes / no | what was written |
+
     Args:
         num_features: C, the real channels, component-major.
         algebra: "real", "complex" or "quaternion": d = 1, 2, 4.
-        stats: "tracked" keeps running statistics; "frozen" uses mean 0 and covariance I always, so that only Gamma and beta
-            act; "batch" uses the batch's own statistics in evaluation too.
-        whitening: "zca" or "cholesky"; None means cholesky for quaternions, else zca.
+        stats: see the table.
+        whitening: "zca", "cholesky", or "naive" (each component on its own); None means cholesky for quaternions, else zca.
         affine: whether Gamma and beta exist. `weight` is [C] for d = 1, else [Q, d (d + 1) / 2]: the upper triangle of Gamma
             row by row, which starts at I / sqrt(d) so that E|y|^2 = 1. `bias` is [C].
-        momentum: weight of the newest batch in the running statistics; None is the cumulative average.
+        momentum: weight of the newest batch in the running averages; None is the cumulative average.
         eps: added once to the covariance's diagonal where it is used, never stored.
+        sync: take batch statistics in training over all ranks of torch.distributed, where it is up.
+        backend: "closed_form", "compiled", "reference", or "auto": compiled where the input is large enough to repay it.
 
     Attributes:
         running_mean: [rows, C].
         running_var: the unbiased variance [rows, C] (d = 1) or covariance [rows, Q, d, d].
         num_batches_tracked: [rows].
+        running_factor, factor: of learnable rows and of written statistics, see `gaussian.covariance`.
+        lesson_weight: of the loss that teaches learnable and distilled statistics (`gaussian.divergence`): backward adds its
+            gradient wherever the layer's output is differentiated. No gradient flows into what is taught from.
+        process_group: the ranks that `sync` means; None for all.
 
     Raises:
         ArgumentError: C is not a positive multiple of d, or an argument is outside its set.
@@ -49,10 +64,6 @@ class BatchNormLayer(nn.Module):
     Sources: Ioffe & Szegedy 2015 (real); Trabelsi et al. 2018, section 3.5 (complex); Gaudet & Maida 2018, section 3.4
     (quaternion).
     """
-
-    running_mean: Tensor | None
-    running_var: Tensor | None
-    num_batches_tracked: Tensor | None
 
     def __init__(
         self,
@@ -63,76 +74,55 @@ class BatchNormLayer(nn.Module):
         affine: bool = True,
         momentum: float | None = 0.1,
         eps: float = 1e-5,
+        sync: bool = False,
+        backend: str = "auto",
     ) -> None:
-        super().__init__()
-        self.algebra = as_algebra(algebra)
-        self.num_numbers = self.algebra.numbers(num_features, "num_features")
+        super().__init__(num_features, algebra, whitening, affine, eps, backend)
         if stats not in STATS:
             raise one_of("stats", stats, STATS)
-        whitening = whitening or ("cholesky" if self.algebra.dim == 4 else "zca")
-        if whitening not in WHITENINGS:
-            raise one_of("whitening", whitening, WHITENINGS)
         if momentum is not None and not 0 <= momentum <= 1:
             raise ArgumentError("momentum", momentum, "must lie in [0, 1], or be None for the cumulative average")
-        if not 0 < eps < math.inf:
-            raise ArgumentError("eps", eps, "must be positive and finite")
-        self.num_features, self.stats, self.whitening = num_features, stats, whitening
-        self.affine, self.momentum, self.eps = affine, momentum, eps
-        self.row: int | Tensor | str | None = None  # set by `using_task`
+        if sync and backend == "reference":
+            raise ArgumentError("backend", backend, "can't be given beside sync=true")
+        self.stats, self.momentum, self.sync = stats, momentum, sync
+        self.process_group: Any = None
+        self.lesson_weight = 1.0
+        self._open_first_row(learnable=stats == "learnable")
+        if stats in ("generated", "distilled"):
+            self.mean = nn.Parameter(torch.zeros(num_features))
+            self.factor = nn.Parameter(torch.zeros(self.hyper_shapes["weight"]))
 
-        self.weight = nn.Parameter(self._initial_weight()) if affine else None
-        self.bias = nn.Parameter(torch.zeros(num_features)) if affine else None
-        fresh = self._fresh_row() if stats == "tracked" else (None, None, None)
-        for name, value in zip(("running_mean", "running_var", "num_batches_tracked"), fresh, strict=True):
-            self.register_buffer(name, value)
-
-    @property
-    def num_stats(self) -> int:
-        """Rows of running statistics; 0 where none are kept."""
-        return 0 if self.running_mean is None else len(self.running_mean)
-
-    def checkpoint_stats(self) -> None:
-        """Opens a fresh row (mean 0, covariance I) after the newest, on its device and in its dtype.
-
-        Raises:
-            ValueError: the layer keeps no running statistics.
-        """
-        mean, var, count = self._buffers_or_raise()
-        fresh = (f.to(old) for f, old in zip(self._fresh_row(), (mean, var, count), strict=True))
-        self.running_mean, self.running_var, self.num_batches_tracked = (
-            torch.cat([old, new]) for old, new in zip((mean, var, count), fresh, strict=True)
-        )
-
-    def get_stats(self, stats_id: int) -> tuple[Tensor, Tensor]:
-        """Copies of a row: mean [C] and variance [C] (d = 1) or covariance [Q, d, d].
-
-        Raises:
-            ValueError: there is no such row.
-        """
-        mean, var, _ = self._buffers_or_raise()
-        row = self._row(stats_id)
-        return mean[row].clone(), var[row].clone()
-
-    @property
-    def weights(self) -> dict[str, Tensor]:
-        """The layer's own parameters."""
-        return dict(self.named_parameters(recurse=False))
-
-    @property
-    def param_shapes(self) -> dict[str, torch.Size]:
-        """Shapes of `weight` and `bias`; empty without affine."""
-        return {name: shape for name, shape in self.hyper_shapes.items() if name in self.weights}
+    def fresh_row(self) -> dict[str, Tensor]:
+        """Mean 0 and covariance I."""
+        c, d, q = self.num_features, self.algebra.dim, self.num_numbers
+        mean = torch.zeros(1, c)
+        if self.stats == "learnable":
+            return {"running_mean": mean, "running_factor": torch.zeros(1, *self.hyper_shapes["weight"])}
+        if self.stats not in ("tracked", "distilled"):
+            return {}
+        var = torch.ones(1, c) if d == 1 else torch.eye(d).repeat(1, q, 1, 1)
+        return {"running_mean": mean, "running_var": var, "num_batches_tracked": torch.zeros(1, dtype=torch.long)}
 
     @property
     def hyper_shapes(self) -> dict[str, torch.Size]:
         """Shapes of all that `forward` takes from outside: gamma and beta, and a row of statistics."""
         c, d, q = self.num_features, self.algebra.dim, self.num_numbers
-        return {
-            "weight": torch.Size([c] if d == 1 else [q, d * (d + 1) // 2]),
-            "bias": torch.Size([c]),
-            "running_mean": torch.Size([c]),
-            "running_var": torch.Size([c] if d == 1 else [q, d, d]),
-        }
+        var = torch.Size([c] if d == 1 else [q, d, d])
+        return {**super().hyper_shapes, "running_mean": torch.Size([c]), "running_var": var}
+
+    def evaluation_statistics(self, stats_id: int | Tensor | None = None) -> tuple[Tensor, Tensor] | None:
+        """The mean [C] and covariance [Q, d, d] that evaluation uses, with their graph; of a vector of N rows, [N, ...].
+
+        None where evaluation uses none (frozen) or the batch's.
+
+        Raises:
+            ValueError: several rows and none chosen, or no such row.
+        """
+        if self.stats == "frozen" or self._wants_batch():
+            return None
+        if self.stats in ("generated", "distilled"):
+            return self.mean, covariance(self.factor, self.algebra.dim)
+        return self.row_statistics(stats_id)
 
     def forward(
         self,
@@ -147,148 +137,160 @@ class BatchNormLayer(nn.Module):
         """Normalizes x.
 
         Args:
-            x: [N, C, *S] with up to three axes in S.
-            stats_id: the row, an int or a 0-dim tensor; left out where there is one row or `using_task` chose one.
+            x: [N, C, *S] with up to three axes in S; for d = 2 also complex [N, Q, *S], as is then what is returned.
+            stats_id: the row, an int or a 0-dim tensor; left out where there is one row or `using_task` chose one. In
+                evaluation also a vector of N rows, one for each sample.
             running_mean, running_var: statistics to use in place of a row, [C] and [C] or [Q, d, d]. In evaluation gradients
                 reach them; in training plain tensors are updated in place, as a row would be (by 0.1 where momentum is None,
                 for they come without a count).
             weight, bias: used in place of the layer's own.
 
         Raises:
-            ValueError: the shape of x, one value per channel in training, several rows and none chosen, or an
-                unknown row (a tensor that lies outside raises IndexError).
+            ValueError: the shape of x, one value per channel in training, several rows and none chosen, or an unknown row.
         """
-        self._check(x, running_mean=running_mean, running_var=running_var, weight=weight, bias=bias)
-        gamma = self._gamma(self.weight if weight is None else weight)
-        beta = self.bias if bias is None else bias
-        options: dict[str, Any] = {"d": self.algebra.dim, "eps": self.eps, "whitening": self.whitening}
-        given = running_mean is not None
+        given: dict[str, Any] = {"running_mean": running_mean, "running_var": running_var, "weight": weight, "bias": bias}
+        self._check(x, **given)
+        if x.is_complex():
+            return real_to_complex(self(complex_to_real(x), stats_id=stats_id, **given))
+        kernel = select(self.backend, x, self.algebra.dim)
+        return self.run(kernel, x, x.numel() // self.num_features, stats_id=stats_id, **given)
 
-        if self.stats == "frozen" and not given:
-            return _frozen(x, gamma, beta, self.algebra.dim)
-        own_batch = self.training or (not given and (self.stats == "batch" or self.row == BATCH))
-        if not own_batch:
-            if running_mean is None or running_var is None:
-                running_mean, running_var, _ = self._read(stats_id)
-            cov = running_var.reshape(self.num_numbers, self.algebra.dim, self.algebra.dim)
-            return closed_form.normalize(x, running_mean, cov, gamma, beta, **options)
+    def run(
+        self,
+        kernel: Kernel,
+        x: Tensor,
+        count: int,
+        *,
+        stats_id: int | Tensor | None,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+        weight: Tensor | None,
+        bias: Tensor | None,
+    ) -> Tensor:
+        """`forward` with any kernel: chooses the statistics by mode, and updates them.
 
-        count = x.numel() // self.num_features
-        if count < 2:
+        Args:
+            kernel: its functions are called as those of `kernels.reference`.
+            x: what the kernel takes.
+            count: values per channel of what is normalized.
+        """
+        d = self.algebra.dim
+        gamma, beta = self.gamma(weight), self.bias if bias is None else bias
+        options: dict[str, Any] = {"d": d, "eps": self.eps, "whitening": self.whitening}
+        given = None
+        if running_mean is not None and running_var is not None:
+            given = running_mean, running_var
+        elif running_mean is not None or running_var is not None:
+            raise ValueError("running_mean and running_var must be given together")
+
+        if not given and self.stats == "frozen":
+            return self._affine(x, gamma, beta)
+        batch = self.training if given else self._wants_batch() or (self.training and self.stats != "generated")
+        if not batch:
+            statistics = given or self.evaluation_statistics(stats_id)
+            assert statistics is not None
+            mean, cov = statistics[0], statistics[1].reshape(*statistics[0].shape[:-1], self.num_numbers, d, d)
+            if mean.ndim == 1:
+                return kernel.normalize(x, mean, cov, gamma, beta, **options)
+            return self._by_sample(kernel, x, mean, cov, gamma, beta, options)
+
+        if isinstance(stats_id, Tensor) and stats_id.ndim:
+            raise ValueError("a row for each sample can be chosen in evaluation only")
+        total: int | Tensor = count
+        if self.sync and self.training and dist.is_available() and dist.is_initialized():
+            group = dist.group.WORLD if self.process_group is None else self.process_group
+            y, mean, cov, total = kernel.synchronised_batch_norm(x, gamma, beta, group=group, **options)
+        elif count < 2:
             raise ValueError(f"batch statistics need more than one value per channel, got x of shape {tuple(x.shape)}")
-        y, mean, cov = closed_form.batch_norm(x, gamma, beta, **options)
+        else:
+            y, mean, cov = kernel.batch_norm(x, gamma, beta, **options)
         if self.training:
-            cov = cov * (count / (count - 1))
-            if running_mean is not None and running_var is not None:
-                _update_given(running_mean, running_var, mean, cov, 0.1 if self.momentum is None else self.momentum)
-            elif self.stats == "tracked" and self.row != BATCH:
-                self._update(stats_id, mean, cov)
+            cov = cov * (total / (total - 1))
+            if given:
+                _update_given(*given, mean, cov, 0.1 if self.momentum is None else self.momentum)
+            elif not self._wants_batch():
+                y = self._update(y, stats_id, mean, cov)
         return y
 
-    def _check(self, x: Tensor, **given: Tensor | None) -> None:
-        if not 2 <= x.ndim <= 5 or x.shape[1] != self.num_features or x.is_complex():
-            raise ValueError(
-                f"expected a real x of shape [N, {self.num_features}, ...] with 2 to 5 axes, got {tuple(x.shape)} of {x.dtype}"
-            )
-        if (given["running_mean"] is None) != (given["running_var"] is None):
-            raise ValueError("running_mean and running_var must be given together")
-        shapes = self.hyper_shapes
-        for name, value in given.items():
-            if value is not None and value.shape != shapes[name]:
-                raise ValueError(f"{name} must have shape {tuple(shapes[name])}, got {tuple(value.shape)}")
+    def _wants_batch(self) -> bool:
+        return self.stats == "batch" or (isinstance(self.row, str) and self.row == BATCH and self.stats != "frozen")
 
-    def _initial_weight(self) -> Tensor:
-        d = self.algebra.dim
-        if d == 1:
-            return torch.ones(self.num_features)
-        row, column = torch.triu_indices(d, d)
-        triangle = torch.where(row == column, d**-0.5, 0.0)
-        return triangle.repeat(self.num_numbers, 1)
+    def row_statistics(self, stats_id: int | Tensor | None) -> tuple[Tensor, Tensor]:
+        if self.stats != "learnable":
+            return super().row_statistics(stats_id)
+        mean, factor = self.read(stats_id)
+        return mean, covariance(factor, self.algebra.dim)
 
-    def _gamma(self, weight: Tensor | None) -> Tensor | None:
-        """The symmetric [Q, d, d] of which `weight` is the upper triangle."""
-        if weight is None:
-            return None
-        d = self.algebra.dim
-        if d == 1:
-            return weight.reshape(-1, 1, 1)
-        upper = dict(zip(combinations_with_replacement(range(d), 2), weight.unbind(1), strict=True))
-        return torch.stack([upper[min(i, j), max(i, j)] for i in range(d) for j in range(d)], 1).reshape(-1, d, d)
-
-    def _fresh_row(self) -> tuple[Tensor, Tensor, Tensor]:
+    def _affine(self, x: Tensor, gamma: Tensor | None, beta: Tensor | None) -> Tensor:
+        """Gamma x + beta."""
         d, q = self.algebra.dim, self.num_numbers
-        var = torch.ones(1, q) if d == 1 else torch.eye(d).repeat(1, q, 1, 1)
-        return torch.zeros(1, self.num_features), var, torch.zeros(1, dtype=torch.long)
+        dtype = sum_dtype(x.dtype)
+        matrix = torch.eye(d, dtype=dtype, device=x.device).expand(q, d, d) if gamma is None else gamma.to(dtype)
+        zero = torch.zeros(d, q, dtype=dtype, device=x.device)
+        shift = zero if beta is None else beta.to(dtype).reshape(d, q)
+        return passes.affine(split(x, d), zero, matrix, shift).reshape(x.shape)
 
-    def _buffers_or_raise(self) -> tuple[Tensor, Tensor, Tensor]:
-        if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
-            raise ValueError(f"stats={self.stats!r} keeps no rows of running statistics")
-        return self.running_mean, self.running_var, self.num_batches_tracked
+    def _by_sample(
+        self,
+        kernel: Kernel,
+        x: Tensor,
+        mean: Tensor,
+        cov: Tensor,
+        gamma: Tensor | None,
+        beta: Tensor | None,
+        options: dict[str, Any],
+    ) -> Tensor:
+        """Each sample by its own statistics [N, ...]."""
+        if len(mean) != len(x):
+            raise ValueError(f"stats_id must be one row or one for each of {len(x)} samples, got {len(mean)} rows")
 
-    def _row(self, stats_id: int | Tensor | None) -> int | Tensor:
-        row = self.row if stats_id is None else stats_id
-        if row is None and self.num_stats == 1:
-            return 0
-        if row is None or isinstance(row, str):
-            raise ValueError(
-                f"{self.num_stats} rows of statistics and none chosen: pass stats_id or enter `with using_task(module, k)`"
-            )
-        if isinstance(row, int) and not 0 <= row < self.num_stats:
-            raise ValueError(f"stats_id={row}: there are rows 0 to {self.num_stats - 1}")
-        return row
+        def normalize(x: Tensor, mean: Tensor, cov: Tensor) -> Tensor:
+            return kernel.normalize(x.unsqueeze(0), mean, cov, gamma, beta, **options).squeeze(0)
 
-    def _read(self, stats_id: int | Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        row = self._row(stats_id)
-        buffers = self._buffers_or_raise()
-        if isinstance(row, int):
-            return buffers[0][row], buffers[1][row], buffers[2][row]
-        index = row.reshape(1)  # index_select, for buffer[tensor] would read the index on the host
-        mean, var, count = (buffer.index_select(0, index).squeeze(0) for buffer in buffers)
-        return mean, var, count
+        y: Tensor = torch.func.vmap(normalize)(x, mean, cov)
+        return y
 
-    @torch.no_grad()
-    def _update(self, stats_id: int | Tensor | None, mean: Tensor, cov: Tensor) -> None:
-        row = self._row(stats_id)
-        old_mean, old_var, old_count = self._read(row)
-        count = old_count + 1
-        dtype = old_mean.dtype
-        share = count.to(dtype).reciprocal() if self.momentum is None else old_mean.new_full((), self.momentum)
-        new_mean = torch.lerp(old_mean, mean.to(dtype), share)
-        new_var = torch.lerp(old_var, cov.reshape(old_var.shape).to(dtype), share)
-        for buffer, value in zip(self._buffers_or_raise(), (new_mean, new_var, count), strict=True):
-            if isinstance(row, int):
-                buffer[row] = value
-            else:
-                buffer.index_copy_(0, row.reshape(1), value[None])
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
-        """Takes as many rows as the state has, so that a layer built for one task loads the statistics of many."""
-        for name in ("running_mean", "running_var", "num_batches_tracked"):
-            own, saved = getattr(self, name), state_dict.get(prefix + name)
-            if own is not None and saved is not None and own.shape[1:] == saved.shape[1:]:
-                setattr(self, name, own.new_empty(saved.shape))
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+    def _update(self, y: Tensor, stats_id: int | Tensor | None, mean: Tensor, cov: Tensor) -> Tensor:
+        """Moves the row towards a batch's statistics; returns y, with the lesson of this step in its graph."""
+        if self.stats == "learnable":
+            centre, factor = self.read(stats_id)
+        else:
+            old_mean, old_var, old_count = self.read(stats_id)
+            count = old_count + 1
+            share = count.to(old_mean.dtype).reciprocal() if self.momentum is None else old_mean.new_full((), self.momentum)
+            with torch.no_grad():
+                mean = torch.lerp(old_mean, mean.to(old_mean.dtype), share)
+                var = torch.lerp(old_var, cov.reshape(old_var.shape).to(old_var.dtype), share)
+            self.write(stats_id, mean, var, count)
+            if self.stats == "tracked":
+                return y
+            centre, factor, cov = self.mean, self.factor, var.reshape(cov.shape)
+        loss = self.lesson_weight * divergence(mean.to(centre.dtype), cov.to(centre.dtype), factor, centre)
+        return y.add_(_Lesson.apply(loss).to(y.dtype))
 
     def extra_repr(self) -> str:
         return (
             f"{self.num_features}, algebra={self.algebra.name}, stats={self.stats}, whitening={self.whitening}, "
-            f"affine={self.affine}, momentum={self.momentum}, eps={self.eps}, num_stats={self.num_stats}"
+            f"affine={self.affine}, momentum={self.momentum}, eps={self.eps}, sync={self.sync}, backend={self.backend}, "
+            f"num_stats={self.num_stats}"
         )
 
 
-def _frozen(x: Tensor, gamma: Tensor | None, beta: Tensor | None, d: int) -> Tensor:
-    """Gamma x + beta."""
-    if gamma is not None:
-        numbers = x.reshape(x.shape[0], d, x.shape[1] // d, -1)
-        x = torch.einsum("qab,nbqm->naqm", gamma.to(x.dtype), numbers).reshape(x.shape)
-    if beta is not None:
-        x = x + beta.to(x.dtype).reshape(-1, *[1] * (x.ndim - 2))
-    return x
+class _Lesson(torch.autograd.Function):
+    """A loss -> zero, added to an output; whatever is made of that output, the loss's gradient is taken once."""
+
+    @staticmethod
+    def forward(ctx: Any, loss: Tensor) -> Tensor:
+        return torch.zeros_like(loss)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return torch.ones_like(gradients[0])
 
 
-@torch.no_grad()
 def _update_given(running_mean: Tensor, running_var: Tensor, mean: Tensor, cov: Tensor, momentum: float) -> None:
     """Moves a caller's plain buffers; what carries a gradient is never written to."""
-    for old, new in ((running_mean, mean), (running_var, cov)):
-        if not (old.requires_grad or old.grad_fn is not None):
-            old.lerp_(new.reshape(old.shape).to(old.dtype), momentum)
+    with torch.no_grad():
+        for old, new in ((running_mean, mean), (running_var, cov)):
+            if not (old.requires_grad or old.grad_fn is not None):
+                old.lerp_(new.reshape(old.shape).to(old.dtype), momentum)

@@ -1,11 +1,17 @@
-"""Choosing the statistics row of every batch-norm layer in a module."""
+"""Choosing the row of every norm layer in a module."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from torch import Tensor, nn
 
+from hnetcl.bn.base import NormLayer
 from hnetcl.bn.layer import BatchNormLayer
+
+
+def norm_layers(module: nn.Module) -> dict[str, NormLayer]:
+    """The norm layers in a module, by name."""
+    return {name: layer for name, layer in module.named_modules() if isinstance(layer, NormLayer)}
 
 
 def batchnorm_layers(module: nn.Module) -> dict[str, BatchNormLayer]:
@@ -13,17 +19,32 @@ def batchnorm_layers(module: nn.Module) -> dict[str, BatchNormLayer]:
     return {name: layer for name, layer in module.named_modules() if isinstance(layer, BatchNormLayer)}
 
 
+def row_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
+    """The rows that are parameters (`stats="learnable"`), by name: a task's own, never written by a hypernetwork."""
+    return {
+        f"{prefix}.{name}" if prefix else name: value
+        for prefix, layer in norm_layers(module).items()
+        for name, value in layer.rows.items()
+        if isinstance(value, nn.Parameter)
+    }
+
+
 @contextmanager
 def using_task(module: nn.Module, row: int | Tensor | str) -> Iterator[None]:
-    """Within, every batch-norm layer of `module` reads and updates that row.
+    """Within, every norm layer of `module` reads and updates that row.
 
     Args:
-        row: the row's number, or `BATCH` for the batch's own statistics.
+        row: the row's number, as an int or a 0-dim tensor (in evaluation also a vector of N, one for each sample); or `BATCH`
+            for the batch's own statistics.
+
+    Raises:
+        ValueError: a layer has no such row.
     """
-    layers = list(batchnorm_layers(module).values())
+    layers = list(norm_layers(module).values())
+    chosen = [layer.choose(row) for layer in layers]
     before = [layer.row for layer in layers]
-    for layer in layers:
-        layer.row = row
+    for layer, own in zip(layers, chosen, strict=True):
+        layer.row = own
     try:
         yield
     finally:

@@ -8,14 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from hnetcl.algebra import Algebra
-from hnetcl.bn.layer import BATCH, BatchNormLayer
-from hnetcl.kernels import closed_form
-from hnetcl.kernels.layout import sum_dtype
-
-REFERENCE = ("reference_mean", "reference_var", "reference_count")
+from hnetcl.bn.base import BATCH, NormLayer
+from hnetcl.kernels.backends import select
+from hnetcl.kernels.layout import complex_to_real, real_to_complex, sum_dtype
 
 
-class VirtualBatchNormLayer(BatchNormLayer):
+class VirtualBatchNormLayer(NormLayer):
     r"""Batch norm of each sample by the statistics of a reference batch into which the sample is mixed.
 
     .. math:: \mu = a \mu_r + b \mu_s, \qquad V = a V_r + b V_s + a b (\mu_r - \mu_s)(\mu_r - \mu_s)^T
@@ -32,7 +30,7 @@ class VirtualBatchNormLayer(BatchNormLayer):
     Each task has a reference of its own: rows are opened, chosen, saved and loaded as in `BatchNormLayer`.
 
     Args:
-        num_features, algebra, whitening, affine, eps: as in `BatchNormLayer`.
+        num_features, algebra, whitening, affine, eps, backend: as in `BatchNormLayer`.
 
     Attributes:
         reference_mean: [rows, C].
@@ -45,9 +43,8 @@ class VirtualBatchNormLayer(BatchNormLayer):
     Source: Salimans et al. 2016, Improved Techniques for Training GANs, section 3.5, with the sample's weight of their code.
     """
 
-    reference_mean: Tensor
-    reference_var: Tensor
     reference_count: Tensor
+    reference_var: Tensor
 
     def __init__(
         self,
@@ -56,36 +53,30 @@ class VirtualBatchNormLayer(BatchNormLayer):
         whitening: str | None = None,
         affine: bool = True,
         eps: float = 1e-5,
+        backend: str = "auto",
     ) -> None:
-        super().__init__(num_features, algebra, stats="batch", whitening=whitening, affine=affine, eps=eps)
+        super().__init__(num_features, algebra, whitening, affine, eps, backend)
         self.collecting = False  # set by `reference_pass`
         self._collected: set[int] = set()  # rows known to have a reference, so that a GPU is asked once
-        for name, value in zip(REFERENCE, self._fresh_row(), strict=True):
-            self.register_buffer(name, value)
+        self._open_first_row()
 
-    @property
-    def num_stats(self) -> int:
-        """Rows of reference statistics."""
-        return len(self.reference_mean)
+    def fresh_row(self) -> dict[str, Tensor]:
+        """No reference yet."""
+        c, d, q = self.num_features, self.algebra.dim, self.num_numbers
+        var = torch.ones(1, c) if d == 1 else torch.eye(d).repeat(1, q, 1, 1)
+        return {
+            "reference_mean": torch.zeros(1, c),
+            "reference_var": var,
+            "reference_count": torch.zeros(1, dtype=torch.long),
+        }
 
-    def checkpoint_stats(self) -> None:
-        """Opens a row, without a reference, after the newest, on its device and in its dtype."""
-        for name, fresh in zip(REFERENCE, self._fresh_row(), strict=True):
-            old = self.get_buffer(name)
-            setattr(self, name, torch.cat([old, fresh.to(old)]))
-
-    @property
-    def hyper_shapes(self) -> dict[str, torch.Size]:
-        """Shapes of what `forward` takes from outside: gamma and beta."""
-        return {name: shape for name, shape in super().hyper_shapes.items() if name in ("weight", "bias")}
-
-    def forward(  # type: ignore[override]  # running statistics have no meaning here
+    def forward(
         self, x: Tensor, *, stats_id: int | Tensor | None = None, weight: Tensor | None = None, bias: Tensor | None = None
     ) -> Tensor:
         """Normalizes x; within `reference_pass` by its own statistics, which become the row's reference.
 
         Args:
-            x: [N, C, *S] with up to three axes in S.
+            x: [N, C, *S] with up to three axes in S; for d = 2 also complex [N, Q, *S], as is then what is returned.
             stats_id: the row, an int or a 0-dim tensor; left out where there is one row or `using_task` chose one.
             weight, bias: used in place of the layer's own.
 
@@ -93,16 +84,17 @@ class VirtualBatchNormLayer(BatchNormLayer):
             ValueError: the shape of x, a reference of one value per channel, several rows and none chosen, an unknown row,
                 or one without a reference (where a tensor chose the row, the output is nan).
         """
-        self._check(x, running_mean=None, running_var=None, weight=weight, bias=bias)
-        gamma = self._gamma(self.weight if weight is None else weight)
-        beta = self.bias if bias is None else bias
-        if self.collecting or (stats_id is None and self.row == BATCH):
+        self._check(x, weight=weight, bias=bias)
+        if x.is_complex():
+            return real_to_complex(self(complex_to_real(x), stats_id=stats_id, weight=weight, bias=bias))
+        gamma, beta = self.gamma(weight), self.bias if bias is None else bias
+        if self.collecting or (stats_id is None and isinstance(self.row, str) and self.row == BATCH):
             return self._by_own_statistics(x, stats_id, gamma, beta)
 
         n, d, q, space = len(x), self.algebra.dim, self.num_numbers, x.shape[2:].numel()
         numbers = x.reshape(n, d, q, space)
         mean, cov = self._mixed(numbers, *self._reference(stats_id))
-        y = closed_form.normalize(  # a batch of n samples with statistics each is one sample of n q numbers
+        y = select(self.backend, x, d).normalize(  # a batch of n samples with statistics each is one sample of n q numbers
             numbers.transpose(0, 1).reshape(1, d * n * q, space),
             mean.transpose(0, 1).reshape(-1),
             cov.flatten(0, 1),
@@ -117,20 +109,14 @@ class VirtualBatchNormLayer(BatchNormLayer):
     def _by_own_statistics(self, x: Tensor, stats_id: int | Tensor | None, gamma: Tensor | None, beta: Tensor | None) -> Tensor:
         if x.numel() // self.num_features < 2:
             raise ValueError(f"batch statistics need more than one value per channel, got x of shape {tuple(x.shape)}")
-        y, mean, cov = closed_form.batch_norm(x, gamma, beta, d=self.algebra.dim, eps=self.eps, whitening=self.whitening)
+        kernel = select(self.backend, x, self.algebra.dim)
+        y, mean, cov = kernel.batch_norm(x, gamma, beta, d=self.algebra.dim, eps=self.eps, whitening=self.whitening)
         if self.collecting:
-            self._collect(self._row(stats_id), mean, cov, len(x))
+            var = cov.reshape(self.reference_var.shape[1:])
+            self.write(stats_id, mean, var, self.reference_count.new_full((), len(x)))
         return y
 
-    @torch.no_grad()
-    def _collect(self, row: int | Tensor, mean: Tensor, cov: Tensor, count: int) -> None:
-        index = torch.as_tensor(row, device=self.reference_mean.device).reshape(1)
-        self.reference_mean.index_copy_(0, index, mean[None].to(self.reference_mean.dtype))
-        var = cov.reshape(1, *self.reference_var.shape[1:])
-        self.reference_var.index_copy_(0, index, var.to(self.reference_var.dtype))
-        self.reference_count.index_fill_(0, index, count)
-
-    def _reference(self, stats_id: int | Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    def _reference(self, stats_id: int | Tensor | None) -> list[Tensor]:
         row = self._row(stats_id)
         if isinstance(row, int) and row not in self._collected:
             if not self.reference_count[row]:
@@ -138,7 +124,7 @@ class VirtualBatchNormLayer(BatchNormLayer):
                     f"row {row} has no reference batch: call `with reference_pass(module): module(x_ref)` before module(x)"
                 )
             self._collected.add(row)
-        return self._read(row)
+        return self.read(row)
 
     def _mixed(self, x: Tensor, mean: Tensor, var: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
         """Mean [N, d, Q] and covariance [N, Q, d, d] of every sample of x [N, d, Q, S], mixed into the reference."""
@@ -155,14 +141,7 @@ class VirtualBatchNormLayer(BatchNormLayer):
         reference = var.to(dtype).reshape(-1, d, d)
         return mean + b * shift, (1 - b) * reference + (b * (cov + (1 - b) * spread)).transpose(1, 2)
 
-    def _buffers_or_raise(self) -> tuple[Tensor, Tensor, Tensor]:
-        return self.reference_mean, self.reference_var, self.reference_count
-
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
-        for name in REFERENCE:
-            own, saved = self.get_buffer(name), state_dict.get(prefix + name)
-            if saved is not None and own.shape[1:] == saved.shape[1:]:
-                setattr(self, name, own.new_empty(saved.shape))
         self._collected.clear()
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 

@@ -196,10 +196,12 @@ def _row(stats: str, parts: Parts) -> int | str | None:
     """The `stats` argument as a row of statistics; None for each task's own."""
     if stats == "own":
         return None
-    if not any(layer.num_stats for layer in batchnorm_layers(parts.model.net).values()):
-        raise ArgumentError("stats", stats, "this run's network keeps no running statistics; allowed: own")
+    if all(layer.stats == "frozen" for layer in batchnorm_layers(parts.model.net).values()):
+        raise ArgumentError("stats", stats, "this run's network uses no statistics; allowed: own")
     if stats == "batch":
         return BATCH
+    if any(layer.stats in ("generated", "distilled") for layer in batchnorm_layers(parts.model.net).values()):
+        raise ArgumentError("stats", stats, "the hypernetwork writes this run's statistics; allowed: own, batch")
     if not stats.isdecimal():
         raise ArgumentError("stats", stats, "allowed: own, batch, or a task's number")
     return _task_number("stats", int(stats), len(parts.sequence))

@@ -33,6 +33,16 @@ def split(x: Tensor, d: int) -> Tensor:
     return x.reshape(x.shape[0], d, x.shape[1] // d, x.shape[2:].numel())
 
 
+def complex_to_real(x: Tensor) -> Tensor:
+    """Complex [N, Q, *S] -> component-major [N, 2 Q, *S]."""
+    return torch.view_as_real(x).movedim(-1, 1).flatten(1, 2)
+
+
+def real_to_complex(x: Tensor) -> Tensor:
+    """The inverse of `complex_to_real`."""
+    return torch.view_as_complex(x.unflatten(1, (2, -1)).movedim(1, -1).contiguous())
+
+
 def regularize(cov: Tensor, eps: float, whitening: str, dtype: torch.dtype) -> Tensor:
     """V' = V + (eps + 4 u tr(V) / d) I in float64, with u the rounding unit of the sums that V was made of.
 

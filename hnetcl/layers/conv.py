@@ -45,3 +45,10 @@ class Conv2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.conv2d(x, self.algebra.block_matrix(self.weight), self.bias, self.stride, self.padding)
+
+    def as_real(self) -> nn.Conv2d:
+        """torch's layer that computes the same; its weight is a copy."""
+        matrix = self.algebra.block_matrix(self.weight.detach()).clone()
+        real = nn.Conv2d(matrix.shape[1], matrix.shape[0], matrix.shape[-1], self.stride, self.padding, device="meta")
+        real.weight, real.bias = nn.Parameter(matrix, self.weight.requires_grad), self.bias
+        return real

@@ -32,3 +32,10 @@ class Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self.algebra.block_matrix(self.weight), self.bias)
+
+    def as_real(self) -> nn.Linear:
+        """torch's layer that computes the same; its weight is a copy."""
+        matrix = self.algebra.block_matrix(self.weight.detach()).clone()
+        real = nn.Linear(matrix.shape[1], matrix.shape[0], device="meta")
+        real.weight, real.bias = nn.Parameter(matrix, self.weight.requires_grad), self.bias  # type: ignore[assignment]
+        return real

@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from hnetcl.errors import ArgumentError, one_of
-from hnetcl.hnets import HyperNetwork
+from hnetcl.model import HyperModel
 
 OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
     "adam": torch.optim.Adam,
@@ -54,10 +54,10 @@ class OptimizerFactory:
         if not 0 <= self.weight_decay < math.inf:
             raise ArgumentError("weight_decay", self.weight_decay, "must be finite and not negative")
 
-    def make(self, hnet: HyperNetwork, steps: int) -> tuple[Optimizer, LRScheduler]:
-        """A fresh optimizer over all of `hnet`, and its schedule for a task of that many steps."""
-        own = hnet.task_parameters()
-        shared = [p for p in hnet.parameters() if not any(p is q for q in own)]
+    def make(self, model: HyperModel, steps: int) -> tuple[Optimizer, LRScheduler]:
+        """A fresh optimizer over all that learns in `model`, and its schedule for a task of that many steps."""
+        own = model.task_parameters()
+        shared = [p for p in model.parameters() if p.requires_grad and not any(p is q for q in own)]
         groups = [{"params": shared, "weight_decay": self.weight_decay}, {"params": own, "weight_decay": 0.0}]
         optimizer = OPTIMIZERS[self.name](groups, lr=self.lr, fused=True, **self.options)
         return optimizer, LambdaLR(optimizer, lambda step: SCHEDULES[self.schedule](step / steps))

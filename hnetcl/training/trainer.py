@@ -130,7 +130,7 @@ class Trainer:
     def _train(self, task: int, batches: list[Batches], steps: int) -> None:
         model, method = self.model.train(), self.method
         method.start_task(model.hnet, task)
-        optimizer, schedule = self.optimizer.make(model.hnet, steps)
+        optimizer, schedule = self.optimizer.make(model, steps)
         for step in range(steps):
             source = method.batch_task(task, step)
             x, y = batches[source].draw()
@@ -149,7 +149,7 @@ class Trainer:
     def _tell(
         self, task: int, step: int, steps: int, logits: Tensor, y: Tensor, loss: Tensor, penalty: Tensor | None, lr: float
     ) -> None:
-        gradients = [p.grad for p in self.model.hnet.parameters() if p.grad is not None]
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
         numbers = [
             loss.detach(),
             loss.new_zeros(()) if penalty is None else penalty.detach(),

@@ -1,0 +1,212 @@
+"""What every norm layer has: an algebra, Gamma and beta, rows of statistics."""
+
+import math
+from itertools import combinations_with_replacement
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hnetcl.algebra import Algebra, as_algebra
+from hnetcl.choices import BACKENDS, WHITENINGS
+from hnetcl.errors import ArgumentError, one_of
+
+BATCH = "batch"  # in place of a row: normalize by the batch's own statistics, in evaluation too
+
+
+class NormLayer(nn.Module):
+    """Gamma, beta, and tensors with a leading axis of rows, one row per task.
+
+    Args:
+        num_features, algebra, whitening, affine, eps, backend: as in `BatchNormLayer`.
+
+    Raises:
+        ArgumentError: C is not a positive multiple of d, or an argument is outside its set.
+    """
+
+    def __init__(
+        self, num_features: int, algebra: str | Algebra, whitening: str | None, affine: bool, eps: float, backend: str
+    ) -> None:
+        super().__init__()
+        self.algebra = as_algebra(algebra)
+        self.num_numbers = self.algebra.numbers(num_features, "num_features")
+        whitening = whitening or ("cholesky" if self.algebra.dim == 4 else "zca")
+        if whitening not in WHITENINGS:
+            raise one_of("whitening", whitening, WHITENINGS)
+        if not 0 < eps < math.inf:
+            raise ArgumentError("eps", eps, "must be positive and finite")
+        if backend not in BACKENDS:
+            raise one_of("backend", backend, BACKENDS)
+        self.num_features, self.whitening = num_features, whitening
+        self.affine, self.eps, self.backend = affine, eps, backend
+        self.row: int | Tensor | str | None = None  # set by `using_task`
+        self.row_names: tuple[str, ...] = ()
+        self.weight = nn.Parameter(self._initial_weight()) if affine else None
+        self.bias = nn.Parameter(torch.zeros(num_features)) if affine else None
+
+    # ------------------------------------------------------------------ rows
+
+    def fresh_row(self) -> dict[str, Tensor]:
+        """The layer's row tensors as they start, [1, ...] each, by name; empty where it keeps no rows."""
+        return {}
+
+    def _open_first_row(self, learnable: bool = False) -> None:
+        for name, value in self.fresh_row().items():
+            if learnable:
+                self.register_parameter(name, nn.Parameter(value))
+            else:
+                self.register_buffer(name, value)
+            self.row_names += (name,)
+
+    @property
+    def rows(self) -> dict[str, Tensor]:
+        """The layer's row tensors, [rows, ...] each, by name."""
+        return {name: getattr(self, name) for name in self.row_names}
+
+    @property
+    def num_stats(self) -> int:
+        """Rows of statistics; 0 where none are kept."""
+        return next((len(value) for value in self.rows.values()), 0)
+
+    def checkpoint_stats(self) -> None:
+        """Opens a fresh row after the newest, on its device and in its dtype.
+
+        Raises:
+            ValueError: the layer keeps no rows.
+        """
+        self._require_rows()
+        for name, fresh in self.fresh_row().items():
+            old: Tensor = getattr(self, name)
+            self._set(name, torch.cat([old.detach(), fresh.to(old)]))
+
+    def choose(self, row: int | Tensor | str | None) -> int | Tensor | str | None:
+        """What `using_task` stores: a row that is known to exist, as a tensor, for a compiled step is then the same for all.
+
+        Raises:
+            ValueError: there is no such row.
+        """
+        if not isinstance(row, int) or not self.num_stats:
+            return row
+        device = next(iter(self.rows.values())).device
+        return torch.full((), self._existing(row), device=device)  # filled there: a copy would wait for the GPU
+
+    def read(self, stats_id: int | Tensor | None) -> list[Tensor]:
+        """A row's tensors; of a vector of N rows, with a leading axis of N.
+
+        Raises:
+            ValueError: several rows and none chosen, or no such row (where the tensor lies on a GPU: a failing kernel).
+        """
+        row = self._row(stats_id)
+        if isinstance(row, int):
+            return [value[row] for value in self.rows.values()]
+        index = row.reshape(-1)  # index_select, for value[tensor] would read the index on the host
+        many = [value.index_select(0, index) for value in self.rows.values()]
+        return many if row.ndim else [value.squeeze(0) for value in many]
+
+    def get_stats(self, stats_id: int) -> tuple[Tensor, Tensor]:
+        """Copies of a row: mean [C] and variance [C] (d = 1) or covariance [Q, d, d].
+
+        Raises:
+            ValueError: there is no such row.
+        """
+        self._require_rows()
+        mean, cov = self.row_statistics(self._existing(stats_id))
+        return mean.detach().clone(), (cov.flatten() if self.algebra.dim == 1 else cov).detach().clone()
+
+    def row_statistics(self, stats_id: int | Tensor | None) -> tuple[Tensor, Tensor]:
+        """A row's mean [C] and covariance [Q, d, d]; of a vector of N rows, [N, ...]."""
+        mean, var, *_ = self.read(stats_id)
+        d = self.algebra.dim
+        return mean, var.reshape(*mean.shape[:-1], self.num_numbers, d, d)
+
+    def write(self, stats_id: int | Tensor | None, *values: Tensor) -> None:
+        """Overwrites a row."""
+        row = self._row(stats_id)
+        with torch.no_grad():
+            for target, value in zip(self.rows.values(), values, strict=True):
+                if isinstance(row, int):
+                    target[row] = value.to(target.dtype)
+                else:
+                    target.index_copy_(0, row.reshape(1), value[None].to(target.dtype))
+
+    def _row(self, stats_id: int | Tensor | None) -> int | Tensor:
+        row = self.row if stats_id is None else stats_id
+        self._require_rows()
+        if row is None and self.num_stats == 1:
+            return 0
+        if row is None or isinstance(row, str):
+            raise ValueError(
+                f"{self.num_stats} rows of statistics and none chosen: pass stats_id or enter `with using_task(module, k)`"
+            )
+        if isinstance(row, Tensor) and row.ndim == 0 and row.is_cpu and not torch.compiler.is_compiling():
+            row = int(row)
+        return self._existing(row) if isinstance(row, int) else row
+
+    def _existing(self, row: int) -> int:
+        if not 0 <= row < self.num_stats:
+            raise ValueError(f"stats_id={row}: there are rows 0 to {self.num_stats - 1}")
+        return row
+
+    def _require_rows(self) -> None:
+        if not self.row_names:
+            raise ValueError(f"{type(self).__name__}({self.extra_repr()}) keeps no rows of statistics")
+
+    def _set(self, name: str, value: Tensor) -> None:
+        old = getattr(self, name)
+        setattr(self, name, nn.Parameter(value, old.requires_grad) if isinstance(old, nn.Parameter) else value)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        """Takes as many rows as the state has, so that a layer built for one task loads the statistics of many."""
+        for name, own in self.rows.items():
+            saved = state_dict.get(prefix + name)
+            if saved is not None and own.shape[1:] == saved.shape[1:] and own.shape != saved.shape:
+                self._set(name, own.detach().new_empty(saved.shape))
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+    # ------------------------------------------------------------------ Gamma and beta
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """The layer's own parameters."""
+        return dict(self.named_parameters(recurse=False))
+
+    @property
+    def param_shapes(self) -> dict[str, torch.Size]:
+        """Shapes of `weights`."""
+        return {name: value.shape for name, value in self.weights.items()}
+
+    @property
+    def hyper_shapes(self) -> dict[str, torch.Size]:
+        """Shapes of all that `forward` takes from outside."""
+        c, d = self.num_features, self.algebra.dim
+        triangle = torch.Size([c] if d == 1 else [self.num_numbers, d * (d + 1) // 2])
+        return {"weight": triangle, "bias": torch.Size([c])}
+
+    def gamma(self, weight: Tensor | None = None) -> Tensor | None:
+        """The symmetric [Q, d, d] of which a weight, or the layer's own, is the upper triangle; None without either."""
+        weight = self.weight if weight is None else weight
+        if weight is None:
+            return None
+        d = self.algebra.dim
+        if d == 1:
+            return weight.reshape(-1, 1, 1)
+        upper = dict(zip(combinations_with_replacement(range(d), 2), weight.unbind(1), strict=True))
+        return torch.stack([upper[min(i, j), max(i, j)] for i in range(d) for j in range(d)], 1).reshape(-1, d, d)
+
+    def _initial_weight(self) -> Tensor:
+        d = self.algebra.dim
+        if d == 1:
+            return torch.ones(self.num_features)
+        row, column = torch.triu_indices(d, d)
+        return torch.where(row == column, d**-0.5, 0.0).repeat(self.num_numbers, 1)
+
+    def _check(self, x: Tensor, **given: Tensor | None) -> None:
+        as_complex = x.is_complex() and self.algebra.dim == 2
+        kind, channels = ("complex", self.num_numbers) if as_complex else ("real", self.num_features)
+        if not 2 <= x.ndim <= 5 or x.shape[1] != channels or x.is_complex() != as_complex:
+            wanted = f"expected a {kind} x of shape [N, {channels}, ...] with 2 to 5 axes"
+            raise ValueError(f"{wanted}, got {tuple(x.shape)} of {x.dtype}")
+        shapes = self.hyper_shapes
+        for name, value in given.items():
+            if value is not None and value.shape != shapes[name]:
+                raise ValueError(f"{name} must have shape {tuple(shapes[name])}, got {tuple(value.shape)}")
