@@ -35,10 +35,6 @@ class HyperModel(nn.Module):
         for parameter in row_parameters(net).values():
             parameter.requires_grad_()
 
-    def task_parameters(self) -> list[nn.Parameter]:
-        """Those of the trainable parameters that have an entry per task; all others are shared by the tasks."""
-        return [*self.hnet.task_parameters(), *row_parameters(self.net).values()]
-
     def forward(self, x: Tensor, task: int, stats: int | Tensor | str | None = None) -> Tensor:
         """Logits [N, K] of a task.
 

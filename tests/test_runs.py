@@ -19,7 +19,8 @@ from hnetcl.config import Config
 from hnetcl.errors import ArgumentError
 from hnetcl.training import RunDirectory, Trainer
 
-FILES = ["config.yaml", "tasks.json", "accuracy.csv", "metrics.json", "model.safetensors", "train.log"]
+FIGURES = ("accuracy_matrix.png", "accuracy_curves.png", "row_statistics.png")
+FILES = ["config.yaml", "tasks.json", "accuracy.csv", "metrics.json", "statistics.json", "model.safetensors", "train.log"]
 SAME = ["accuracy.csv", "model.safetensors", "tasks.json"]  # files that two equal runs have in common, byte by byte
 
 
@@ -72,7 +73,7 @@ def test_baselines(method: str, tiny: list[str], compose: Callable[..., Config],
 def test_a_run_leaves_its_files(run: Path) -> None:
     assert all((run / name).stat().st_size for name in FILES)
     assert {path.name for path in (run / "checkpoints").iterdir()} == {"last.pt", "previous.pt"}
-    assert {path.name for path in (run / "figures").iterdir()} == {"accuracy_matrix.png", "accuracy_curves.png"}
+    assert {path.name for path in (run / "figures").iterdir()} == set(FIGURES)
     lines = (run / "accuracy.csv").read_text().splitlines()
     assert [line.split(",")[0] for line in lines] == ["trained", "init", "0", "1", "2"]
     assert torch.load(run / "checkpoints" / "last.pt", weights_only=True)["done"] == 3
@@ -97,8 +98,11 @@ def test_the_event_file_holds_every_tag_for_every_task(run: Path) -> None:
         assert f"embedding/task_{task}" in tags["histograms"]
     assert events.Scalars("penalty/task_0")[-1].value == 0
     assert events.Scalars("penalty/task_2")[-1].value > 0
-    assert tags["images"] == ["accuracy_matrix"]
-    assert len(events.Images("accuracy_matrix")) == 3
+    for tag in ("accuracy_matrix", "row_statistics"):
+        assert len(events.Images(tag)) == 3
+    for layer in ("body.2", "body.5"):
+        assert [value.step for value in events.Scalars(f"misfit/{layer}/task_1")] == [2, 3]
+        assert [value.step for value in events.Scalars(f"distance/{layer}")] == [2, 3]
     assert "split" in events.Tensors("config/text_summary")[0].tensor_proto.string_val[0].decode()
 
 
@@ -128,7 +132,7 @@ def test_rows_matter(run: Path) -> None:
     [
         ({"task": 3}, "task=3: the run has tasks 0 to 2"),
         ({"stats": "3"}, "stats=3: the run has tasks 0 to 2"),
-        ({"stats": "mine"}, "stats=mine: allowed: own, batch, or a task's number"),
+        ({"stats": "mine"}, "stats=mine: allowed: own, batch, recalibrated, or a task's number"),
         ({"run": "nowhere"}, "run=nowhere: holds no run"),
         ({"device": "cuda:99"}, "device=cuda:99: not available"),
     ],
@@ -228,7 +232,7 @@ def test_a_run_that_dies_right_after_its_last_checkpoint_lacks_nothing(
             train(compose(*tiny, f"run.dir={died}"))
     train(compose(*tiny, f"run.dir={died}", "resume=true"))
     assert equal(run, died)
-    for name in ("accuracy_matrix.png", "accuracy_curves.png"):
+    for name in FIGURES:
         assert (run / "figures" / name).read_bytes() == (died / "figures" / name).read_bytes()
 
 

@@ -4,6 +4,7 @@ from hnetcl.bn.base import BATCH, NormLayer
 from hnetcl.bn.convert import convert_batchnorm
 from hnetcl.bn.fold import fold_batchnorm
 from hnetcl.bn.layer import BatchNormLayer
+from hnetcl.bn.measure import recalibrate
 from hnetcl.bn.rows import batchnorm_layers, norm_layers, row_parameters, using_task
 from hnetcl.bn.virtual import VirtualBatchNormLayer, reference_pass
 
@@ -16,6 +17,7 @@ __all__ = [
     "convert_batchnorm",
     "fold_batchnorm",
     "norm_layers",
+    "recalibrate",
     "reference_pass",
     "row_parameters",
     "using_task",

@@ -52,7 +52,7 @@ class NormLayer(nn.Module):
 
     def _open_first_row(self, learnable: bool = False) -> None:
         for name, value in self.fresh_row().items():
-            if learnable:
+            if learnable and value.is_floating_point():
                 self.register_parameter(name, nn.Parameter(value))
             else:
                 self.register_buffer(name, value)
@@ -178,9 +178,13 @@ class NormLayer(nn.Module):
     @property
     def hyper_shapes(self) -> dict[str, torch.Size]:
         """Shapes of all that `forward` takes from outside."""
-        c, d = self.num_features, self.algebra.dim
-        triangle = torch.Size([c] if d == 1 else [self.num_numbers, d * (d + 1) // 2])
-        return {"weight": triangle, "bias": torch.Size([c])}
+        return {"weight": self._triangle, "bias": torch.Size([self.num_features])}
+
+    @property
+    def _triangle(self) -> torch.Size:
+        """Of the numbers of a symmetric or triangular matrix per number; [C] for d = 1."""
+        d = self.algebra.dim
+        return torch.Size([self.num_features] if d == 1 else [self.num_numbers, d * (d + 1) // 2])
 
     def gamma(self, weight: Tensor | None = None) -> Tensor | None:
         """The symmetric [Q, d, d] of which a weight, or the layer's own, is the upper triangle; None without either."""

@@ -1,52 +1,50 @@
-"""Statistics as normal distributions: numbers that learn freely and yield a covariance, and how far two of them lie apart.
+"""Statistics as normal distributions: as numbers that may be learned, and how far two of them lie apart.
 
-Shapes have any leading axes [...]; a covariance is [..., Q, d, d], a mean [..., C] component-major.
+A mean [..., C] (component-major) and a covariance [..., Q, d, d] are written as
+
+    V = L L^T,    mu = L m,    L = diag(exp(s)) U,    U lower triangular with ones on its diagonal
+
+with the *location* m [..., C] and the *factor* [..., Q, d (d + 1) / 2] ([..., C] for d = 1): s and the lower part of U, column
+by column. Whatever these numbers are, V is positive definite; zeros stand for mean 0 and covariance I; and all but s are free
+of the scale of the values, which batch norm leaves to drift as the weights before it grow.
 """
 
 import torch
 from torch import Tensor
 
-
-def covariance(factor: Tensor, d: int) -> Tensor:
-    """L L^T, positive definite whatever the factor is.
-
-    Args:
-        factor: [..., Q, d (d + 1) / 2], or [..., C] for d = 1: the lower triangle of L column by column, its diagonal as
-            logarithms; zeros stand for I.
-    """
-    low = _lower(factor.unsqueeze(-1) if d == 1 else factor, d)
-    return low @ low.mT
+from hnetcl.kernels.whitening import whiten
 
 
-def factor(cov: Tensor) -> Tensor:
-    """The inverse of `covariance`.
+def statistics(location: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean [..., C] and covariance [..., Q, d, d]."""
+    low = _lower(factor, _dim(location, factor))
+    return _from_columns(low @ _to_columns(location, low.shape[-1])), low @ low.mT
 
-    Raises:
-        torch.linalg.LinAlgError: a covariance is not positive definite.
+
+def parameters(mean: Tensor, cov: Tensor) -> tuple[Tensor, Tensor]:
+    """The inverse of `statistics`: location and factor; of a singular covariance, those of one nearby. Never a host sync."""
+    d = cov.shape[-1]
+    (inverse,) = whiten(cov, "cholesky")
+    inverse = inverse.to(cov.dtype)
+    low = cov @ inverse.mT
+    diagonal = (low * torch.eye(d, dtype=low.dtype, device=low.device)).sum(-1, keepdim=True).clamp_min(1e-30)
+    row, column = _places(d, cov.device)
+    factor = torch.where(row == column, diagonal.log().expand_as(low)[..., row, column], (low / diagonal)[..., row, column])
+    return _from_columns(inverse @ _to_columns(mean, d)), factor.squeeze(-1) if d == 1 else factor
+
+
+def divergence(mean: Tensor, cov: Tensor, location: Tensor, factor: Tensor) -> Tensor:
+    """Kullback-Leibler divergence of what location and factor stand for from N(mean, cov), averaged over numbers, but for a
+    term that does not depend on them: the loss by which they learn. 0-dim; cov [Q, d, d] may be singular.
     """
     d = cov.shape[-1]
-    low = torch.linalg.cholesky(cov)
-    low = low.tril(-1) + torch.diag_embed(low.diagonal(dim1=-2, dim2=-1).log())
-    column, row = torch.triu_indices(d, d)
-    value: Tensor = low[..., row, column]
-    return value.squeeze(-1) if d == 1 else value
-
-
-def divergence(mean: Tensor, cov: Tensor, factor: Tensor, centre: Tensor) -> Tensor:
-    """Kullback-Leibler divergence of N(centre, L L^T) from N(mean, cov), the average over numbers, up to what does not
-    depend on centre and factor: the loss by which these learn to be mean and cov.
-
-    Args:
-        mean, cov: of what is learned, [C] and [Q, d, d]; cov may be singular.
-        factor, centre: of what learns, as in `covariance`, and [C].
-    """
-    d = cov.shape[-1]
-    low = _lower(factor.unsqueeze(-1) if d == 1 else factor, d)
-    apart = (mean - centre).reshape(d, -1).T.unsqueeze(-1)
-    half = torch.linalg.solve_triangular(low, cov + apart @ apart.mT, upper=False)
-    inner = torch.linalg.solve_triangular(low, half.mT, upper=False)
-    trace = inner.diagonal(dim1=-2, dim2=-1).sum(-1)
-    loss: Tensor = (trace / 2 + low.diagonal(dim1=-2, dim2=-1).log().sum(-1)).mean()
+    low = _lower(factor, d)
+    half = torch.linalg.solve_triangular(low, cov, upper=False)
+    spread = torch.linalg.solve_triangular(low, half.mT, upper=False)
+    apart = torch.linalg.solve_triangular(low, _to_columns(mean, d), upper=False) - _to_columns(location, d)
+    eye = torch.eye(d, dtype=cov.dtype, device=cov.device)
+    inner = ((spread * eye).sum((-2, -1)) + apart.square().sum((-2, -1))) / 2
+    loss: Tensor = (inner + _log_diagonal(factor, d).sum(-1)).mean()
     return loss
 
 
@@ -60,7 +58,7 @@ def distance(mean: Tensor, cov: Tensor, other_mean: Tensor, other_cov: Tensor, e
     d = cov.shape[-1]
     eye = torch.eye(d, dtype=torch.float64, device=cov.device)
     a, b = cov.double() + eps * eye, other_cov.double() + eps * eye
-    apart = (mean.double() - other_mean.double()).unflatten(-1, (d, -1)).mT.unsqueeze(-1)
+    apart = _to_columns(mean.double() - other_mean.double(), d)
     a_inverse, b_inverse = torch.linalg.inv(a), torch.linalg.inv(b)
     traces = (a_inverse @ b + b_inverse @ a - 2 * eye).diagonal(dim1=-2, dim2=-1).sum(-1)
     shift = (apart.mT @ (a_inverse + b_inverse) @ apart).squeeze((-1, -2))
@@ -68,9 +66,42 @@ def distance(mean: Tensor, cov: Tensor, other_mean: Tensor, other_cov: Tensor, e
     return apart_by
 
 
-def _lower(factor: Tensor, d: int) -> Tensor:
-    column, row = torch.triu_indices(d, d, device=factor.device)
+def _dim(location: Tensor, factor: Tensor) -> int:
+    return 1 if location.ndim == factor.ndim else location.shape[-1] // factor.shape[-2]
+
+
+def _to_columns(v: Tensor, d: int) -> Tensor:
+    """[..., C] -> [..., Q, d, 1]."""
+    columns: Tensor = v.unflatten(-1, (d, -1)).mT.unsqueeze(-1)
+    return columns
+
+
+def _from_columns(columns: Tensor) -> Tensor:
+    """[..., Q, d, 1] -> [..., C]."""
+    return columns.squeeze(-1).mT.flatten(-2)
+
+
+def _places(d: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Rows and columns in L of a factor's numbers."""
+    column, row = torch.triu_indices(d, d, device=device)
+    return row, column
+
+
+def _square(factor: Tensor, d: int) -> Tensor:
+    """[..., Q, d, d] with the factor's numbers in their places; what stands above the diagonal has no meaning."""
+    row, column = _places(d, factor.device)
     place = torch.zeros(d, d, dtype=torch.long, device=factor.device)
     place[row, column] = torch.arange(len(row), device=factor.device)
-    square, eye = factor[..., place], torch.eye(d, dtype=factor.dtype, device=factor.device)
-    return square.tril(-1) + (square * eye).exp() * eye
+    square: Tensor = (factor.unsqueeze(-1) if d == 1 else factor)[..., place]
+    return square
+
+
+def _log_diagonal(factor: Tensor, d: int) -> Tensor:
+    """s, [..., Q, d]."""
+    return (_square(factor, d) * torch.eye(d, dtype=factor.dtype, device=factor.device)).sum(-1)
+
+
+def _lower(factor: Tensor, d: int) -> Tensor:
+    """L, [..., Q, d, d]."""
+    unit = _square(factor, d).tril(-1) + torch.eye(d, dtype=factor.dtype, device=factor.device)
+    return _log_diagonal(factor, d).exp().unsqueeze(-1) * unit

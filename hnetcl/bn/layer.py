@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from hnetcl.algebra import Algebra
 from hnetcl.bn.base import BATCH, NormLayer
-from hnetcl.bn.gaussian import covariance, divergence
+from hnetcl.bn.gaussian import divergence, parameters, statistics
 from hnetcl.choices import STATS
 from hnetcl.errors import ArgumentError, one_of
 from hnetcl.kernels import passes
@@ -31,11 +31,11 @@ class BatchNormLayer(NormLayer):
     | stats | rows | batch statistics used in training / evaluation | what evaluation uses |
     |---|---|---|---|
     | tracked | running averages | yes / no | the row |
-    | learnable | parameters, which a loss of the layer's own teaches the batch's statistics | yes / no | the row |
+    | learnable | parameters, which start at the first batch's statistics and which a loss then teaches | yes / no | the row |
     | frozen | none | no / no | mean 0 and covariance I: only Gamma and beta act |
     | batch | none | yes / yes | the batch |
-    | generated | none; the parameters `mean` and `factor`, for a hypernetwork to write | no / no | what was written |
-    | distilled | running averages, which a loss teaches `mean` and `factor` | yes / no | what was written |
+    | generated | none; the parameters `location` and `factor`, for a hypernetwork to write | no / no | what was written |
+    | distilled | running averages, which a loss teaches `location` and `factor` | yes / no | what was written |
 
     Args:
         num_features: C, the real channels, component-major.
@@ -53,7 +53,7 @@ class BatchNormLayer(NormLayer):
         running_mean: [rows, C].
         running_var: the unbiased variance [rows, C] (d = 1) or covariance [rows, Q, d, d].
         num_batches_tracked: [rows].
-        running_factor, factor: of learnable rows and of written statistics, see `gaussian.covariance`.
+        running_location, running_factor: learnable rows; location, factor: written statistics; see `gaussian`.
         lesson_weight: of the loss that teaches learnable and distilled statistics (`gaussian.divergence`): backward adds its
             gradient wherever the layer's output is differentiated. No gradient flows into what is taught from.
         process_group: the ranks that `sync` means; None for all.
@@ -89,26 +89,27 @@ class BatchNormLayer(NormLayer):
         self.lesson_weight = 1.0
         self._open_first_row(learnable=stats == "learnable")
         if stats in ("generated", "distilled"):
-            self.mean = nn.Parameter(torch.zeros(num_features))
-            self.factor = nn.Parameter(torch.zeros(self.hyper_shapes["weight"]))
+            self.location = nn.Parameter(torch.zeros(num_features))
+            self.factor = nn.Parameter(torch.zeros(self._triangle))
 
     def fresh_row(self) -> dict[str, Tensor]:
         """Mean 0 and covariance I."""
         c, d, q = self.num_features, self.algebra.dim, self.num_numbers
-        mean = torch.zeros(1, c)
+        mean, count = torch.zeros(1, c), torch.zeros(1, dtype=torch.long)
         if self.stats == "learnable":
-            return {"running_mean": mean, "running_factor": torch.zeros(1, *self.hyper_shapes["weight"])}
+            learned = torch.zeros(1, *self._triangle)
+            return {"running_location": mean, "running_factor": learned, "num_batches_tracked": count}
         if self.stats not in ("tracked", "distilled"):
             return {}
         var = torch.ones(1, c) if d == 1 else torch.eye(d).repeat(1, q, 1, 1)
-        return {"running_mean": mean, "running_var": var, "num_batches_tracked": torch.zeros(1, dtype=torch.long)}
+        return {"running_mean": mean, "running_var": var, "num_batches_tracked": count}
 
     @property
     def hyper_shapes(self) -> dict[str, torch.Size]:
         """Shapes of all that `forward` takes from outside: gamma and beta, and a row of statistics."""
         c, d, q = self.num_features, self.algebra.dim, self.num_numbers
         var = torch.Size([c] if d == 1 else [q, d, d])
-        return {**super().hyper_shapes, "running_mean": torch.Size([c]), "running_var": var}
+        return {"weight": self._triangle, "bias": torch.Size([c]), "running_mean": torch.Size([c]), "running_var": var}
 
     def evaluation_statistics(self, stats_id: int | Tensor | None = None) -> tuple[Tensor, Tensor] | None:
         """The mean [C] and covariance [Q, d, d] that evaluation uses, with their graph; of a vector of N rows, [N, ...].
@@ -121,7 +122,7 @@ class BatchNormLayer(NormLayer):
         if self.stats == "frozen" or self._wants_batch():
             return None
         if self.stats in ("generated", "distilled"):
-            return self.mean, covariance(self.factor, self.algebra.dim)
+            return statistics(self.location, self.factor)
         return self.row_statistics(stats_id)
 
     def forward(
@@ -218,8 +219,8 @@ class BatchNormLayer(NormLayer):
     def row_statistics(self, stats_id: int | Tensor | None) -> tuple[Tensor, Tensor]:
         if self.stats != "learnable":
             return super().row_statistics(stats_id)
-        mean, factor = self.read(stats_id)
-        return mean, covariance(factor, self.algebra.dim)
+        location, factor, _ = self.read(stats_id)
+        return statistics(location, factor)
 
     def _affine(self, x: Tensor, gamma: Tensor | None, beta: Tensor | None) -> Tensor:
         """Gamma x + beta."""
@@ -252,20 +253,24 @@ class BatchNormLayer(NormLayer):
 
     def _update(self, y: Tensor, stats_id: int | Tensor | None, mean: Tensor, cov: Tensor) -> Tensor:
         """Moves the row towards a batch's statistics; returns y, with the lesson of this step in its graph."""
+        old_mean, old, old_count = (value.detach() for value in self.read(stats_id))
+        count = old_count + 1
         if self.stats == "learnable":
-            centre, factor = self.read(stats_id)
+            start = parameters(mean, cov + self.eps * torch.eye(cov.shape[-1], dtype=cov.dtype, device=cov.device))
+            fresh = count == 1  # a fresh row starts at its first batch's statistics
+            moved = [torch.where(fresh, s.to(o.dtype), o) for s, o in zip(start, (old_mean, old), strict=True)]
+            self.write(stats_id, *moved, count)
+            location, factor, _ = self.read(stats_id)
         else:
-            old_mean, old_var, old_count = self.read(stats_id)
-            count = old_count + 1
             share = count.to(old_mean.dtype).reciprocal() if self.momentum is None else old_mean.new_full((), self.momentum)
-            with torch.no_grad():
-                mean = torch.lerp(old_mean, mean.to(old_mean.dtype), share)
-                var = torch.lerp(old_var, cov.reshape(old_var.shape).to(old_var.dtype), share)
+            mean = torch.lerp(old_mean, mean.to(old.dtype), share)
+            var = torch.lerp(old, cov.reshape(old.shape).to(old.dtype), share)
             self.write(stats_id, mean, var, count)
             if self.stats == "tracked":
                 return y
-            centre, factor, cov = self.mean, self.factor, var.reshape(cov.shape)
-        loss = self.lesson_weight * divergence(mean.to(centre.dtype), cov.to(centre.dtype), factor, centre)
+            location, factor, cov = self.location, self.factor, var.reshape(cov.shape)
+        dtype = factor.dtype
+        loss = self.lesson_weight * divergence(mean.to(dtype), cov.to(dtype), location, factor)
         return y.add_(_Lesson.apply(loss).to(y.dtype))
 
     def extra_repr(self) -> str:

@@ -8,6 +8,8 @@ from torch import Tensor
 
 def is_mapped(*tensors: Tensor | None) -> bool:
     """Whether a tensor stands for the slices of one that vmap maps over; such tensors can't be written into."""
+    if torch.compiler.is_compiling():
+        return False
     return any(t is not None and torch._C._functorch.is_batchedtensor(t) for t in tensors)
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from hnetcl.training import Observer, TaskEnd
 
+MOST_LAYERS = 8  # batch-norm layers that a figure shows: the first ones
 MOST_LABELS = 12  # tasks up to which cells bear their number and curves a legend
 
 
@@ -48,6 +49,28 @@ def accuracy_curves(matrix: Tensor, untrained: Tensor) -> Figure:
     return figure
 
 
+def row_statistics(distances: dict[str, Tensor], misfits: dict[str, Tensor]) -> Figure:
+    """A row per batch-norm layer: how far the tasks' statistics lie apart, and how far each lies from what its data has now."""
+    names = list(distances)[:MOST_LAYERS]
+    figure = Figure(figsize=(7, 0.5 + 2.3 * max(1, len(names))), layout="constrained")
+    axes = figure.subplots(max(1, len(names)), 2, squeeze=False)
+    for (left, right), name in zip(axes, names, strict=False):
+        apart, misfit = distances[name].numpy(), misfits[name].numpy()
+        image = left.imshow(apart, cmap="magma", aspect="auto", vmin=0)
+        left.set(title=f"{name}: distance between rows", xlabel="task", ylabel="task")
+        figure.colorbar(image, ax=left, shrink=0.9)
+        for j in range(len(misfit)):
+            right.plot(range(j + 1, len(misfit) + 1), misfit[j:, j], marker=".", linewidth=1, label=f"task {j}")
+        right.set(title=f"{name}: misfit of a row", xlabel="tasks trained", yscale="log")
+        right.xaxis.set_major_locator(MaxNLocator(integer=True))
+        right.grid(alpha=0.3)
+        for part in (left.title, right.title):
+            part.set_fontsize(9)
+        if len(misfit) <= MOST_LABELS:
+            right.legend(fontsize=6)
+    return figure
+
+
 def to_image(figure: Figure) -> np.ndarray:
     """uint8 [H, W, 3]."""
     canvas = FigureCanvasAgg(figure)
@@ -56,7 +79,7 @@ def to_image(figure: Figure) -> np.ndarray:
 
 
 class FigureWriter(Observer):
-    """Writes accuracy_matrix.png and accuracy_curves.png anew after every task.
+    """Writes accuracy_matrix.png, accuracy_curves.png and, where layers keep statistics, row_statistics.png after every task.
 
     Args:
         folder: an existing one.
@@ -68,3 +91,5 @@ class FigureWriter(Observer):
     def on_task_end(self, end: TaskEnd) -> None:
         for draw in (accuracy_matrix, accuracy_curves):
             draw(end.matrix, end.untrained).savefig(self.folder / f"{draw.__name__}.png", dpi=200)
+        if end.distances:
+            row_statistics(end.distances, end.misfits).savefig(self.folder / f"{row_statistics.__name__}.png", dpi=200)

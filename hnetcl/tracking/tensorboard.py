@@ -4,7 +4,7 @@ from pathlib import Path
 
 from torch.utils.tensorboard import SummaryWriter
 
-from hnetcl.tracking.figures import accuracy_matrix, to_image
+from hnetcl.tracking.figures import accuracy_matrix, row_statistics, to_image
 from hnetcl.training import Observer, Step, TaskEnd
 
 
@@ -18,6 +18,9 @@ class TensorBoard(Observer):
     | val_accuracy/task_T | on task T's held-out images, at its end | tasks trained |
     | accuracy_matrix | R as an image | tasks trained |
     | embedding/task_T | histogram of its embedding; the projector shows all tasks' | tasks trained |
+    | misfit/LAYER/task_T | how far its statistics lie from those its data has now | tasks trained |
+    | distance/LAYER | between the statistics of two tasks, the mean over all pairs | tasks trained |
+    | row_statistics | both as a figure | tasks trained |
     | config | the configuration as text | |
 
     Args:
@@ -59,7 +62,19 @@ class TensorBoard(Observer):
                 self.writer.add_histogram(f"embedding/task_{j}", embedding, trained)
             names = [f"task {j}" for j in range(len(end.embeddings))]
             self.writer.add_embedding(end.embeddings, metadata=names, tag="embeddings", global_step=trained)
+        self._add_statistics(end, trained)
         self.writer.flush()
+
+    def _add_statistics(self, end: TaskEnd, trained: int) -> None:
+        for name, misfit in end.misfits.items():
+            for j, value in enumerate(misfit[end.task, :trained].tolist()):
+                self.writer.add_scalar(f"misfit/{name}/task_{j}", value, trained)
+        for name, apart in end.distances.items():
+            if trained > 1:
+                self.writer.add_scalar(f"distance/{name}", apart.sum() / (trained * (trained - 1)), trained)
+        if end.distances:
+            image = to_image(row_statistics(end.distances, end.misfits))
+            self.writer.add_image("row_statistics", image, trained, dataformats="HWC")
 
     def close(self) -> None:
         self.writer.close()

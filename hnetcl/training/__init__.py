@@ -5,6 +5,7 @@ from hnetcl.training.evaluation import accuracies, accuracy
 from hnetcl.training.observer import Observer, Step, TaskEnd
 from hnetcl.training.optimizers import OPTIMIZERS, SCHEDULES, OptimizerFactory
 from hnetcl.training.rundir import RunDirectory
+from hnetcl.training.statistics import statistics_report
 from hnetcl.training.trainer import Result, Trainer
 
 __all__ = [
@@ -21,4 +22,5 @@ __all__ = [
     "accuracy",
     "engine",
     "resolve_device",
+    "statistics_report",
 ]

@@ -1,6 +1,6 @@
 """What the trainer tells while it runs, and to whom."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -40,6 +40,9 @@ class TaskEnd:
         untrained: b [T].
         embeddings: of all tasks [T, E], or None.
         seconds: training time of this task, evaluation not included.
+        distances: by batch-norm layer, those between the statistics of the tasks so far [task + 1, task + 1].
+        misfits: by batch-norm layer [T, T]: after training i, how far the statistics of task j lie from those that its data
+            has now; NaN where j > i. See `statistics_report`.
     """
 
     task: int
@@ -48,6 +51,8 @@ class TaskEnd:
     untrained: Tensor
     embeddings: Tensor | None
     seconds: float
+    distances: dict[str, Tensor] = field(default_factory=dict)
+    misfits: dict[str, Tensor] = field(default_factory=dict)
 
 
 class Observer:

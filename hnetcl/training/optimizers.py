@@ -9,6 +9,7 @@ import torch
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
+from hnetcl.bn import row_parameters
 from hnetcl.errors import ArgumentError, one_of
 from hnetcl.model import HyperModel
 
@@ -17,6 +18,7 @@ OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
     "adamw": torch.optim.AdamW,
     "sgd": torch.optim.SGD,
 }
+ROW_SPEED = 10.0  # learnable statistics follow the network, so they must be faster than it is
 SCHEDULES: dict[str, Callable[[float], float]] = {  # share of the task done -> factor of the learning rate
     "constant": lambda done: 1.0,
     "cosine": lambda done: (1 + math.cos(math.pi * done)) / 2,
@@ -56,8 +58,14 @@ class OptimizerFactory:
 
     def make(self, model: HyperModel, steps: int) -> tuple[Optimizer, LRScheduler]:
         """A fresh optimizer over all that learns in `model`, and its schedule for a task of that many steps."""
-        own = model.task_parameters()
-        shared = [p for p in model.parameters() if p.requires_grad and not any(p is q for q in own)]
-        groups = [{"params": shared, "weight_decay": self.weight_decay}, {"params": own, "weight_decay": 0.0}]
+        rows = list(row_parameters(model.net).values())
+        own = model.hnet.task_parameters()
+        shared = [p for p in model.hnet.parameters() if not any(p is q for q in own)]
+        groups: list[dict[str, Any]] = [
+            {"params": shared, "weight_decay": self.weight_decay},
+            {"params": own, "weight_decay": 0.0},
+        ]
+        if rows:
+            groups.append({"params": rows, "weight_decay": 0.0, "lr": ROW_SPEED * self.lr})
         optimizer = OPTIMIZERS[self.name](groups, lr=self.lr, fused=True, **self.options)
         return optimizer, LambdaLR(optimizer, lambda step: SCHEDULES[self.schedule](step / steps))

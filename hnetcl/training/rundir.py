@@ -27,6 +27,7 @@ class RunDirectory:
         self.tasks = self.path / "tasks.json"
         self.accuracy = self.path / "accuracy.csv"
         self.metrics = self.path / "metrics.json"
+        self.statistics = self.path / "statistics.json"
         self.model = self.path / "model.safetensors"
         self.checkpoint = self.path / "checkpoints" / "last.pt"
         self.previous = self.path / "checkpoints" / "previous.pt"
@@ -58,6 +59,17 @@ class RunDirectory:
         writer.writerow(["init", *untrained.tolist()])
         writer.writerows([i, *row] for i, row in enumerate(matrix.tolist()) if row[0] == row[0])
         self.write_text(self.accuracy, file.getvalue())
+
+    def write_statistics(self, distances: dict[str, Tensor], misfits: dict[str, Tensor]) -> None:
+        """What `TaskEnd` tells of the batch-norm layers' statistics, as JSON; null where there is no value yet."""
+        tables = {
+            "distances": {name: values.tolist() for name, values in distances.items()},
+            "misfits": {
+                name: [[None if value != value else value for value in row] for row in values.tolist()]
+                for name, values in misfits.items()
+            },
+        }
+        self.write_json(self.statistics, tables)
 
     def read_text(self, path: Path) -> str:
         """A file of the run.

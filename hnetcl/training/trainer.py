@@ -17,6 +17,7 @@ from hnetcl.training.evaluation import accuracies, accuracy
 from hnetcl.training.observer import Observer, Step, TaskEnd
 from hnetcl.training.optimizers import OptimizerFactory
 from hnetcl.training.rundir import RunDirectory
+from hnetcl.training.statistics import statistics_report
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,7 @@ class Trainer:
         self.done = 0
         self.matrix = torch.full((tasks, tasks), torch.nan, dtype=torch.float64)
         self.untrained = torch.full((tasks,), torch.nan, dtype=torch.float64)
+        self.misfits: dict[str, Tensor] = {}
         self.seconds, self.steps_done = 0.0, 0
 
     def fit(self) -> Result:
@@ -113,6 +115,9 @@ class Trainer:
         self.matrix[task] = accuracies(self.model, self.sequence, self.eval_batch_size)
         self.done, self.seconds, self.steps_done = task + 1, self.seconds + seconds, self.steps_done + steps
         now, embeddings = self.sequence[task], self.model.hnet.embeddings
+        distances, misfits = statistics_report(self.model, self.sequence, task + 1, self.eval_batch_size)
+        for name, values in misfits.items():
+            self.misfits.setdefault(name, torch.full_like(self.matrix, torch.nan))[task, : task + 1] = values
         end = TaskEnd(
             task,
             accuracy(self.model, task, now.val, now.preprocess, self.eval_batch_size) if len(now.val) else None,
@@ -120,11 +125,14 @@ class Trainer:
             self.untrained.clone(),
             None if embeddings is None else embeddings.detach().cpu(),
             seconds,
+            distances,
+            {name: values.clone() for name, values in self.misfits.items()},
         )
         for observer in self.observers:
             observer.on_task_end(end)
         if self.directory:
             self.directory.write_accuracy(self.matrix, self.untrained)
+            self.directory.write_statistics(distances, self.misfits)
             self.directory.save_checkpoint(self._state())  # last: what it counts as done has been told and written
 
     def _train(self, task: int, batches: list[Batches], steps: int) -> None:
@@ -170,6 +178,7 @@ class Trainer:
             "random": torch.get_rng_state(),
             "matrix": self.matrix,
             "untrained": self.untrained,
+            "misfits": self.misfits,
             "seconds": self.seconds,
             "steps": self.steps_done,
         }
@@ -179,4 +188,4 @@ class Trainer:
         self.generator.set_state(state["generator"])
         torch.set_rng_state(state["random"])
         self.done, self.seconds, self.steps_done = state["done"], state["seconds"], state["steps"]
-        self.matrix, self.untrained = state["matrix"], state["untrained"]
+        self.matrix, self.untrained, self.misfits = state["matrix"], state["untrained"], state["misfits"]

@@ -1,0 +1,119 @@
+"""The statistics of what batch-norm layers are given: to compare a row with, or to replace it by."""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hnetcl.bn.base import BATCH
+from hnetcl.bn.gaussian import parameters
+from hnetcl.bn.layer import BatchNormLayer
+from hnetcl.bn.rows import batchnorm_layers, using_task
+from hnetcl.kernels.layout import complex_to_real, split
+from hnetcl.kernels.passes import moments
+
+
+class Moments:
+    """Mean [d, Q] and covariance [Q, d, d] of all inputs that a layer has seen, in float64.
+
+    Batches are merged as in Chan et al. 1982: no sum of squares about zero is ever taken, for it would cancel.
+    """
+
+    def __init__(self) -> None:
+        self.count, self.mean, self.outer = 0, torch.zeros(()), torch.zeros(())
+
+    @torch.no_grad()
+    def add(self, x: Tensor, d: int) -> None:
+        """Takes in x [N, C, *S]."""
+        numbers = split(complex_to_real(x) if x.is_complex() else x, d)
+        count = numbers.shape[0] * numbers.shape[3]
+        mean, cov = (value.double() for value in moments(numbers))
+        if not self.count:
+            self.count, self.mean, self.outer = count, mean, cov * count
+            return
+        apart, total = mean - self.mean, self.count + count
+        spread = torch.einsum("aq,bq->qab", apart, apart) * (self.count * count / total)
+        self.outer = self.outer + cov * count + spread
+        self.mean, self.count = self.mean + apart * (count / total), total
+
+    @property
+    def centre(self) -> Tensor:
+        """[C]."""
+        return self.mean.reshape(-1)
+
+    @property
+    def covariance(self) -> Tensor:
+        """Unbiased, [Q, d, d]."""
+        return self.outer / (self.count - 1)
+
+
+@contextmanager
+def watching(module: nn.Module, see: Callable[[str, BatchNormLayer, Tensor], None]) -> Iterator[None]:
+    """Within, `see` is called with the name of every batch-norm layer that runs, the layer and its input."""
+
+    def hook(name: str) -> Any:
+        return lambda layer, args: see(name, layer, args[0])
+
+    handles = [layer.register_forward_pre_hook(hook(name)) for name, layer in batchnorm_layers(module).items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@torch.no_grad()
+def recalibrate(
+    module: nn.Module, batches: Iterable[Tensor], stats_id: int = 0, call: Callable[[Tensor], Any] | None = None
+) -> None:
+    """Re-estimates a row of every batch-norm layer from data, in one pass: the mean and covariance of all batches together.
+
+    In that pass the layers normalize each batch by its own statistics, as they did when the network was trained, and dropout
+    is off. For weights that have moved on since the row was tracked.
+
+        recalibrate(net, loader, stats_id=2)
+        recalibrate(model.net, images.split(1000), 2, call=lambda x: model(x, 2, BATCH))      # of a `HyperModel`
+
+    Args:
+        module: whose rows are replaced.
+        batches: inputs of the module.
+        stats_id: the row.
+        call: runs the module on a batch, where that takes more than `module(batch)`.
+
+    Raises:
+        ValueError: there is no such row, or not a single batch; or the layers keep none, but use what a hypernetwork writes.
+
+    Source: precise batch norm, Wu & Johnson 2021, Rethinking "Batch" in BatchNorm, section 3.
+    """
+    layers = {name: layer for name, layer in batchnorm_layers(module).items() if layer.stats not in ("frozen", "batch")}
+    for layer in layers.values():
+        if layer.stats == "generated":
+            raise ValueError(f"nothing to recalibrate: a hypernetwork writes the statistics of {layer}")
+        layer.get_stats(stats_id)
+    seen = {name: Moments() for name in layers}
+
+    def see(name: str, layer: BatchNormLayer, x: Tensor) -> None:
+        if name in seen:
+            seen[name].add(x, layer.algebra.dim)
+
+    training, number = {m: m.training for m in module.modules()}, 0
+    module.eval()
+    try:
+        with using_task(module, BATCH), watching(module, see):
+            for batch in batches:
+                (call or module)(batch)
+                number += 1
+    finally:
+        for m, was in training.items():
+            m.training = was
+    if not number:
+        raise ValueError("recalibrate needs at least one batch")
+    for name, layer in layers.items():
+        mean, cov = seen[name].centre, seen[name].covariance
+        if layer.stats == "learnable":
+            eye = torch.eye(layer.algebra.dim, dtype=cov.dtype, device=cov.device)
+            layer.write(stats_id, *parameters(mean, cov + layer.eps * eye), torch.full((), number))
+        else:
+            layer.write(stats_id, mean, cov.reshape(layer.hyper_shapes["running_var"]), torch.full((), number))

@@ -1,0 +1,306 @@
+"""Statistics that learn, that are written, that are measured; and rows that can't be misused."""
+
+from itertools import product
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounter
+from torch.func import functional_call
+
+from hnetcl.algebra import ALGEBRAS
+from hnetcl.bn import BATCH, BatchNormLayer, VirtualBatchNormLayer, batchnorm_layers, recalibrate, using_task
+from hnetcl.bn.gaussian import distance, divergence, parameters, statistics
+from hnetcl.kernels.layout import complex_to_real
+from hnetcl.model import written_parameters
+
+every_algebra = pytest.mark.parametrize("algebra", ALGEBRAS)
+every_dim = pytest.mark.parametrize("d", [1, 2, 4, 8])
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+def samples(*shape: int) -> Tensor:
+    """Samples [N, C, *S] whose channels are correlated, off centre and of different scales."""
+    mixing = torch.randn(shape[1], shape[1], dtype=torch.float64)
+    return torch.einsum("cd,nd...->nc...", mixing, torch.randn(shape, dtype=torch.float64)) + 3
+
+
+def gaussian(d: int, *lead: int, q: int = 3) -> tuple[Tensor, Tensor]:
+    root = torch.randn(*lead, q, d, d, dtype=torch.float64)
+    return torch.randn(*lead, q * d, dtype=torch.float64), root @ root.mT + torch.eye(d) / 4
+
+
+def moments(x: Tensor, d: int) -> tuple[Tensor, Tensor]:
+    """Mean [C] and unbiased covariance [Q, d, d]."""
+    channels = x.transpose(0, 1).flatten(1)
+    q = len(channels) // d
+    return channels.mean(1), torch.stack([torch.cov(channels[k::q]).reshape(d, d) for k in range(q)])
+
+
+# ---------------------------------------------------------------------- normal distributions
+
+
+@every_dim
+@pytest.mark.parametrize("lead", [(), (2,)], ids=str)
+def test_location_and_factor_stand_for_mean_and_covariance(d: int, lead: tuple[int, ...]) -> None:
+    """`parameters` is the inverse of `statistics`; zeros are mean 0 and covariance I; any numbers are positive definite."""
+    mean, cov = gaussian(d, *lead)
+    location, factor = parameters(mean, cov)
+    torch.testing.assert_close(statistics(location, factor), (mean, cov))
+    zero, one = statistics(torch.zeros_like(location), torch.zeros_like(factor))
+    torch.testing.assert_close((zero, one), (torch.zeros_like(mean), torch.eye(d).double().expand_as(cov)))
+    _, any_cov = statistics(location, torch.randn_like(factor))
+    assert (torch.linalg.eigvalsh(any_cov) > 0).all()
+
+
+@every_dim
+def test_divergence_is_kullback_leiblers(d: int) -> None:
+    """Its differences are torch.distributions' differences, and its gradient vanishes where the two are equal."""
+    mean, cov = gaussian(d)
+    others = [[value.requires_grad_() for value in parameters(*gaussian(d))] for _ in range(2)]
+    target = torch.distributions.MultivariateNormal(mean.reshape(d, -1).T, cov)
+    values = []
+    for other in others:
+        centre, spread = statistics(*other)
+        there = torch.distributions.MultivariateNormal(centre.reshape(d, -1).T, spread)
+        values.append((divergence(mean, cov, *other), torch.distributions.kl_divergence(target, there).mean()))
+    torch.testing.assert_close(values[0][0] - values[1][0], values[0][1] - values[1][1])
+    equal = [value.requires_grad_() for value in parameters(mean, cov)]
+    gradients = torch.autograd.grad(divergence(mean, cov, *equal), equal)
+    torch.testing.assert_close(gradients, tuple(torch.zeros_like(value) for value in equal), atol=1e-9, rtol=0)
+
+
+@every_dim
+def test_distance(d: int) -> None:
+    """Zero where equal, symmetric, unchanged by a common linear map, and 1/2 at one standard deviation."""
+    (mean, cov), (other, spread) = gaussian(d), gaussian(d)
+    near = distance(mean, cov, other, spread, eps=0)
+    assert near > 0
+    torch.testing.assert_close(distance(other, spread, mean, cov, eps=0), near)
+    torch.testing.assert_close(distance(mean, cov, mean, cov, eps=0), torch.zeros_like(near))
+    turn = torch.randn(3, d, d, dtype=torch.float64)
+    mapped = [(turn @ m.reshape(d, -1).T.unsqueeze(-1)).squeeze(-1).T.reshape(-1) for m in (mean, other)]
+    torch.testing.assert_close(distance(mapped[0], turn @ cov @ turn.mT, mapped[1], turn @ spread @ turn.mT, eps=0), near)
+    eye = 4 * torch.eye(d).expand(3, d, d)
+    half = distance(torch.zeros(3 * d), eye, 2 * torch.ones(3 * d), eye, eps=0)
+    torch.testing.assert_close(half, torch.tensor(0.5, dtype=torch.float64))
+    assert distance(mean[None].expand(4, 1, -1), cov, other[None].expand(5, -1), spread, eps=0).shape == (4, 5)
+
+
+# ---------------------------------------------------------------------- learnable, generated, distilled
+
+
+@every_algebra
+def test_learnable_rows_learn_the_statistics(algebra: str) -> None:
+    """Gradient descent on any loss brings the chosen row to the data's statistics, and no other row or weight moves by it."""
+    d, layer = ALGEBRAS[algebra].dim, BatchNormLayer(8, algebra, stats="learnable").double()
+    layer.checkpoint_stats()
+    mean, cov = moments(x := samples(64, 8, 3), d)
+    layer(samples(9, 8), stats_id=1)  # a first batch, of other statistics
+    untouched = [value[0].detach().clone() for value in layer.rows.values()]
+    start = distance(mean, cov, *layer.row_statistics(1), eps=0)
+    optimizer = torch.optim.Adam([p for n, p in layer.named_parameters() if n.startswith("running")], lr=0.05)
+    for _ in range(400):
+        optimizer.zero_grad()
+        (0 * layer(x, stats_id=1).sum()).backward()
+        optimizer.step()
+    assert distance(mean, cov, *layer.row_statistics(1), eps=0) < 1e-3 < start
+    for before, value in zip(untouched, layer.rows.values(), strict=True):
+        assert torch.equal(value[0], before)
+
+
+@every_algebra
+def test_a_learnable_row_starts_at_its_first_batch(algebra: str) -> None:
+    """So that evaluation after one batch whitens it, but for the unbiased covariance."""
+    layer = BatchNormLayer(8, algebra, stats="learnable", eps=1e-9).double()
+    mean, cov = moments(x := samples(20, 8, 2), ALGEBRAS[algebra].dim)
+    layer(x)
+    torch.testing.assert_close(layer.row_statistics(0), (mean, cov), atol=1e-6, rtol=1e-6)
+
+
+@every_algebra
+def test_gradients_reach_learnable_rows_in_evaluation(algebra: str) -> None:
+    layer = BatchNormLayer(8, algebra, stats="learnable").double().eval()
+    layer(samples(9, 8)).pow(3).sum().backward()
+    for name, parameter in layer.named_parameters():
+        assert parameter.grad is not None
+        assert parameter.grad.any(), name
+
+
+@every_algebra
+def test_generated_statistics_are_what_was_written(algebra: str) -> None:
+    """In training and evaluation alike: the same as giving them in evaluation, gradients included."""
+    layer = BatchNormLayer(8, algebra, stats="generated").double()
+    given = BatchNormLayer(8, algebra).double().eval()
+    x, form = samples(9, 8, 2), torch.randn(9, 8, 2)
+    written = {n: torch.randn_like(p).mul_(0.3).requires_grad_() for n, p in written_parameters(layer).items()}
+    mean, cov = statistics(written["location"], written["factor"])
+    var = cov.reshape(given.hyper_shapes["running_var"])
+    expected = given(x, running_mean=mean, running_var=var, weight=written["weight"], bias=written["bias"])
+    expected_gradients = torch.autograd.grad((expected * form).sum(), list(written.values()))
+    for training in (True, False):
+        y = functional_call(layer.train(training), written, (x,))
+        torch.testing.assert_close(y, expected)
+        torch.testing.assert_close(torch.autograd.grad((y * form).sum(), list(written.values())), expected_gradients)
+
+
+@every_algebra
+def test_distilled_statistics_are_taught(algebra: str) -> None:
+    """Training is that of a tracked layer; the loss's gradient pulls what is written towards the row, which evaluation uses."""
+    layer = BatchNormLayer(8, algebra, stats="distilled", momentum=1.0).double()
+    tracked = BatchNormLayer(8, algebra, momentum=1.0).double()
+    x = samples(64, 8, 3)
+    torch.testing.assert_close(layer(x), tracked(x))
+    torch.testing.assert_close(layer.get_stats(0), tracked.get_stats(0))
+    optimizer = torch.optim.Adam([layer.location, layer.factor], lr=0.05)
+    for _ in range(500):
+        optimizer.zero_grad()
+        layer(x).sum().backward()
+        optimizer.step()
+    written = layer.eval().evaluation_statistics()
+    assert written is not None
+    assert distance(*written, *layer.row_statistics(0), eps=0) < 1e-3
+    var = written[1].reshape(layer.hyper_shapes["running_var"])
+    torch.testing.assert_close(layer(x), tracked.eval()(x, running_mean=written[0], running_var=var))
+
+
+@pytest.mark.parametrize("stats", ["learnable", "distilled"])
+def test_the_lesson_does_not_touch_the_network(stats: str) -> None:
+    """What comes before the layer gets the gradient that it would get without a lesson."""
+    x, form = samples(9, 8).requires_grad_(), torch.randn(9, 8)
+    gradients = []
+    for mode in (stats, "tracked"):
+        layer = BatchNormLayer(8, "complex", stats=mode).double()
+        gradients.append(torch.autograd.grad((layer(x) * form).sum(), [x, *(layer.weights[n] for n in ("weight", "bias"))]))
+    torch.testing.assert_close(*gradients)
+
+
+# ---------------------------------------------------------------------- rows
+
+
+@every_algebra
+@pytest.mark.parametrize("stats", ["tracked", "learnable"])
+@pytest.mark.parametrize("backend", ["closed_form", "reference"])
+def test_every_sample_by_its_own_row(algebra: str, stats: str, backend: str) -> None:
+    """In evaluation a vector of rows gives what each sample gives alone with its row; also chosen by `using_task`."""
+    layer = BatchNormLayer(8, algebra, stats=stats, backend=backend).double()
+    for row in range(3):
+        if row:
+            layer.checkpoint_stats()
+        layer(samples(9, 8, 2), stats_id=row)
+    layer.eval()
+    rows, x = torch.tensor([2, 0, 0, 1, 2]), samples(5, 8, 4)
+    expected = torch.cat([layer(one, stats_id=int(row)) for one, row in zip(x.split(1), rows, strict=True)])
+    torch.testing.assert_close(layer(x, stats_id=rows), expected)
+    with using_task(layer, rows):
+        torch.testing.assert_close(layer(x), expected)
+    with pytest.raises(ValueError, match="one for each of 4 samples, got 5 rows"):
+        layer(x[:4], stats_id=rows)
+    with pytest.raises(ValueError, match="in evaluation only"):
+        layer.train()(x, stats_id=rows)
+
+
+def test_using_task_refuses_a_row_that_is_not_there() -> None:
+    net = nn.Sequential(BatchNormLayer(4), BatchNormLayer(4, stats="frozen"))
+    with pytest.raises(ValueError, match="stats_id=3: there are rows 0 to 0"), using_task(net, 3):
+        pass
+    assert all(layer.row is None for layer in batchnorm_layers(net).values())
+
+
+@every_algebra
+@pytest.mark.parametrize("choose", ["stats_id", "using_task"])
+def test_another_row_compiles_nothing(algebra: str, choose: str) -> None:
+    """A compiled training step takes any row."""
+    counter = CompileCounter()
+    layer = BatchNormLayer(8, algebra)
+    for _ in range(4):
+        layer.checkpoint_stats()
+    torch._dynamo.reset()
+
+    @torch.compile(backend=counter, fullgraph=True)
+    def step(x: Tensor, **options: Any) -> Tensor:
+        y: Tensor = layer(x, **options).square().sum()
+        return y
+
+    seen = []
+    for row in range(5):
+        x = (torch.randn(6, 8, 3) + row).requires_grad_()
+        if choose == "stats_id":
+            step(x, stats_id=torch.tensor(row)).backward()
+        else:
+            with using_task(layer, row):
+                step(x).backward()
+        seen.append(counter.frame_count)
+        mean, _ = layer.get_stats(row)
+        torch.testing.assert_close(mean, 0.1 * x.detach().mean((0, 2)))
+    assert seen == [1] * 5
+
+
+@pytest.mark.parametrize("algebra", ["complex"])
+@pytest.mark.parametrize("kind", [BatchNormLayer, VirtualBatchNormLayer])
+@pytest.mark.parametrize("space", [(), (3,), (2, 3), (2, 1, 3)], ids=str)
+def test_complex_numbers_are_taken_as_they_are(algebra: str, kind: Any, space: tuple[int, ...]) -> None:
+    """Complex input [N, Q, *S] gives the complex numbers that its parts, component-major, give; gradients included."""
+    layer = kind(8, algebra).double()
+    x = torch.randn(9, 4, *space, dtype=torch.complex128, requires_grad=True)
+    options = {"stats_id": 0}
+    with using_task(layer, BATCH):
+        y, parts = layer(x), layer(complex_to_real(x))
+    assert y.dtype == torch.complex128
+    assert y.shape == x.shape
+    torch.testing.assert_close(complex_to_real(y), parts)
+    (got,) = torch.autograd.grad(y.abs().pow(3).sum(), x)
+    (expected,) = torch.autograd.grad((parts[:, :4].square() + parts[:, 4:].square()).pow(1.5).sum(), x)
+    torch.testing.assert_close(got, expected)
+    with pytest.raises(ValueError, match=r"expected a complex x of shape \[N, 4, ...\] with 2 to 5 axes, got \(9, 8"):
+        layer(torch.cat([x, x], 1), **options)
+
+
+# ---------------------------------------------------------------------- measuring
+
+
+@every_algebra
+@pytest.mark.parametrize("stats", ["tracked", "learnable", "distilled"])
+def test_recalibration(algebra: str, stats: str) -> None:
+    """A row becomes the mean and unbiased covariance of all batches together; other rows and the mode stay."""
+    net = nn.Sequential(nn.Dropout(0.5), BatchNormLayer(8, algebra, stats=stats, eps=1e-12)).double().train()
+    layer = batchnorm_layers(net)["1"]
+    layer.checkpoint_stats()
+    before = layer.get_stats(0)
+    x = samples(50, 8, 3) + 100
+    recalibrate(net, x.split(13), 1)
+    mean, cov = moments(x, ALGEBRAS[algebra].dim)
+    torch.testing.assert_close(layer.get_stats(1), (mean, cov.reshape(layer.hyper_shapes["running_var"])))
+    torch.testing.assert_close(layer.get_stats(0), before)
+    assert all(module.training for module in net.modules())
+    assert layer.row is None
+
+
+@pytest.mark.parametrize(
+    ("stats", "row", "batches", "message"),
+    [("generated", 0, 1, "a hypernetwork writes"), ("tracked", 1, 1, "stats_id=1"), ("tracked", 0, 0, "at least one batch")],
+)
+def test_recalibration_refuses(stats: str, row: int, batches: int, message: str) -> None:
+    net = nn.Sequential(BatchNormLayer(8, stats=stats))
+    with pytest.raises(ValueError, match=message):
+        recalibrate(net, [torch.randn(9, 8)] * batches, row)
+
+
+@pytest.mark.parametrize(("algebra", "stats"), list(product(ALGEBRAS, ["tracked", "learnable"])))
+def test_memory_of_rows_survives_a_state_dict(algebra: str, stats: str) -> None:
+    """Seven rows load into a layer built with one, in place of what it had, and stay what they were: buffers or parameters."""
+    source, target = (BatchNormLayer(8, algebra, stats=stats) for _ in range(2))
+    for row in range(7):
+        if row:
+            source.checkpoint_stats()
+        source(torch.randn(9, 8) + row, stats_id=row)
+    target.load_state_dict(source.state_dict())
+    assert target.num_stats == 7
+    assert dict(target.named_parameters()).keys() == dict(source.named_parameters()).keys()
+    for row in range(7):
+        torch.testing.assert_close(target.get_stats(row), source.get_stats(row))
