@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from hnetcl.algebra import Algebra, as_algebra
 from hnetcl.choices import STATS, WHITENINGS
 from hnetcl.errors import ArgumentError, one_of
-from hnetcl.kernels import closed_form
+from hnetcl.kernels.backends import CLOSED_FORM, Kernel
+from hnetcl.kernels.layout import sum_dtype
 
 BATCH = "batch"  # in place of a row: normalize by the batch's own statistics, in evaluation too
 
@@ -158,25 +159,52 @@ class BatchNormLayer(nn.Module):
             ValueError: the shape of x, one value per channel in training, several rows and none chosen, or an
                 unknown row (a tensor that lies outside raises IndexError).
         """
-        self._check(x, running_mean=running_mean, running_var=running_var, weight=weight, bias=bias)
+        given = {"running_mean": running_mean, "running_var": running_var, "weight": weight, "bias": bias}
+        return self.normalize_by(self.kernel(x), x, x.shape, stats_id=stats_id, **given)
+
+    def kernel(self, x: Tensor) -> Kernel:
+        """What computes the layer's output for such an x."""
+        return CLOSED_FORM
+
+    def normalize_by(
+        self,
+        kernel: Kernel,
+        x: Tensor,
+        shape: torch.Size,
+        *,
+        stats_id: int | Tensor | None = None,
+        running_mean: Tensor | None = None,
+        running_var: Tensor | None = None,
+        weight: Tensor | None = None,
+        bias: Tensor | None = None,
+    ) -> Tensor:
+        """`forward` through a kernel that may do more with x than normalize it.
+
+        Args:
+            kernel: its functions take x as it is.
+            shape: [N, C, *S], of what is normalized.
+        """
+        self._check(x, shape, running_mean=running_mean, running_var=running_var, weight=weight, bias=bias)
         gamma = self._gamma(self.weight if weight is None else weight)
         beta = self.bias if bias is None else bias
         options: dict[str, Any] = {"d": self.algebra.dim, "eps": self.eps, "whitening": self.whitening}
         given = running_mean is not None
 
         if self.stats == "frozen" and not given:
-            return _frozen(x, gamma, beta, self.algebra.dim)
+            mean, cov = _standard(self.algebra.dim, self.num_numbers, x)
+            frozen: dict[str, Any] = {"d": self.algebra.dim, "eps": 0.0, "whitening": "naive"}  # of which W is I exactly
+            return kernel.normalize(x, mean, cov, gamma, beta, **frozen)
         own_batch = self.training or (not given and (self.stats == "batch" or self.row == BATCH))
         if not own_batch:
             if running_mean is None or running_var is None:
                 running_mean, running_var, _ = self._read(stats_id)
             cov = running_var.reshape(self.num_numbers, self.algebra.dim, self.algebra.dim)
-            return closed_form.normalize(x, running_mean, cov, gamma, beta, **options)
+            return kernel.normalize(x, running_mean, cov, gamma, beta, **options)
 
-        count = x.numel() // self.num_features
+        count = shape.numel() // self.num_features
         if count < 2:
-            raise ValueError(f"batch statistics need more than one value per channel, got x of shape {tuple(x.shape)}")
-        y, mean, cov = closed_form.batch_norm(x, gamma, beta, **options)
+            raise ValueError(f"batch statistics need more than one value per channel, got x of shape {tuple(shape)}")
+        y, mean, cov = kernel.batch_norm(x, gamma, beta, **options)
         if self.training:
             cov = cov * (count / (count - 1))
             if running_mean is not None and running_var is not None:
@@ -185,10 +213,10 @@ class BatchNormLayer(nn.Module):
                 self._update(stats_id, mean, cov)
         return y
 
-    def _check(self, x: Tensor, **given: Tensor | None) -> None:
-        if not 2 <= x.ndim <= 5 or x.shape[1] != self.num_features or x.is_complex():
+    def _check(self, x: Tensor, shape: torch.Size, **given: Tensor | None) -> None:
+        if not 2 <= len(shape) <= 5 or shape[1] != self.num_features or x.is_complex():
             raise ValueError(
-                f"expected a real x of shape [N, {self.num_features}, ...] with 2 to 5 axes, got {tuple(x.shape)} of {x.dtype}"
+                f"expected a real x of shape [N, {self.num_features}, ...] with 2 to 5 axes, got {tuple(shape)} of {x.dtype}"
             )
         if (given["running_mean"] is None) != (given["running_var"] is None):
             raise ValueError("running_mean and running_var must be given together")
@@ -276,14 +304,10 @@ class BatchNormLayer(nn.Module):
         )
 
 
-def _frozen(x: Tensor, gamma: Tensor | None, beta: Tensor | None, d: int) -> Tensor:
-    """Gamma x + beta."""
-    if gamma is not None:
-        numbers = x.reshape(x.shape[0], d, x.shape[1] // d, -1)
-        x = torch.einsum("qab,nbqm->naqm", gamma.to(x.dtype), numbers).reshape(x.shape)
-    if beta is not None:
-        x = x + beta.to(x.dtype).reshape(-1, *[1] * (x.ndim - 2))
-    return x
+def _standard(d: int, q: int, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean 0 [C] and covariance I [Q, d, d] for x."""
+    dtype = sum_dtype(x.dtype)
+    return torch.zeros(d * q, dtype=dtype, device=x.device), torch.eye(d, dtype=dtype, device=x.device).expand(q, d, d)
 
 
 @torch.no_grad()
