@@ -252,6 +252,19 @@ def test_normalize_can_be_mapped(d: int, whitening: str) -> None:
 
 
 @every_case
+def test_gradients_can_be_mapped(d: int, whitening: str) -> None:
+    """`vmap` of `grad` by statistics and by an input equals a loop."""
+
+    def loss(v: dict[str, Tensor]) -> Tensor:
+        return outputs(closed_form, v, d, whitening)[0].pow(3).mean()
+
+    each = [{k: t.detach() for k, t in leaves(d, (6, 2 * d, 3), given=True).items()} for _ in range(2)]
+    expected = [torch.func.grad(loss)(v) for v in each]
+    mapped = torch.func.vmap(torch.func.grad(loss))({name: torch.stack([v[name] for v in each]) for name in each[0]})
+    torch.testing.assert_close(mapped, {name: torch.stack([v[name] for v in expected]) for name in each[0]})
+
+
+@every_case
 def test_the_output_can_be_changed_in_place(d: int, whitening: str) -> None:
     """As ReLU(inplace=True) does behind a norm layer: the gradients stay those of the function without it."""
     x = torch.randn(6, 2 * d, 5, dtype=torch.double)

@@ -213,6 +213,7 @@ def test_using_task_refuses_a_row_that_is_not_there() -> None:
 
 
 @every_algebra
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # raised inside torch's compiler
 @pytest.mark.parametrize("choose", ["stats_id", "using_task"])
 def test_another_row_compiles_nothing(algebra: str, choose: str) -> None:
     """A compiled training step takes any row."""

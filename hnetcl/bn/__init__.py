@@ -1,6 +1,7 @@
 """Batch norm with one row of running statistics per task."""
 
 from hnetcl.bn.base import BATCH, NormLayer
+from hnetcl.bn.conv_bn import ConvBatchNorm
 from hnetcl.bn.convert import convert_batchnorm
 from hnetcl.bn.fold import fold_batchnorm
 from hnetcl.bn.layer import BatchNormLayer
@@ -11,6 +12,7 @@ from hnetcl.bn.virtual import VirtualBatchNormLayer, reference_pass
 __all__ = [
     "BATCH",
     "BatchNormLayer",
+    "ConvBatchNorm",
     "NormLayer",
     "VirtualBatchNormLayer",
     "batchnorm_layers",

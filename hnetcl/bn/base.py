@@ -1,7 +1,6 @@
 """What every norm layer has: an algebra, Gamma and beta, rows of statistics."""
 
 import math
-from itertools import combinations_with_replacement
 from typing import Any
 
 import torch
@@ -194,7 +193,8 @@ class NormLayer(nn.Module):
         d = self.algebra.dim
         if d == 1:
             return weight.reshape(-1, 1, 1)
-        upper = dict(zip(combinations_with_replacement(range(d), 2), weight.unbind(1), strict=True))
+        places = [(i, j) for i in range(d) for j in range(i, d)]
+        upper = dict(zip(places, weight.unbind(1), strict=True))
         return torch.stack([upper[min(i, j), max(i, j)] for i in range(d) for j in range(d)], 1).reshape(-1, d, d)
 
     def _initial_weight(self) -> Tensor:
@@ -204,13 +204,21 @@ class NormLayer(nn.Module):
         row, column = torch.triu_indices(d, d)
         return torch.where(row == column, d**-0.5, 0.0).repeat(self.num_numbers, 1)
 
-    def _check(self, x: Tensor, **given: Tensor | None) -> None:
-        as_complex = x.is_complex() and self.algebra.dim == 2
-        kind, channels = ("complex", self.num_numbers) if as_complex else ("real", self.num_features)
-        if not 2 <= x.ndim <= 5 or x.shape[1] != channels or x.is_complex() != as_complex:
-            wanted = f"expected a {kind} x of shape [N, {channels}, ...] with 2 to 5 axes"
-            raise ValueError(f"{wanted}, got {tuple(x.shape)} of {x.dtype}")
+    def _check(self, x: Tensor, shape: torch.Size, **given: Tensor | None) -> None:
+        """Refuses a shape, of what is normalized, and tensors from outside that do not fit the layer."""
+        if not 2 <= len(shape) <= 5 or shape[1] != self.num_features or x.is_complex():
+            wanted = f"expected a real x of shape [N, {self.num_features}, ...] with 2 to 5 axes"
+            raise ValueError(f"{wanted}, got {tuple(shape)} of {x.dtype}")
         shapes = self.hyper_shapes
         for name, value in given.items():
             if value is not None and value.shape != shapes[name]:
                 raise ValueError(f"{name} must have shape {tuple(shapes[name])}, got {tuple(value.shape)}")
+
+    def _is_complex(self, x: Tensor) -> bool:
+        """Whether x holds complex numbers [N, Q, *S] that this layer takes as they are."""
+        if not x.is_complex() or self.algebra.dim != 2:
+            return False
+        if not 2 <= x.ndim <= 5 or x.shape[1] != self.num_numbers:
+            wanted = f"expected a complex x of shape [N, {self.num_numbers}, ...] with 2 to 5 axes"
+            raise ValueError(f"{wanted}, got {tuple(x.shape)} of {x.dtype}")
+        return True

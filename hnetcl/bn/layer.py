@@ -11,9 +11,8 @@ from hnetcl.bn.base import BATCH, NormLayer
 from hnetcl.bn.gaussian import divergence, parameters, statistics
 from hnetcl.choices import STATS
 from hnetcl.errors import ArgumentError, one_of
-from hnetcl.kernels import passes
 from hnetcl.kernels.backends import Kernel, select
-from hnetcl.kernels.layout import complex_to_real, real_to_complex, split, sum_dtype
+from hnetcl.kernels.layout import complex_to_real, real_to_complex, sum_dtype
 
 
 class BatchNormLayer(NormLayer):
@@ -86,7 +85,7 @@ class BatchNormLayer(NormLayer):
             raise ArgumentError("backend", backend, "can't be given beside sync=true")
         self.stats, self.momentum, self.sync = stats, momentum, sync
         self.process_group: Any = None
-        self.lesson_weight = 1.0
+        self.lesson_weight = 10.0
         self._open_first_row(learnable=stats == "learnable")
         if stats in ("generated", "distilled"):
             self.location = nn.Parameter(torch.zeros(num_features))
@@ -150,32 +149,34 @@ class BatchNormLayer(NormLayer):
             ValueError: the shape of x, one value per channel in training, several rows and none chosen, or an unknown row.
         """
         given: dict[str, Any] = {"running_mean": running_mean, "running_var": running_var, "weight": weight, "bias": bias}
-        self._check(x, **given)
-        if x.is_complex():
+        if self._is_complex(x):
             return real_to_complex(self(complex_to_real(x), stats_id=stats_id, **given))
-        kernel = select(self.backend, x, self.algebra.dim)
-        return self.run(kernel, x, x.numel() // self.num_features, stats_id=stats_id, **given)
+        return self.normalize_by(self.kernel(x), x, x.shape, stats_id=stats_id, **given)
 
-    def run(
+    def kernel(self, x: Tensor) -> Kernel:
+        """What computes the layer's output for such an x."""
+        return select(self.backend, x, self.algebra.dim)
+
+    def normalize_by(
         self,
         kernel: Kernel,
         x: Tensor,
-        count: int,
+        shape: torch.Size,
         *,
-        stats_id: int | Tensor | None,
-        running_mean: Tensor | None,
-        running_var: Tensor | None,
-        weight: Tensor | None,
-        bias: Tensor | None,
+        stats_id: int | Tensor | None = None,
+        running_mean: Tensor | None = None,
+        running_var: Tensor | None = None,
+        weight: Tensor | None = None,
+        bias: Tensor | None = None,
     ) -> Tensor:
-        """`forward` with any kernel: chooses the statistics by mode, and updates them.
+        """`forward` through a kernel that may do more with x than normalize it: only its functions look at x.
 
         Args:
             kernel: its functions are called as those of `kernels.reference`.
-            x: what the kernel takes.
-            count: values per channel of what is normalized.
+            shape: [N, C, *S], of what is normalized.
         """
-        d = self.algebra.dim
+        self._check(x, shape, running_mean=running_mean, running_var=running_var, weight=weight, bias=bias)
+        d, q = self.algebra.dim, self.num_numbers
         gamma, beta = self.gamma(weight), self.bias if bias is None else bias
         options: dict[str, Any] = {"d": d, "eps": self.eps, "whitening": self.whitening}
         given = None
@@ -185,24 +186,26 @@ class BatchNormLayer(NormLayer):
             raise ValueError("running_mean and running_var must be given together")
 
         if not given and self.stats == "frozen":
-            return self._affine(x, gamma, beta)
+            dtype = sum_dtype(x.dtype)
+            zero, one = torch.zeros(d * q, dtype=dtype, device=x.device), torch.eye(d, dtype=dtype, device=x.device)
+            return kernel.normalize(x, zero, one.expand(q, d, d), gamma, beta, d=d, eps=0.0, whitening="naive")  # W = I exactly
         batch = self.training if given else self._wants_batch() or (self.training and self.stats != "generated")
         if not batch:
             statistics = given or self.evaluation_statistics(stats_id)
             assert statistics is not None
-            mean, cov = statistics[0], statistics[1].reshape(*statistics[0].shape[:-1], self.num_numbers, d, d)
+            mean, cov = statistics[0], statistics[1].reshape(*statistics[0].shape[:-1], q, d, d)
             if mean.ndim == 1:
                 return kernel.normalize(x, mean, cov, gamma, beta, **options)
             return self._by_sample(kernel, x, mean, cov, gamma, beta, options)
 
         if isinstance(stats_id, Tensor) and stats_id.ndim:
             raise ValueError("a row for each sample can be chosen in evaluation only")
-        total: int | Tensor = count
+        total: int | Tensor = shape.numel() // self.num_features
         if self.sync and self.training and dist.is_available() and dist.is_initialized():
             group = dist.group.WORLD if self.process_group is None else self.process_group
             y, mean, cov, total = kernel.synchronised_batch_norm(x, gamma, beta, group=group, **options)
-        elif count < 2:
-            raise ValueError(f"batch statistics need more than one value per channel, got x of shape {tuple(x.shape)}")
+        elif total < 2:
+            raise ValueError(f"batch statistics need more than one value per channel, got x of shape {tuple(shape)}")
         else:
             y, mean, cov = kernel.batch_norm(x, gamma, beta, **options)
         if self.training:
@@ -221,15 +224,6 @@ class BatchNormLayer(NormLayer):
             return super().row_statistics(stats_id)
         location, factor, _ = self.read(stats_id)
         return statistics(location, factor)
-
-    def _affine(self, x: Tensor, gamma: Tensor | None, beta: Tensor | None) -> Tensor:
-        """Gamma x + beta."""
-        d, q = self.algebra.dim, self.num_numbers
-        dtype = sum_dtype(x.dtype)
-        matrix = torch.eye(d, dtype=dtype, device=x.device).expand(q, d, d) if gamma is None else gamma.to(dtype)
-        zero = torch.zeros(d, q, dtype=dtype, device=x.device)
-        shift = zero if beta is None else beta.to(dtype).reshape(d, q)
-        return passes.affine(split(x, d), zero, matrix, shift).reshape(x.shape)
 
     def _by_sample(
         self,

@@ -84,9 +84,9 @@ class VirtualBatchNormLayer(NormLayer):
             ValueError: the shape of x, a reference of one value per channel, several rows and none chosen, an unknown row,
                 or one without a reference (where a tensor chose the row, the output is nan).
         """
-        self._check(x, weight=weight, bias=bias)
-        if x.is_complex():
+        if self._is_complex(x):
             return real_to_complex(self(complex_to_real(x), stats_id=stats_id, weight=weight, bias=bias))
+        self._check(x, x.shape, weight=weight, bias=bias)
         gamma, beta = self.gamma(weight), self.bias if bias is None else bias
         if self.collecting or (stats_id is None and isinstance(self.row, str) and self.row == BATCH):
             return self._by_own_statistics(x, stats_id, gamma, beta)

@@ -10,17 +10,22 @@ from torch import Tensor
 
 from hnetcl.kernels import closed_form, reference
 from hnetcl.kernels.compiled import can_compile, compiled_passes
+from hnetcl.kernels.passes import Passes
 
 AUTO_COMPILED = {"cpu": 2**22, "cuda": 2**20}  # values in x from which "auto" compiles; below, its seconds are hardly won back
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """The two functions of `reference`, in one of their implementations; and synchronised batch norm, where it has one."""
+    """The two functions of `reference`, in one of their implementations; and synchronised batch norm, where it has one.
+
+    `passes` is how the closed form computes, for what is built on it.
+    """
 
     batch_norm: Callable[..., tuple[Tensor, Tensor, Tensor]]
     normalize: Callable[..., Tensor]
     synchronised_batch_norm: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]] = closed_form.synchronised_batch_norm
+    passes: Passes | None = None
 
 
 REFERENCE = Kernel(reference.batch_norm, reference.normalize)
@@ -50,6 +55,7 @@ def _compiled() -> Kernel:
         partial(closed_form.batch_norm, passes=passes),
         partial(closed_form.normalize, passes=passes),
         partial(closed_form.synchronised_batch_norm, passes=passes),
+        passes,
     )
 
 

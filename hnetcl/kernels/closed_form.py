@@ -15,7 +15,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from hnetcl.kernels import steps
 from hnetcl.kernels.layout import split, sum_dtype
@@ -28,9 +27,12 @@ from hnetcl.kernels.mapping import (
     part_numbers,
     part_vectors,
 )
+from hnetcl.kernels.once import only_once
 from hnetcl.kernels.passes import Passes
 from hnetcl.kernels.steps import Options
 from hnetcl.kernels.sums import Group
+
+TWICE = 'the closed form of batch norm has no second derivative: use backend="reference"'
 
 
 def batch_norm(
@@ -130,13 +132,14 @@ class _BatchStatistics(torch.autograd.Function):
         ctx.save_for_backward(x, gamma, mean, count, *factors)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, g: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-        x, gamma, mean, count, *factors = ctx.saved_tensors
+        x, gamma, mean, count, *factors = saved = ctx.saved_tensors
         options: Options = ctx.options
-        numbers, mean = split(x, options.d), mean.reshape(options.d, -1)
-        dx, dgamma, dbeta = steps.backward_batch(g, numbers, gamma, mean, count, factors, options)
-        return dx.reshape(x.shape), dgamma, dbeta if ctx.needs_input_grad[2] else None, None
+        with torch.no_grad():
+            numbers, mean = split(x, options.d), mean.reshape(options.d, -1)
+            dx, dgamma, dbeta = steps.backward_batch(g, numbers, gamma, mean, count, factors, options)
+        gradients = dx.reshape(x.shape), dgamma, dbeta if ctx.needs_input_grad[2] else None
+        return *only_once(gradients, (g, *saved), TWICE), None
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], x: Tensor, gamma: Any, beta: Any, options: Options) -> Any:
@@ -164,13 +167,13 @@ class _GivenStatistics(torch.autograd.Function):
         ctx.save_for_backward(x, mean, cov, gamma, *factors)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, g: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-        x, mean, cov, gamma, *factors = ctx.saved_tensors
-        numbers = split(x, ctx.options.d)
-        dx, dmean, dcov, dgamma, dbeta = steps.backward_given(g, numbers, mean, gamma, factors, ctx.options)
-        dcov = dcov.to(cov.dtype)
-        return dx.reshape(x.shape), dmean, dcov, dgamma, dbeta if ctx.needs_input_grad[4] else None, None
+        x, mean, cov, gamma, *factors = saved = ctx.saved_tensors
+        with torch.no_grad():
+            numbers = split(x, ctx.options.d)
+            dx, dmean, dcov, dgamma, dbeta = steps.backward_given(g, numbers, mean, gamma, factors, ctx.options)
+        gradients = dx.reshape(x.shape), dmean, dcov.to(cov.dtype), dgamma, dbeta if ctx.needs_input_grad[4] else None
+        return *only_once(gradients, (g, *saved), TWICE), None
 
     @staticmethod
     def vmap(

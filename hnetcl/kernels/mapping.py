@@ -10,7 +10,13 @@ def is_mapped(*tensors: Tensor | None) -> bool:
     """Whether a tensor stands for the slices of one that vmap maps over; such tensors can't be written into."""
     if torch.compiler.is_compiling():
         return False
-    return any(t is not None and torch._C._functorch.is_batchedtensor(t) for t in tensors)
+    return any(t is not None and _is_mapped(t) for t in tensors)
+
+
+def _is_mapped(t: Tensor) -> bool:
+    while torch._C._functorch.is_gradtrackingtensor(t):  # torch.func.grad wraps what vmap has wrapped
+        t = torch._C._functorch.get_unwrapped(t)
+    return torch._C._functorch.is_batchedtensor(t)
 
 
 def merge_numbers(x: Tensor, dim: int | None, size: int, d: int) -> Tensor:
