@@ -144,7 +144,8 @@ def test_missing_libraries_are_left_out(monkeypatch: pytest.MonkeyPatch, capsys:
         (["--rounds=x"], "argument --rounds: invalid int value: 'x'"),
         (["--threads=0"], "threads=0: must be at least 1"),
         (["--only", "quaternions/*"], "only=quaternions/*: "),
-        (["--json=/nowhere/figures.json"], "json=/nowhere/figures.json: lies in no existing directory"),
+        (["--json=/nowhere/figures.json"], "json=/nowhere/figures.json: must be a file in an existing directory"),
+        (["--json=/"], "json=/: must be a file in an existing directory"),
         (["--size=3"], "unrecognized arguments: --size=3"),
     ],
 )

@@ -6,16 +6,19 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib import import_module
 from importlib.util import find_spec
+from itertools import product
+from types import ModuleType
 
 import torch
 from torch import Tensor, nn
 
 from hnetcl.algebra import as_algebra
-from hnetcl.benchmark.compare import Contender, Field
+from hnetcl.benchmark.compare import Absent, Contender, Field
 from hnetcl.benchmark.measure import Step
 from hnetcl.bn import BatchNormLayer
 from hnetcl.choices import ALGEBRA_DIMS, BACKENDS, WHITENINGS
 from hnetcl.errors import ArgumentError, one_of
+from hnetcl.kernels.compiled import can_compile
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
 TORCH = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
@@ -108,19 +111,17 @@ def _shape(text: str, training: bool) -> tuple[int, ...]:
 
 
 def _variants() -> list[tuple[str, str, str]]:
-    """Algebra, whitening and backend; for d = 1 all whitenings are one."""
-    return [
-        (algebra, whitening, backend)
-        for algebra, d in ALGEBRA_DIMS.items()
-        for whitening in WHITENINGS[: None if d > 1 else 1]
-        for backend in BACKENDS
-        if backend != "auto"
-    ]
+    """Algebra, whitening and backend. For d = 1 all whitenings are one, and torch's own kernel is never compiled."""
+    backends = [backend for backend in BACKENDS if backend != "auto"]
+    real = [("real", WHITENINGS[0], backend) for backend in backends if backend != "compiled"]
+    return real + list(product([name for name in ALGEBRA_DIMS if name != "real"], WHITENINGS, backends))
 
 
 def _ours(task: Task, algebra: str, whitening: str, backend: str) -> Contender:
     def build() -> Step:
         task.check(algebra)
+        if backend == "compiled" and not can_compile(task.device):
+            raise Absent("torch.compile does not work here")
         return task.step(BatchNormLayer(task.shape[1], algebra, whitening=whitening, backend=backend))
 
     return Contender("/".join([algebra, *([whitening] if algebra != "real" else []), backend]), build)
@@ -128,33 +129,30 @@ def _ours(task: Task, algebra: str, whitening: str, backend: str) -> Contender:
 
 def _real_peer(task: Task) -> Contender:
     def build() -> Step:
-        return task.step(import_module("hypnettorch.utils.batchnorm_layer").BatchNormLayer(task.shape[1]))
+        return task.step(_peer("hypnettorch.utils.batchnorm_layer").BatchNormLayer(task.shape[1]))
 
-    return Contender("hypnettorch", build, absent=_missing("hypnettorch"))
+    return Contender("hypnettorch", build)
 
 
 def _complex_peer(task: Task, name: str, module: str, prefix: str) -> Contender:
     """A layer for complex input, named by its number of axes."""
-    axes = {2: "1d", 3: "1d", 4: "2d", 5: "3d"}[len(task.shape)]
 
     def build() -> Step:
+        axes = {2: "1d", 3: "1d", 4: "2d", 5: "3d"}[len(task.shape)]
+        layers = _peer(module)
         task.check("complex")
-        layer = getattr(import_module(module), prefix + axes)
-        return task.step(layer(task.shape[1] // 2), input_is_complex=True)
+        if task.dtype not in (torch.float32, torch.float64):
+            raise Absent("no complex numbers of half precision")
+        if name == "complexPyTorch" and (task.dtype != torch.float32 or len(task.shape) not in (2, 4)):
+            raise Absent("float32 with 2 or 4 axes only")
+        if name == "complextorch" and task.shape[1] == 2 and task.training:
+            raise Absent("fails with one complex channel")
+        return task.step(getattr(layers, prefix + axes)(task.shape[1] // 2), input_is_complex=True)
 
-    return Contender(name, build, absent=_missing(name) or _complex_limits(task, name))
+    return Contender(name, build)
 
 
-def _missing(package: str) -> str:
-    return "" if find_spec(package) else "not installed"
-
-
-def _complex_limits(task: Task, name: str) -> str:
-    """Why a complex layer can't do the task; empty where it can."""
-    if task.dtype not in (torch.float32, torch.float64):
-        return "no complex numbers of half precision"
-    if name == "complexPyTorch" and (task.dtype != torch.float32 or len(task.shape) not in (2, 4)):
-        return "float32 with 2 or 4 axes only"
-    if name == "complextorch" and task.shape[1] == 2 and task.training:
-        return "fails with one complex channel"
-    return ""
+def _peer(module: str) -> ModuleType:
+    if find_spec(module.partition(".")[0]) is None:
+        raise Absent("not installed")
+    return import_module(module)

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from hnetcl.benchmark import bn
-from hnetcl.benchmark.compare import Field, Figures, compare
+from hnetcl.benchmark.compare import Figures, compare
 from hnetcl.benchmark.machine import machine
 from hnetcl.errors import ArgumentError
 from hnetcl.training import engine, resolve_device
@@ -57,31 +57,28 @@ def _run(arguments: Namespace) -> None:
         value = getattr(arguments, name)
         if value is not None and value < 1:
             raise ArgumentError(name, value, "must be at least 1")
-    if arguments.json is not None and not arguments.json.parent.is_dir():
-        raise ArgumentError("json", arguments.json, "lies in no existing directory")
+    if arguments.json is not None and (arguments.json.is_dir() or not arguments.json.parent.is_dir()):
+        raise ArgumentError("json", arguments.json, "must be a file in an existing directory")
     device = resolve_device(arguments.device)
     with engine(seed=0, threads=arguments.threads):
         field = SUBJECTS[arguments.subject].field(arguments, device).only(arguments.only)
-        steps = field.build()
+        steps, absent = field.build()
         asked = {"subject": arguments.subject, **field.settings, "rounds": arguments.rounds}
         found = machine(device)
         for facts in (asked, found):
             print(", ".join(f"{name}: {value}" for name, value in facts.items()), flush=True)
         figures = compare(steps, field.unit_bytes, arguments.rounds, device)
-    print(_table(field, figures))
+    print(_table(figures))
+    for name, reason in absent.items():
+        print(f"{name} is left out: {reason}")
     if arguments.json is not None:
-        arguments.json.write_text(json.dumps(_record(field, figures, asked | found), indent=2) + "\n")
+        record = {**asked, **found, "input_bytes": field.unit_bytes, "figures": [asdict(f) for f in figures], "absent": absent}
+        arguments.json.write_text(json.dumps(record, indent=2) + "\n")
 
 
-def _table(field: Field, figures: list[Figures]) -> str:
+def _table(figures: list[Figures]) -> str:
     from hnetcl.tracking.tables import text_table  # brings TensorBoard along, which is slow to import
 
     header = ["contender", "ms", f"x {figures[0].name}", "saved / input", "peak / input"]
     rows = [(f.name, f"{1e3 * f.seconds:.3f}", *(f"{v:.2f}" for v in (f.ratio, f.saved, f.peak))) for f in figures]
-    absent = [f"{c.name} is left out: {c.absent}" for c in field.contenders if c.absent]
-    return "\n".join([text_table(header, rows, left=0), *absent])
-
-
-def _record(field: Field, figures: list[Figures], settings: dict[str, Any]) -> dict[str, Any]:
-    absent = {c.name: c.absent for c in field.contenders if c.absent}
-    return {**settings, "input_bytes": field.unit_bytes, "figures": [asdict(f) for f in figures], "absent": absent}
+    return text_table(header, rows, left=0)

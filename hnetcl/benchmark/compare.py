@@ -14,19 +14,21 @@ from hnetcl.errors import one_of
 WARM_UP = 3  # calls; the first may compile
 
 
+class Absent(Exception):  # noqa: N818
+    """A contender can't take part; the message tells why."""
+
+
 @dataclass(frozen=True)
 class Contender:
     """One of those compared.
 
     Args:
         name: how users choose it.
-        build: makes the step to measure.
-        absent: why it can't take part; empty where it can.
+        build: makes the step to measure, or raises Absent.
     """
 
     name: str
     build: Callable[[], Step]
-    absent: str = ""
 
 
 @dataclass(frozen=True)
@@ -56,13 +58,19 @@ class Field:
         base, *others = self.contenders
         return replace(self, contenders=[base, *(c for c in others if any(fnmatchcase(c.name, p) for p in patterns))])
 
-    def build(self) -> dict[str, Step]:
-        """The steps of all contenders that can take part.
+    def build(self) -> tuple[dict[str, Step], dict[str, str]]:
+        """The steps of all contenders that can take part, and why the others can't.
 
         Raises:
             ArgumentError: one can't be built from what the user said.
         """
-        return {c.name: c.build() for c in self.contenders if not c.absent}
+        steps, absent = {}, {}
+        for contender in self.contenders:
+            try:
+                steps[contender.name] = contender.build()
+            except Absent as reason:
+                absent[contender.name] = str(reason)
+        return steps, absent
 
 
 @dataclass(frozen=True)
