@@ -117,6 +117,14 @@ def test_every_algebra_and_backend_is_a_contender() -> None:
     assert {name for name in found if name.startswith("real/")} == {"real/reference", "real/closed_form"}
 
 
+def test_a_compiled_contender_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    """Or left out with the reason, where nothing can be compiled."""
+    main(["bn", "--shape=8,8", "--rounds=1", "--only", "quaternion/cholesky/compiled"])
+    lines = [line.split() for line in capsys.readouterr().out.splitlines() if "quaternion/cholesky/compiled" in line]
+    assert len(lines) == 1
+    assert (len(lines[0]) == 9) or lines[0][1:4] == ["is", "left", "out:"]
+
+
 def test_missing_libraries_are_left_out(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """What is not installed is told, and all else is measured."""
     monkeypatch.setattr(bn, "find_spec", lambda _: None)
