@@ -160,8 +160,8 @@ def test_hypnettorch_frozen(training: bool) -> None:
     torch.testing.assert_close(BatchNormLayer(6, stats="frozen").double().train(training)(x), expected)
 
 
-# The complex layers take complex input, ours its real and imaginary parts as two blocks of channels. Both peers whiten by the
-# same matrix as we do in training. Their running covariance differs:
+# The complex layers take complex input, ours here its real and imaginary parts as two blocks of channels. In training both
+# peers whiten by the same matrix as we do. Their running covariance differs:
 #   complextorch     starts at I, averages the *biased* covariance with eps on its diagonal, and adds no eps at use
 #   complexPyTorch   starts at sqrt(2) I, averages n / (n - 1) times the covariance with eps, and adds eps again at use
 
