@@ -24,6 +24,7 @@ ROOMS = [
     "metrics",
     "training",
     "tracking",
+    "benchmark",
     "config",
     "build",
     "cli",

@@ -20,7 +20,7 @@ def result_table(sequence: TaskSequence, matrix: Tensor) -> str:
         (str(j), _names(task.classes), number(matrix[j, j]), number(matrix[-1, j]), f"{matrix[-1, j] - matrix[j, j]:+.6f}")
         for j, task in enumerate(sequence.tasks)
     ]
-    return _table(["task", "classes", "after its training", "at the end", "difference"], rows)
+    return text_table(["task", "classes", "after its training", "at the end", "difference"], rows)
 
 
 def comparison_table(sequence: TaskSequence, tasks: Sequence[int], now: Sequence[float], recorded: Sequence[float]) -> str:
@@ -28,7 +28,7 @@ def comparison_table(sequence: TaskSequence, tasks: Sequence[int], now: Sequence
     rows = [
         (str(j), _names(sequence[j].classes), number(value), number(recorded[j])) for j, value in zip(tasks, now, strict=True)
     ]
-    return _table(["task", "classes", "accuracy", "recorded"], rows)
+    return text_table(["task", "classes", "accuracy", "recorded"], rows)
 
 
 def number(value: float | Tensor) -> str:
@@ -36,18 +36,19 @@ def number(value: float | Tensor) -> str:
     return f"{float(value):.6f}"
 
 
-def _names(classes: Sequence[str]) -> str:
-    """As many classes as fit; the numbers beside them never give way."""
-    return shorten(", ".join(classes), CLASSES_WIDTH, placeholder=" ...")
-
-
-def _table(header: list[str], rows: Sequence[Sequence[str]]) -> str:
+def text_table(header: list[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
+    """A line per row; all columns but `left` are aligned on the right."""
     table = Table(box=box.ASCII2, show_edge=False)
     for k, name in enumerate(header):
-        table.add_column(name, justify="left" if k == 1 else "right", no_wrap=True)
+        table.add_column(name, justify="left" if k == left else "right", no_wrap=True)
     for row in rows:
         table.add_row(*row)
     console = Console(width=WIDTH, color_system=None)
     with console.capture() as text:
         console.print(table)
     return "\n".join(line.rstrip() for line in text.get().strip("\n").splitlines() if line.strip())
+
+
+def _names(classes: Sequence[str]) -> str:
+    """As many classes as fit; the numbers beside them never give way."""
+    return shorten(", ".join(classes), CLASSES_WIDTH, placeholder=" ...")

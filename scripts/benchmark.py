@@ -1,0 +1,10 @@
+"""Measures time and memory beside other implementations: python scripts/benchmark.py bn --shape 64,64,32,32"""
+
+import os
+
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # the profiler warns of memory that is older than itself
+
+from hnetcl.benchmark.command import main
+
+if __name__ == "__main__":
+    main()

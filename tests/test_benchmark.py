@@ -1,0 +1,179 @@
+"""Benchmarks: what is measured, and the command line. No test asserts how long anything takes."""
+
+import json
+import math
+import subprocess
+import sys
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from hnetcl.benchmark import bn
+from hnetcl.benchmark.command import main
+from hnetcl.benchmark.measure import in_turn, median_ratio, peak_bytes, saved_bytes
+from hnetcl.choices import ALGEBRA_DIMS
+
+CPU = torch.device("cpu")
+SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "benchmark.py"
+
+
+def names(shape: str = "8,8,2,2", dtype: str = "float32", evaluate: bool = False) -> list[str]:
+    """Of all contenders but those that a compiler would have to build first."""
+    field = bn.field(Namespace(shape=shape, dtype=dtype, eval=evaluate), CPU)
+    return [c.name for c in field.contenders if not c.name.endswith("compiled")]
+
+
+@pytest.mark.parametrize("k", [0, 1, 5])
+def test_saved_bytes_are_those_of_all_saved_tensors(k: int) -> None:
+    """Each of k exponentials saves its result."""
+
+    def step() -> None:
+        y = x
+        for _ in range(k):
+            y = y.exp()
+
+    x = torch.zeros(100, requires_grad=True)
+    assert saved_bytes(step) == k * x.nbytes
+
+
+def test_a_storage_saved_twice_counts_once() -> None:
+    """A product with itself and with a view of itself saves one storage; tensors that died are not mistaken for others."""
+    x = torch.zeros(100, requires_grad=True)
+    assert saved_bytes(lambda: x * x * x[:1]) == 2 * x.nbytes  # x and x * x
+    assert saved_bytes(lambda: [x.exp().sum().backward() for _ in range(3)]) == 3 * x.nbytes
+
+
+@pytest.mark.parametrize("k", [0, 1, 5])
+def test_peak_bytes_are_those_alive_together(k: int) -> None:
+    """k temporaries at once, one after them, and nothing of what was there before."""
+    before = torch.zeros(6400)
+
+    def step() -> None:
+        together = [torch.zeros(1600) for _ in range(k)]
+        together.clear()
+        torch.zeros(1600)
+        before.add_(1)
+
+    assert peak_bytes(step, CPU) == max(k, 1) * 6400
+
+
+def test_in_turn_takes_every_step_once_a_round() -> None:
+    """All steps run in each round before any runs again, and every run has its time."""
+    calls: list[str] = []
+    seconds = in_turn({name: lambda name=name: calls.append(name) for name in "abc"}, 4, CPU)  # type: ignore[misc]
+    assert [sorted(calls[k : k + 3]) for k in range(0, 12, 3)] == [list("abc")] * 4
+    assert {name: len(values) for name, values in seconds.items()} == {"a": 4, "b": 4, "c": 4}
+    assert all(s >= 0 for values in seconds.values() for s in values)
+
+
+def test_the_ratio_is_taken_within_rounds() -> None:
+    """A machine that is slow for some rounds changes nothing."""
+    assert median_ratio([2.0, 200.0, 2000.0], [1.0, 100.0, 1000.0]) == 2
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "options", "absent"),
+    [
+        ("8,8,2,2", "float32", [], set()),
+        ("8,8,2,2", "float32", ["--eval"], set()),
+        ("1,8", "float32", ["--eval"], set()),
+        ("8,8,2", "float32", [], {"complexPyTorch"}),
+        ("2,8,2,2,2", "float64", [], {"complexPyTorch"}),
+        ("8,8,2,2", "bfloat16", [], {"complextorch", "complexPyTorch"}),
+    ],
+)
+def test_all_contenders_are_measured(
+    shape: str, dtype: str, options: list[str], absent: set[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every contender gets finite figures, on the screen and in the JSON file, or a reason why it got none."""
+    for package in ("hypnettorch", "complextorch", "complexPyTorch"):
+        pytest.importorskip(package, reason=f"{package} is not installed (it is in the extra `peers`)")
+    wanted, path = names(shape, dtype, "--eval" in options), tmp_path / "figures.json"
+    main(["bn", f"--shape={shape}", f"--dtype={dtype}", *options, "--rounds=2", f"--json={path}", "--only", *wanted])
+    record: dict[str, Any] = json.loads(path.read_text())
+    screen = capsys.readouterr().out
+    assert set(record["absent"]) == absent
+    assert [f["name"] for f in record["figures"]] == [name for name in wanted if name not in absent]
+    for figures in record["figures"]:
+        assert all(math.isfinite(figures[key]) and figures[key] > 0 for key in ("seconds", "ratio", "saved", "peak"))
+        assert figures["saved"] >= 1
+    assert all(name in screen for name in wanted)
+    assert record["figures"][0]["ratio"] == 1
+    assert record["input_bytes"] == math.prod(record["shape"]) * getattr(torch, dtype).itemsize
+    assert {"cpu", "threads", "torch", "python"} <= set(record)
+
+
+def test_every_algebra_and_backend_is_a_contender() -> None:
+    """The names tell algebra, whitening and backend; the real ones have one whitening only."""
+    found = names()
+    assert found[0] == "torch"
+    assert len(set(found)) == len(found)
+    for algebra in ALGEBRA_DIMS:
+        backends = {name.rpartition("/")[2] for name in found if name.startswith(f"{algebra}/")}
+        assert backends >= {"reference", "closed_form"}
+    assert {name for name in found if name.startswith("real/")} == {"real/reference", "real/closed_form"}
+
+
+def test_a_compiled_contender_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    """Or left out with the reason, where nothing can be compiled."""
+    main(["bn", "--shape=8,8", "--rounds=1", "--only", "quaternion/cholesky/compiled"])
+    lines = [line.split() for line in capsys.readouterr().out.splitlines() if "quaternion/cholesky/compiled" in line]
+    assert len(lines) == 1
+    assert (len(lines[0]) == 9) or lines[0][1:4] == ["is", "left", "out:"]
+
+
+def test_missing_libraries_are_left_out(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """What is not installed is told, and all else is measured."""
+    monkeypatch.setattr(bn, "find_spec", lambda _: None)
+    main(["bn", "--shape=8,8", "--rounds=1", "--only", "*torch*", "real/closed_form"])
+    screen = capsys.readouterr().out
+    assert "hypnettorch is left out: not installed" in screen
+    assert "complextorch is left out: not installed" in screen
+    assert "real/closed_form" in screen
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (
+            ["--shape=64,63", "--only", "quaternion/*"],
+            "shape=64,63: the channels must be a positive multiple of 4 (quaternion)",
+        ),
+        (["--shape=64,63", "--only", "complextorch"], "shape=64,63: the channels must be a positive multiple of 2 (complex)"),
+        (["--shape=64"], "shape=64: must be 2 to 5 positive whole numbers"),
+        (["--shape=64,-4"], "shape=64,-4: must be 2 to 5 positive whole numbers"),
+        (["--shape=1,64,1,1"], "shape=1,64,1,1: batch statistics need more than one value per channel"),
+        (["--dtype=int8"], "dtype=int8: allowed: bfloat16, float16, float32, float64"),
+        (["--device=tpu"], "device=tpu: not available on this machine"),
+        (["--rounds=0"], "rounds=0: must be at least 1"),
+        (["--rounds=x"], "argument --rounds: invalid int value: 'x'"),
+        (["--threads=0"], "threads=0: must be at least 1"),
+        (["--only", "quaternions/*"], "only=quaternions/*: "),
+        (["--json=/nowhere/figures.json"], "json=/nowhere/figures.json: must be a file in an existing directory"),
+        (["--json=/"], "json=/: must be a file in an existing directory"),
+        (["--size=3"], "unrecognized arguments: --size=3"),
+    ],
+)
+def test_bad_input_is_told_in_one_line(arguments: list[str], line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nothing is measured, the exit status is 2, and the one line names the argument and its value."""
+    if "complextorch" in arguments:
+        pytest.importorskip("complextorch", reason="complextorch is not installed (it is in the extra `peers`)")
+    with pytest.raises(SystemExit) as raised:
+        main(["bn", *arguments])
+    out, err = capsys.readouterr()
+    assert raised.value.code == 2
+    assert err.startswith(line)
+    assert len(err.splitlines()) == 1
+    assert not out
+
+
+def test_the_script_runs(tmp_path: Path) -> None:
+    """The figures are all that it writes to the screen."""
+    arguments = ["bn", "--shape=8,8", "--rounds=1", "--only", "complex/*/closed_form"]
+    done = subprocess.run([sys.executable, str(SCRIPT), *arguments], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "complex/zca/closed_form" in done.stdout
+    assert not list(tmp_path.iterdir())
