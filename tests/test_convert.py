@@ -74,6 +74,27 @@ def test_two_tasks_train_without_touching_each_others_rows() -> None:
             assert not torch.equal(layer.get_stats(task)[0], torch.zeros(4))
 
 
+def test_two_tasks_train_a_whole_network() -> None:
+    """torchvision's resnet18 learns two tasks by turns; a step changes the rows of its task in all layers, no other."""
+    torch.manual_seed(0)
+    net = convert_batchnorm(import_torchvision().models.resnet18(num_classes=2)).train()
+    layers = batchnorm_layers(net)
+    for layer in layers.values():
+        layer.checkpoint_stats()
+    optimizer = torch.optim.SGD(net.parameters(), 0.01)
+    for task in (0, 1, 0):
+        before = {name: [layer.get_stats(row)[0] for row in (0, 1)] for name, layer in layers.items()}
+        x, y = torch.randn(8, 3, 32, 32) * (task + 1) + task, torch.arange(8) % 2
+        with using_task(net, task):
+            loss = torch.nn.functional.cross_entropy(net(x), y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        for name, layer in layers.items():
+            assert torch.equal(layer.get_stats(1 - task)[0], before[name][1 - task])
+            assert not torch.equal(layer.get_stats(task)[0], before[name][task])
+
+
 def test_a_layer_that_occurs_twice_still_does() -> None:
     norm = nn.BatchNorm1d(4)
     net = convert_batchnorm(nn.Sequential(norm, nn.Linear(4, 4), norm))

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 
 from hnetcl.algebra import ALGEBRAS
-from hnetcl.bn import BatchNormLayer
+from hnetcl.bn import BatchNormLayer, using_task
+from hnetcl.choices import STATS
 from hnetcl.cli.jobs import train
 from hnetcl.config import Config
 from hnetcl.hnets import ChunkedHyperNetwork
@@ -22,15 +23,18 @@ pytestmark = [
 ]
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # raised inside torch's compiler
 @pytest.mark.parametrize("algebra", ALGEBRAS)
 @pytest.mark.parametrize("training", [True, False])
-def test_the_layer_gives_on_the_gpu_what_it_gives_on_the_cpu(algebra: str, training: bool) -> None:
+@pytest.mark.parametrize("backend", ["closed_form", "compiled"])
+@pytest.mark.parametrize("stats", ["tracked", "learnable", "distilled"])
+def test_the_layer_gives_on_the_gpu_what_it_gives_on_the_cpu(algebra: str, training: bool, backend: str, stats: str) -> None:
     torch.manual_seed(0)
-    layer = BatchNormLayer(16, algebra).train(training)
+    layer = BatchNormLayer(16, algebra, stats).train(training)
     x = torch.randn(32, 16, 5, 5)
     outcomes = []
     for device in ("cpu", "cuda"):
-        copy = BatchNormLayer(16, algebra).train(training).to(device)
+        copy = BatchNormLayer(16, algebra, stats, backend=backend).train(training).to(device)
         copy.load_state_dict(layer.state_dict())
         on_device = x.to(device).detach().requires_grad_()
         y = copy(on_device)
@@ -39,6 +43,24 @@ def test_the_layer_gives_on_the_gpu_what_it_gives_on_the_cpu(algebra: str, train
         outcomes.append([y.detach().cpu(), on_device.grad.cpu(), *(b.cpu() for b in copy.buffers())])
     for on_cpu, on_gpu in zip(*outcomes, strict=True):
         torch.testing.assert_close(on_cpu, on_gpu, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("algebra", ALGEBRAS)
+@pytest.mark.parametrize("stats", STATS)
+def test_choosing_a_row_never_waits_for_the_gpu(algebra: str, stats: str) -> None:
+    """Nor does a training step with it, by int or by tensor."""
+    layer, x = BatchNormLayer(16, algebra, stats, whitening="cholesky").cuda(), torch.randn(32, 16, 5, device="cuda")
+    if layer.num_stats:
+        layer.checkpoint_stats()
+    row = torch.ones((), dtype=torch.long, device="cuda")
+    for step in range(3):
+        torch.cuda.set_sync_debug_mode("error" if step else "default")  # the first step may initialise libraries
+        try:
+            with using_task(layer, 1):
+                layer(x).square().sum().backward()
+            layer(x, stats_id=row).square().sum().backward()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.parametrize("algebra", ALGEBRAS)

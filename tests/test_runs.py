@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from hnetcl.choices import STATS
 from hnetcl.cli.jobs import evaluate, train
 from hnetcl.cli.main import CONF
 from hnetcl.cli.parse import parse_evaluation
@@ -54,7 +55,51 @@ def test_hypernetworks_learn_every_task_and_keep_it(
     assert metrics["forgetting"] < 0.03
 
 
-@pytest.mark.parametrize("net", ["net=lenet", "task=permuted_mnist", "bn.stats=frozen", "bn.stats=batch", "optimizer=sgd"])
+@pytest.mark.parametrize(
+    ("stats", "bn"),
+    [
+        *((stats, "quaternion") for stats in STATS),
+        *((stats, bn) for stats in ("learnable", "generated", "distilled") for bn in ("real", "complex")),
+    ],
+)
+def test_every_mode_learns_and_reloads(
+    stats: str, bn: str, tiny: list[str], compose: Callable[..., Config], tmp_path: Path
+) -> None:
+    """Every kind of statistics keeps all tasks, and a reload in a fresh model gives the recorded numbers."""
+    run = train(compose(*tiny, f"bn={bn}", f"bn.stats={stats}", "trainer.steps=80", f"run.dir={tmp_path}"))
+    recorded = [float(value) for value in (run / "accuracy.csv").read_text().splitlines()[-1].split(",")[1:]]
+    assert evaluate(parse_evaluation(arguments(run))) == recorded
+    assert sum(recorded) / 3 > 0.9
+    layers = {"body.2", "body.5"} if stats not in ("frozen", "batch") else set()
+    assert json.loads((run / "statistics.json").read_text())["misfits"].keys() == layers
+
+
+@pytest.mark.parametrize(
+    ("stats", "asked", "message"),
+    [
+        ("frozen", "batch", "uses no statistics; allowed: own"),
+        ("batch", "0", "keeps no running statistics; allowed: own, batch"),
+        ("generated", "0", "the hypernetwork writes this run's statistics; allowed: own, batch"),
+        ("distilled", "recalibrated", "the hypernetwork writes this run's statistics; allowed: own, batch"),
+    ],
+)
+def test_statistics_that_a_run_has_not(
+    stats: str, asked: str, message: str, tiny: list[str], compose: Callable[..., Config], tmp_path: Path
+) -> None:
+    """An evaluation never ignores the statistics that it was told to use."""
+    run = train(compose(*tiny, f"bn.stats={stats}", "trainer.steps=2", f"run.dir={tmp_path}"))
+    with pytest.raises(ArgumentError, match=rf"stats={asked}: .*{message}"):
+        evaluate(parse_evaluation(arguments(run, stats=asked)))
+
+
+def test_recalibrated_rows_serve_as_well(run: Path) -> None:
+    """Statistics taken anew from the training images serve better than running averages of a few steps, or a wrong row."""
+    own, anew, wrong = (sum(evaluate(parse_evaluation(arguments(run, stats=s)))) / 3 for s in ("own", "recalibrated", "0"))
+    assert anew > own - 0.05
+    assert anew > wrong
+
+
+@pytest.mark.parametrize("net", ["net=lenet", "task=permuted_mnist", "optimizer=sgd"])
 def test_other_parts_run(net: str, tiny: list[str], compose: Callable[..., Config], tmp_path: Path) -> None:
     extra = ["net.channels=[4,8]", "net.hidden=[16]", "hnet.chunk_size=100"] if net == "net=lenet" else []
     run = train(compose(net, *tiny, *extra, "trainer.steps=5", f"run.dir={tmp_path}"))
