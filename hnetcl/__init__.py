@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hnetcl.algebra import COMPLEX, QUATERNION, REAL
-    from hnetcl.bn import BatchNormLayer, convert_batchnorm, using_task
+    from hnetcl.bn import (
+        BatchNormLayer,
+        ConvBatchNorm,
+        VirtualBatchNormLayer,
+        convert_batchnorm,
+        fold_batchnorm,
+        recalibrate,
+        reference_pass,
+        using_task,
+    )
     from hnetcl.errors import ArgumentError
     from hnetcl.hnets import ChunkedHyperNetwork, DirectHyperNetwork, FullHyperNetwork, HyperNetwork
     from hnetcl.model import HyperModel
@@ -20,13 +29,18 @@ _ROOMS = {
     "BatchNormLayer": "bn",
     "COMPLEX": "algebra",
     "ChunkedHyperNetwork": "hnets",
+    "ConvBatchNorm": "bn",
     "DirectHyperNetwork": "hnets",
     "FullHyperNetwork": "hnets",
     "HyperModel": "model",
     "HyperNetwork": "hnets",
     "QUATERNION": "algebra",
     "REAL": "algebra",
+    "VirtualBatchNormLayer": "bn",
     "convert_batchnorm": "bn",
+    "fold_batchnorm": "bn",
+    "recalibrate": "bn",
+    "reference_pass": "bn",
     "using_task": "bn",
 }
 
@@ -37,11 +51,16 @@ __all__ = [
     "ArgumentError",
     "BatchNormLayer",
     "ChunkedHyperNetwork",
+    "ConvBatchNorm",
     "DirectHyperNetwork",
     "FullHyperNetwork",
     "HyperModel",
     "HyperNetwork",
+    "VirtualBatchNormLayer",
     "convert_batchnorm",
+    "fold_batchnorm",
+    "recalibrate",
+    "reference_pass",
     "using_task",
 ]
 

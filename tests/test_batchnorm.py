@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from hnetcl.algebra import ALGEBRAS
+from hnetcl.algebra import ALGEBRAS, Algebra
 from hnetcl.bn import BATCH, BatchNormLayer, using_task
 from hnetcl.choices import STATS, WHITENINGS
 from hnetcl.errors import ArgumentError
@@ -31,7 +31,7 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
-def build(num_features: int, algebra: str, rows: int = 1, **options: Any) -> BatchNormLayer:
+def build(num_features: int, algebra: str | Algebra, rows: int = 1, **options: Any) -> BatchNormLayer:
     layer = BatchNormLayer(num_features, algebra, **options).double()
     for _ in range(rows - 1):
         layer.checkpoint_stats()
@@ -104,6 +104,19 @@ def test_naive_is_real_batch_norm_of_every_component(algebra: str, shape: tuple[
     y = F.batch_norm(x, mean, var, training=True, momentum=1.0) / d**0.5
     torch.testing.assert_close(layer(x), y)
     torch.testing.assert_close(layer.eval()(x + 1), F.batch_norm(x + 1, mean, var) / d**0.5)
+
+
+@pytest.mark.parametrize("d", [3, 8])
+@pytest.mark.parametrize("whitening", ["zca", "cholesky"])
+def test_numbers_of_any_dimension(d: int, whitening: str) -> None:
+    """The layer needs no product, so it whitens numbers of any number of components; rows and evaluation included."""
+    layer, x = (
+        BatchNormLayer(2 * d, Algebra("any", d, ()), whitening=whitening, momentum=1.0, eps=1e-30).double(),
+        samples(99, 2 * d),
+    )
+    for training, correction in ((True, 0), (False, 1)):
+        _, cov = moments(layer.train(training)(x), d, correction)
+        torch.testing.assert_close(cov, torch.eye(d, dtype=torch.float64).expand_as(cov) / d)
 
 
 @every_algebra

@@ -191,9 +191,9 @@ class BatchNormLayer(NormLayer):
             return kernel.normalize(x, zero, one.expand(q, d, d), gamma, beta, d=d, eps=0.0, whitening="naive")  # W = I exactly
         batch = self.training if given else self._wants_batch() or (self.training and self.stats != "generated")
         if not batch:
-            statistics = given or self.evaluation_statistics(stats_id)
-            assert statistics is not None
-            mean, cov = statistics[0], statistics[1].reshape(*statistics[0].shape[:-1], q, d, d)
+            used = given or self.evaluation_statistics(stats_id)
+            assert used is not None
+            mean, cov = used[0], used[1].reshape(*used[0].shape[:-1], q, d, d)
             if mean.ndim == 1:
                 return kernel.normalize(x, mean, cov, gamma, beta, **options)
             return self._by_sample(kernel, x, mean, cov, gamma, beta, options)
