@@ -45,6 +45,18 @@ class HyperModel(nn.Module):
         """
         return self.run(self.hnet(task), x, task if stats is None else stats)
 
+    def all_tasks(self, x: Tensor) -> Tensor:
+        """Logits [T, N, K] of all tasks in one pass, in evaluation: each task's parameters with its own statistics.
+
+        Raises:
+            ValueError: the model is in training mode, where a pass would update all rows at once.
+        """
+        if self.training:
+            raise ValueError("all_tasks evaluates: call model.eval() before it")
+        tasks = torch.arange(self.hnet.num_tasks, device=x.device)
+        logits: Tensor = torch.func.vmap(lambda params, task: self.run(params, x, task))(self.hnet(tasks), tasks)
+        return logits
+
     def run(self, params: dict[str, Tensor], x: Tensor, stats: int | Tensor | str) -> Tensor:
         """Logits [N, K] of the network with these parameters and that row of statistics."""
         with using_task(self.net, stats):

@@ -279,3 +279,16 @@ def test_the_output_can_be_changed_in_place(d: int, whitening: str) -> None:
             torch.nn.functional.relu(normalize(leaf), inplace=inplace).square().sum().backward()
             gradients.append(leaf.grad)
         torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize("d", [1, 2, 4])
+def test_expanded_tensors_are_read_as_they_are(d: int) -> None:
+    """Statistics, Gamma and beta that stand for the same value many times give what their copies give, gradients included."""
+    x = randn(9, 3 * d, 5).requires_grad_()
+    eye = torch.eye(d, dtype=torch.float64)
+    expanded = [randn(1).expand(3 * d), eye.expand(3, d, d), 2 * eye.expand(3, d, d), randn(1).expand(3 * d)]
+    results = []
+    for mean, cov, gamma, beta in (expanded, [value.clone() for value in expanded]):
+        y = closed_form.normalize(x, mean, cov, gamma, beta, d=d, eps=0.0, whitening="naive")
+        results.append((y, *torch.autograd.grad(y.pow(3).sum(), x)))
+    torch.testing.assert_close(*results)

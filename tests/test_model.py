@@ -7,9 +7,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from hnetcl.algebra import ALGEBRAS
 from hnetcl.bn import BATCH, BatchNormLayer
+from hnetcl.choices import STATS
 from hnetcl.hnets import DirectHyperNetwork, FullHyperNetwork
-from hnetcl.model import HyperModel
+from hnetcl.model import HyperModel, written_parameters
+from hnetcl.nets import MLP, LeNet
 
 
 def build(tasks: int = 3) -> HyperModel:
@@ -52,6 +55,39 @@ def test_equals_the_network_with_those_weights() -> None:
     plain = nn.Sequential(OrderedDict(fc=nn.Linear(6, 8), norm=BatchNormLayer(8, "quaternion"), head=nn.Linear(8, 3))).eval()
     plain.load_state_dict(model.hnet(2), strict=False)
     torch.testing.assert_close(plain(x), model(x, task=2))
+
+
+@pytest.mark.parametrize("algebra", ALGEBRAS)
+@pytest.mark.parametrize("stats", STATS)
+@pytest.mark.parametrize("kind", ["mlp", "lenet"])
+def test_all_tasks_in_one_pass(algebra: str, stats: str, kind: str) -> None:
+    """The logits of every task, and their gradients, are those of a loop over tasks."""
+    torch.manual_seed(0)
+
+    def norm(width: int) -> nn.Module:
+        return BatchNormLayer(width, algebra, stats)
+
+    if kind == "mlp":
+        net: nn.Module = MLP((1, 4, 4), 3, (8, 8), algebra, norm)
+    else:
+        net = LeNet((1, 16, 16), 3, (4, 8), (8,), algebra, norm)
+    initial = {name: value.detach().clone() for name, value in written_parameters(net).items()}
+    shapes = {name: value.shape for name, value in initial.items()}
+    model, x = HyperModel(net, FullHyperNetwork(shapes, 3, hidden=(5,), initial=initial)), torch.randn(10, *net_input(kind))
+    for task in range(3):
+        model(x + task, task)
+    with pytest.raises(ValueError, match="all_tasks evaluates"):
+        model.all_tasks(x)
+    model.eval()
+    logits, each = model.all_tasks(x), torch.stack([model(x, task) for task in range(3)])
+    torch.testing.assert_close(logits, each, rtol=1e-3, atol=1e-4)
+    form, leaves = torch.randn_like(each), [p for p in model.parameters() if p.requires_grad]
+    got, expected = (torch.autograd.grad((y * form).sum(), leaves, allow_unused=True) for y in (logits, each))
+    torch.testing.assert_close(got, expected, rtol=1e-2, atol=1e-2)
+
+
+def net_input(kind: str) -> tuple[int, ...]:
+    return (1, 4, 4) if kind == "mlp" else (1, 16, 16)
 
 
 def test_evaluation_changes_nothing() -> None:

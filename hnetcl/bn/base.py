@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from hnetcl.algebra import Algebra, as_algebra
 from hnetcl.choices import BACKENDS, WHITENINGS
 from hnetcl.errors import ArgumentError, one_of
+from hnetcl.kernels.mapping import is_mapped
 
 BATCH = "batch"  # in place of a row: normalize by the batch's own statistics, in evaluation too
 
@@ -137,7 +138,7 @@ class NormLayer(nn.Module):
             raise ValueError(
                 f"{self.num_stats} rows of statistics and none chosen: pass stats_id or enter `with using_task(module, k)`"
             )
-        if isinstance(row, Tensor) and row.ndim == 0 and row.is_cpu and not torch.compiler.is_compiling():
+        if isinstance(row, Tensor) and row.ndim == 0 and row.is_cpu and not (torch.compiler.is_compiling() or is_mapped(row)):
             row = int(row)
         return self._existing(row) if isinstance(row, int) else row
 

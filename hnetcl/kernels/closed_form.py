@@ -50,7 +50,7 @@ def batch_norm(
     Args:
         passes: how to compute; None is the fastest way without a compiler.
     """
-    if d == 1:
+    if d == 1 and not is_mapped(x, gamma, beta):
         return _real_batch_norm(x, gamma, beta, eps)
     y, mean, cov, *_ = _BatchStatistics.apply(x, gamma, beta, Options(d, eps, whitening, passes))
     return y.reshape(x.shape), mean, cov
@@ -108,10 +108,12 @@ def _real_batch_norm(x: Tensor, gamma: Tensor | None, beta: Tensor | None, eps: 
 def _torch_batch_norm(
     x: Tensor, mean: Tensor, var: Tensor, gamma: Tensor | None, beta: Tensor | None, eps: float, training: bool
 ) -> Tensor:
+    # contiguous, for torch's kernel reads past the end of an expanded vector
     dtype = sum_dtype(x.dtype)
-    weight = None if gamma is None else gamma.reshape(-1).to(dtype)
-    bias = None if beta is None else beta.to(dtype)
-    return F.batch_norm(x, mean.to(dtype), var.to(dtype), weight, bias, training=training, momentum=1.0, eps=eps)
+    mean, var = mean.to(dtype).contiguous(), var.to(dtype).contiguous()
+    weight = None if gamma is None else gamma.reshape(-1).to(dtype).contiguous()
+    bias = None if beta is None else beta.to(dtype).contiguous()
+    return F.batch_norm(x, mean, var, weight, bias, training=training, momentum=1.0, eps=eps)
 
 
 # The functions return numbers [N, d, Q, S], shaped like x only outside of them: what is a view inside a function can't be
