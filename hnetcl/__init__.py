@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from hnetcl.errors import ArgumentError
     from hnetcl.hnets import ChunkedHyperNetwork, DirectHyperNetwork, FullHyperNetwork, HyperNetwork
     from hnetcl.model import HyperModel
+    from hnetcl.wrapping import wrap
 
 __version__ = "0.1.0"
 
@@ -42,6 +43,7 @@ _ROOMS = {
     "recalibrate": "bn",
     "reference_pass": "bn",
     "using_task": "bn",
+    "wrap": "wrapping",
 }
 
 __all__ = [
@@ -62,6 +64,7 @@ __all__ = [
     "recalibrate",
     "reference_pass",
     "using_task",
+    "wrap",
 ]
 
 

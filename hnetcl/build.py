@@ -13,7 +13,7 @@ from hnetcl.config import Checked, Config
 from hnetcl.errors import ArgumentError
 from hnetcl.hnets import ChunkedHyperNetwork, DirectHyperNetwork, FullHyperNetwork, HyperNetwork
 from hnetcl.methods import Finetune, Joint, Method, OutputRegularizer
-from hnetcl.model import HyperModel, written_parameters
+from hnetcl.model import HyperModel, writable_parameters
 from hnetcl.nets import MLP, LeNet
 from hnetcl.tasks import TaskSequence, load_images, permuted_sequence, split_sequence
 from hnetcl.training import OptimizerFactory
@@ -51,7 +51,7 @@ def build(config: Config, device: torch.device) -> Parts:
     sequence = build_sequence(config, device)
     norm = partial(BatchNormLayer, **asdict(config.bn))
     net = _make("net", NETS, config.net, in_shape=sequence.in_shape, num_classes=sequence.num_classes, norm=norm)
-    initial = {name: value.detach().clone() for name, value in written_parameters(net).items()}
+    initial = {name: value.detach().clone() for name, value in writable_parameters(net).items()}
     shapes = {name: value.shape for name, value in initial.items()}
     hnet = _make("hnet", HNETS, config.hnet, shapes=shapes, num_tasks=len(sequence), initial=initial)
     method = _make("method", METHODS, config.method)

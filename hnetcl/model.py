@@ -5,35 +5,52 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from hnetcl.bn import norm_layers, row_parameters, using_task
+from hnetcl.choices import SHARED
+from hnetcl.errors import one_of
 from hnetcl.hnets import HyperNetwork
 
 
 class HyperModel(nn.Module):
-    """logits = model(x, task=2): the hypernetwork writes the parameters of task 2, its batch-norm layers use row 2.
+    """logits = model(x, task=2): the hypernetwork writes the parameters of task 2, its norm layers use row 2.
 
-    The network's own parameters are switched off: all that learns is the hypernetwork, and rows of statistics that are
-    parameters themselves. Norm layers that keep rows get one for every task.
+    The parameters that the hypernetwork writes are switched off in the network itself; what it does not write is shared by all
+    tasks. Norm layers that keep rows get one for every task.
 
     Args:
         net: maps x to logits.
-        hnet: writes `written_parameters(net)`.
+        hnet: writes some or all of `writable_parameters(net)`.
+        shared: what becomes of the others: "trained" with every task, "trained_once" (with task 0 only), or "fixed".
 
     Raises:
-        ValueError: the hypernetwork does not write exactly the network's parameters.
+        ArgumentError: `shared` is none of these.
+        ValueError: the hypernetwork writes a parameter that the network has not, or of another shape.
     """
 
-    def __init__(self, net: nn.Module, hnet: HyperNetwork) -> None:
+    def __init__(self, net: nn.Module, hnet: HyperNetwork, shared: str = "trained") -> None:
         super().__init__()
-        shapes = {name: parameter.shape for name, parameter in written_parameters(net).items()}
-        if shapes != hnet.shapes:
-            differing = sorted(shapes.items() ^ hnet.shapes.items())
-            raise ValueError(f"the hypernetwork must write the network's parameters; they differ in {differing}")
-        self.net, self.hnet = net.requires_grad_(False), hnet
+        if shared not in SHARED:
+            raise one_of("shared", shared, SHARED)
+        parameters = writable_parameters(net)
+        shapes = {name: parameter.shape for name, parameter in parameters.items()}
+        differing = sorted(set(hnet.shapes.items()) - set(shapes.items()))
+        if differing:
+            raise ValueError(f"the hypernetwork must write parameters of the network; it has none of these: {differing}")
+        self.net, self.hnet, self.shared = net, hnet, shared
+        for name, parameter in parameters.items():
+            parameter.requires_grad_(parameter.requires_grad and name not in hnet.shapes and shared != "fixed")
         for layer in norm_layers(net).values():
             while 0 < layer.num_stats < hnet.num_tasks:
                 layer.checkpoint_stats()
-        for parameter in row_parameters(net).values():
-            parameter.requires_grad_()
+
+    def start_task(self, task: int) -> None:
+        """Called before a task is trained: from task 1 on, parameters that are trained once are fixed."""
+        if task and self.shared == "trained_once":
+            for parameter in writable_parameters(self.net).values():
+                parameter.requires_grad_(False)
+
+    def shared_parameters(self) -> list[nn.Parameter]:
+        """Those of the network that learn and that all tasks share."""
+        return [parameter for parameter in writable_parameters(self.net).values() if parameter.requires_grad]
 
     def forward(self, x: Tensor, task: int, stats: int | Tensor | str | None = None) -> Tensor:
         """Logits [N, K] of a task.
@@ -64,10 +81,12 @@ class HyperModel(nn.Module):
         return logits
 
     def saved_tensors(self) -> dict[str, Tensor]:
-        """All that a reload needs: the hypernetwork, and the network's buffers with every statistics row."""
+        """All that a reload needs: the hypernetwork, and of the network what it does not write, statistics rows included."""
         tensors = {f"hnet.{name}": value for name, value in self.hnet.state_dict().items()}
-        written = set(self.hnet.shapes)
-        return tensors | {f"net.{n}": v for n, v in self.net.state_dict().items() if n not in written}
+        own = dict(self.net.named_parameters())
+        written = {id(own[name]) for name in self.hnet.shapes}
+        tied = {name for name, value in self.net.named_parameters(remove_duplicate=False) if id(value) in written}
+        return tensors | {f"net.{n}": v for n, v in self.net.state_dict().items() if n not in tied}
 
     def load_tensors(self, tensors: dict[str, Tensor]) -> None:
         """The inverse of `saved_tensors`.
@@ -93,7 +112,7 @@ class HyperModel(nn.Module):
                 own[name].copy_(value)
 
 
-def written_parameters(net: nn.Module) -> dict[str, nn.Parameter]:
-    """What a hypernetwork writes: all parameters but rows of statistics, by name."""
+def writable_parameters(net: nn.Module) -> dict[str, nn.Parameter]:
+    """What a hypernetwork may write: all parameters but rows of statistics, by name; tied ones under their first name."""
     rows = row_parameters(net)
     return {name: parameter for name, parameter in net.named_parameters() if name not in rows}

@@ -11,7 +11,7 @@ from hnetcl.algebra import ALGEBRAS
 from hnetcl.bn import BATCH, BatchNormLayer
 from hnetcl.choices import STATS
 from hnetcl.hnets import DirectHyperNetwork, FullHyperNetwork
-from hnetcl.model import HyperModel, written_parameters
+from hnetcl.model import HyperModel, writable_parameters
 from hnetcl.nets import MLP, LeNet
 
 
@@ -71,7 +71,7 @@ def test_all_tasks_in_one_pass(algebra: str, stats: str, kind: str) -> None:
         net: nn.Module = MLP((1, 4, 4), 3, (8, 8), algebra, norm)
     else:
         net = LeNet((1, 16, 16), 3, (4, 8), (8,), algebra, norm)
-    initial = {name: value.detach().clone() for name, value in written_parameters(net).items()}
+    initial = {name: value.detach().clone() for name, value in writable_parameters(net).items()}
     shapes = {name: value.shape for name, value in initial.items()}
     model, x = HyperModel(net, FullHyperNetwork(shapes, 3, hidden=(5,), initial=initial)), torch.randn(10, *net_input(kind))
     for task in range(3):
@@ -131,5 +131,5 @@ def test_tensors_that_do_not_fit_are_refused(change: Callable[[dict[str, Tensor]
 
 
 def test_the_hypernetwork_must_fit_the_network() -> None:
-    with pytest.raises(ValueError, match="must write the network's parameters; they differ in"):
+    with pytest.raises(ValueError, match="must write parameters of the network; it has none of these"):
         HyperModel(nn.Linear(3, 2), DirectHyperNetwork({"weight": (2, 4)}, 1, per_task=()))

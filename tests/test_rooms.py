@@ -20,6 +20,7 @@ ROOMS = [
     "hnets",
     "tasks",
     "model",
+    "wrapping",
     "methods",
     "metrics",
     "training",

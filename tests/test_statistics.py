@@ -13,7 +13,7 @@ from hnetcl.algebra import ALGEBRAS
 from hnetcl.bn import BATCH, BatchNormLayer, VirtualBatchNormLayer, batchnorm_layers, recalibrate, using_task
 from hnetcl.bn.gaussian import distance, divergence, parameters, statistics
 from hnetcl.kernels.layout import complex_to_real
-from hnetcl.model import written_parameters
+from hnetcl.model import writable_parameters
 
 every_algebra = pytest.mark.parametrize("algebra", ALGEBRAS)
 every_dim = pytest.mark.parametrize("d", [1, 2, 4, 8])
@@ -138,7 +138,7 @@ def test_generated_statistics_are_what_was_written(algebra: str) -> None:
     layer = BatchNormLayer(8, algebra, stats="generated").double()
     given = BatchNormLayer(8, algebra).double().eval()
     x, form = samples(9, 8, 2), torch.randn(9, 8, 2)
-    written = {n: torch.randn_like(p).mul_(0.3).requires_grad_() for n, p in written_parameters(layer).items()}
+    written = {n: torch.randn_like(p).mul_(0.3).requires_grad_() for n, p in writable_parameters(layer).items()}
     mean, cov = statistics(written["location"], written["factor"])
     var = cov.reshape(given.hyper_shapes["running_var"])
     expected = given(x, running_mean=mean, running_var=var, weight=written["weight"], bias=written["bias"])

@@ -12,7 +12,7 @@ from hnetcl.bn import BatchNormLayer, row_parameters
 from hnetcl.errors import ArgumentError
 from hnetcl.hnets import ChunkedHyperNetwork, DirectHyperNetwork
 from hnetcl.methods import Finetune, OutputRegularizer
-from hnetcl.model import HyperModel, written_parameters
+from hnetcl.model import HyperModel, writable_parameters
 from hnetcl.nets import MLP
 from hnetcl.tasks import TaskSequence, load_images, split_sequence
 from hnetcl.training import (
@@ -155,7 +155,7 @@ def test_refused_optimizer_arguments(changes: dict[str, Any], message: str) -> N
 def test_weight_decay_leaves_other_tasks_alone(name: str, options: dict[str, Any]) -> None:
     """What belongs to a task moves only when that task is trained, rows of learnable statistics included."""
     net = nn.Sequential(OrderedDict(body=nn.Linear(3, 3), norm=BatchNormLayer(3, stats="learnable"), head=nn.Linear(3, 2)))
-    hnet = DirectHyperNetwork({name: value.shape for name, value in written_parameters(net).items()}, 2)
+    hnet = DirectHyperNetwork({name: value.shape for name, value in writable_parameters(net).items()}, 2)
     model = HyperModel(net, hnet)
     rows = [value.detach().clone() for value in row_parameters(net).values()]
     own, shared = hnet.own.detach().clone(), hnet.shared.detach().clone()

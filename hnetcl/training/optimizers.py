@@ -60,7 +60,7 @@ class OptimizerFactory:
         """A fresh optimizer over all that learns in `model`, and its schedule for a task of that many steps."""
         rows = list(row_parameters(model.net).values())
         own = model.hnet.task_parameters()
-        shared = [p for p in model.hnet.parameters() if not any(p is q for q in own)]
+        shared = [p for p in model.hnet.parameters() if not any(p is q for q in own)] + model.shared_parameters()
         groups: list[dict[str, Any]] = [
             {"params": shared, "weight_decay": self.weight_decay},
             {"params": own, "weight_decay": 0.0},

@@ -137,6 +137,7 @@ class Trainer:
 
     def _train(self, task: int, batches: list[Batches], steps: int) -> None:
         model, method = self.model.train(), self.method
+        model.start_task(task)
         method.start_task(model.hnet, task)
         optimizer, schedule = self.optimizer.make(model, steps)
         for step in range(steps):

@@ -1,0 +1,66 @@
+"""Any module under a hypernetwork, in one call."""
+
+from collections.abc import Callable, Sequence
+from fnmatch import fnmatchcase
+from typing import Any
+
+from torch import nn
+
+from hnetcl.bn import NormLayer, convert_batchnorm
+from hnetcl.errors import ArgumentError
+from hnetcl.hnets import ChunkedHyperNetwork, HyperNetwork
+from hnetcl.model import HyperModel, writable_parameters
+
+NORMS = (NormLayer, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.instancenorm._InstanceNorm)
+
+
+def wrap(
+    module: nn.Module,
+    num_tasks: int,
+    generate: Sequence[str] | str = "all",
+    shared: str = "trained",
+    stats: str = "tracked",
+    hnet: Callable[..., HyperNetwork] = ChunkedHyperNetwork,
+    **options: Any,
+) -> HyperModel:
+    """Puts a module under a hypernetwork, which writes its parameters for every task.
+
+        model = hnetcl.wrap(torchvision.models.resnet18(num_classes=10), num_tasks=10)
+        logits = model(images, task=3)
+
+    The module's batch-norm layers become `BatchNormLayer`s with a row of statistics per task; before training, what is written
+    has the scale that the module's own initial values have. Tied parameters are written once.
+
+    Args:
+        module: maps a batch to logits; it is changed.
+        num_tasks: known from the start.
+        generate: what is written: "all", "norm" (the parameters of norm layers), or name patterns as in a shell.
+        shared: what becomes of all other parameters, see `HyperModel`.
+        stats: of the batch-norm layers, see `BatchNormLayer`.
+        hnet: a kind of hypernetwork.
+        options: further arguments of it.
+
+    Raises:
+        ArgumentError: a pattern that no parameter matches, nothing to write, or an argument of a part is refused.
+    """
+    net = convert_batchnorm(module, stats=stats)
+    parameters = writable_parameters(net)
+    initial = {name: parameters[name].detach().clone() for name in _chosen(net, list(parameters), generate)}
+    shapes = {name: value.shape for name, value in initial.items()}
+    return HyperModel(net, hnet(shapes, num_tasks, initial=initial, **options), shared)
+
+
+def _chosen(net: nn.Module, names: list[str], generate: Sequence[str] | str) -> list[str]:
+    """The names to write, in the module's order."""
+    if generate == "all":
+        return names
+    if generate == "norm":
+        patterns = [f"{name}.*" if name else "*" for name, module in net.named_modules() if isinstance(module, NORMS)]
+        if not patterns:
+            raise ArgumentError("generate", generate, f"{type(net).__name__} has no norm layer")
+    else:
+        patterns = [generate] if isinstance(generate, str) else list(generate)
+        for pattern in patterns:
+            if not any(fnmatchcase(name, pattern) for name in names):
+                raise ArgumentError("generate", patterns, f"{pattern!r} matches none of {', '.join(names)}")
+    return [name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)]
