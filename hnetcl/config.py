@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from hnetcl.choices import ALGEBRA_DIMS, BACKENDS, CLASS_ORDERS, SCENARIOS, SCHEDULES, STATS, WHITENINGS
+from hnetcl.choices import ALGEBRA_DIMS, BACKENDS, CLASS_ORDERS, INFERENCES, SCENARIOS, SCHEDULES, STATS, WHITENINGS
 from hnetcl.errors import ArgumentError, one_of
 
 Check = Callable[[Any], str]
@@ -224,6 +224,7 @@ class Settings(Checked):
     seed: int = number(least=0, most=2**31 - 1)
     device: str
     scenario: str = choice(SCENARIOS)
+    inference: str = choice(INFERENCES)
     resume: bool
 
 
@@ -241,6 +242,8 @@ class Config(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.scenario != "task" and self.inference == "agreement" and isinstance(self.hnet, DirectConfig):
+            raise ArgumentError("inference", self.inference, "hnet=direct has no task embeddings; allowed: confidence, entropy")
         lists = {"net.hidden": self.net.hidden}
         if isinstance(self.net, LeNetConfig):
             lists["net.channels"] = self.net.channels
@@ -256,6 +259,8 @@ class EvaluationSettings(Checked):
     run: str
     task: int | None = number(least=0)
     stats: str
+    scenario: str | None = choice(SCENARIOS)
+    inference: str | None = choice(INFERENCES)
     device: str
 
 

@@ -68,10 +68,18 @@ class HyperModel(nn.Module):
         Raises:
             ValueError: the model is in training mode, where a pass would update all rows at once.
         """
-        if self.training:
-            raise ValueError("all_tasks evaluates: call model.eval() before it")
         tasks = torch.arange(self.hnet.num_tasks, device=x.device)
-        logits: Tensor = torch.func.vmap(lambda params, task: self.run(params, x, task))(self.hnet(tasks), tasks)
+        return self.some_tasks(x, tasks, self.hnet(tasks))
+
+    def some_tasks(self, x: Tensor, tasks: Tensor, params: dict[str, Tensor]) -> Tensor:
+        """The same [B, N, K] for a vector of B tasks, with parameters [B, ...] that were written before.
+
+        Raises:
+            ValueError: the model is in training mode.
+        """
+        if self.training:
+            raise ValueError("the logits of several tasks are for evaluation: call model.eval() before")
+        logits: Tensor = torch.func.vmap(lambda own, task: self.run(own, x, task))(params, tasks)
         return logits
 
     def run(self, params: dict[str, Tensor], x: Tensor, stats: int | Tensor | str) -> Tensor:

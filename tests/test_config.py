@@ -106,7 +106,8 @@ REFUSED = {
     "bn.algebra=octonion": "bn.algebra=octonion: allowed: complex, quaternion, real",
     "bn.momentum=2": "bn.momentum=2.0: must be at least 0 and at most 1",
     "bn.stats=traked": "bn.stats=traked: did you mean tracked?",
-    "scenario=class": "scenario=class: allowed: task",
+    "scenario=all": "scenario=all: allowed: class, domain, task",
+    "inference=luck": "inference=luck: allowed: agreement, confidence, entropy",
     "method.beta=-1": "method.beta=-1.0: must be at least 0",
     "seed=-1": "seed=-1: must be at least 0",
     "~bn": "bn=None: is missing",
@@ -121,13 +122,19 @@ def test_refused_in_one_line(override: str, message: str, compose: Callable[...,
     assert "\n" not in str(caught.value)
 
 
+def test_agreement_needs_embeddings(compose: Callable[..., Config]) -> None:
+    with pytest.raises(ArgumentError, match="inference=agreement: hnet=direct has no task embeddings"):
+        compose("method=finetune", "scenario=class", "inference=agreement")
+
+
 def test_a_saved_configuration_can_call_nothing() -> None:
     with pytest.raises(ArgumentError, match="no such key"):
         parse({"_target_": "os.system"})
 
 
 def test_evaluation_arguments() -> None:
-    values = {"run": "DIR", "task": None, "stats": 0, "device": "cpu", "data": {"root": None}}
+    own = {"scenario": None, "inference": None}
+    values = {"run": "DIR", "task": None, "stats": 0, **own, "device": "cpu", "data": {"root": None}}
     assert parse_evaluation(values).stats == "0"
     with pytest.raises(ArgumentError, match="task=-1: must be at least 0"):
         parse_evaluation({**values, "task": -1})

@@ -21,6 +21,7 @@ ROOMS = [
     "tasks",
     "model",
     "wrapping",
+    "inference",
     "methods",
     "metrics",
     "training",

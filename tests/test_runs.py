@@ -31,7 +31,16 @@ def script(name: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess
 
 
 def arguments(run: Path, **values: object) -> dict[str, object]:
-    return {"run": str(run), "task": None, "stats": "own", "device": "auto", "data": {"root": None}, **values}
+    return {
+        "run": str(run),
+        "task": None,
+        "stats": "own",
+        "device": "auto",
+        "scenario": None,
+        "inference": None,
+        "data": {"root": None},
+        **values,
+    }
 
 
 def equal(first: Path, second: Path) -> bool:

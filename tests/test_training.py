@@ -18,6 +18,7 @@ from hnetcl.tasks import TaskSequence, load_images, split_sequence
 from hnetcl.training import (
     Observer,
     OptimizerFactory,
+    Protocol,
     RunDirectory,
     Step,
     TaskEnd,
@@ -109,7 +110,7 @@ def test_accuracy_counts_by_hand(sequence: TaskSequence) -> None:
     predicted = net(task.preprocess(task.test.images), 1).argmax(1)
     expected = float((predicted == task.test.labels).double().mean())
     for batch_size in (7, 1000):
-        assert accuracy(net, 1, task.test, task.preprocess, batch_size) == expected
+        assert accuracy(net, 1, task, task.test, Protocol(batch_size=batch_size)) == (expected, 1.0)
 
 
 def test_a_checkpoint_is_plain_and_keeps_the_one_before(sequence: TaskSequence, tmp_path: Path) -> None:

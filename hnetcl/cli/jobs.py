@@ -18,7 +18,7 @@ from hnetcl.config import Config, EvaluationConfig
 from hnetcl.errors import ArgumentError, one_line
 from hnetcl.metrics import summary
 from hnetcl.model import HyperModel
-from hnetcl.training import Observer, Result, RunDirectory, Trainer, accuracies, engine, resolve_device
+from hnetcl.training import Observer, Protocol, Result, RunDirectory, Trainer, accuracies, engine, resolve_device
 
 MAY_DIFFER = ("run", "data", "device", "resume")  # between a run and its continuation: where, not what
 
@@ -59,6 +59,8 @@ def train(config: Config, job_directory: str | None = None) -> Path:
             trainer = Trainer(
                 *(parts.model, parts.sequence, parts.method, parts.optimizer, generator, directory),
                 observers=observers,
+                scenario=config.scenario,
+                inference=config.inference,
                 **values,
             )
             try:
@@ -70,7 +72,7 @@ def train(config: Config, job_directory: str | None = None) -> Path:
                 for observer in observers:
                     observer.close()
             directory.save_model(parts.model.saved_tensors())
-            metrics = _metrics(parts, result)
+            metrics = _metrics(parts, result, config)
             directory.write_json(directory.metrics, metrics)  # last: a run with metrics is a whole run
             log.info(result_table(parts.sequence, result.matrix))
             log.info("\n".join(f"{name}: {number(value)}" for name, value in metrics.items()))
@@ -107,12 +109,22 @@ def evaluate(config: EvaluationConfig) -> list[float]:
         row = _row(config.stats, parts)
         if config.stats == "recalibrated":
             _recalibrate(parts, tasks, trained.trainer.eval_batch_size)
-        found = accuracies(model, sequence, trained.trainer.eval_batch_size, tasks, row).tolist()
+        scenario, inference = config.scenario or trained.scenario, config.inference or trained.inference
+        if scenario != "task" and config.stats not in ("own", "recalibrated"):
+            raise ArgumentError(
+                "stats", config.stats, f"in scenario={scenario} each task uses its own; allowed: own, recalibrated"
+            )
+        protocol = Protocol(scenario, inference, trained.trainer.eval_batch_size)
+        right, known = accuracies(model, sequence, protocol, tasks, row)
+        found = right.tolist()
     from hnetcl.tracking import comparison_table, number
 
     print(comparison_table(sequence, tasks, found, recorded))
     print(f"average_accuracy: {number(sum(found) / len(found))} (tasks: {len(tasks)}, stats: {config.stats})")
-    if config.stats == "own" and found != [recorded[t] for t in tasks]:
+    if scenario != "task":
+        print(f"task_inference_accuracy: {number(known.mean())} (scenario: {scenario}, inference: {inference})")
+    own = config.stats == "own" and (scenario, inference) == (trained.scenario, trained.inference)
+    if own and found != [recorded[t] for t in tasks]:
         print("these are not the recorded numbers: another device, or another version of torch?")
     return found
 
@@ -234,9 +246,20 @@ def _manifest(config: Config, parts: Parts) -> dict[str, Any]:
     return {"scenario": config.scenario, "seed": config.seed, **parts.sequence.manifest()}
 
 
-def _metrics(parts: Parts, result: Result) -> dict[str, float]:
+def _metrics(parts: Parts, result: Result, config: Config) -> dict[str, float]:
+    metrics = summary(result.matrix, result.untrained)
+    if config.scenario != "task":
+        batch_size = config.trainer.eval_batch_size
+        aware, _ = accuracies(parts.model, parts.sequence, Protocol(batch_size=batch_size))
+        protocol = Protocol(config.scenario, config.inference, batch_size)
+        _, known = accuracies(parts.model, parts.sequence, protocol)
+        metrics |= {
+            "task_aware": float(aware.mean()),
+            "task_agnostic": metrics["average_accuracy"],
+            "task_inference_accuracy": float(known.mean()),
+        }
     return {
-        **summary(result.matrix, result.untrained),
+        **metrics,
         "compression": parts.model.hnet.compression,
         "seconds": result.seconds,
         "steps_per_second": result.steps / result.seconds,

@@ -1,7 +1,7 @@
 """The continual-learning loop, evaluation, and the files of a run."""
 
 from hnetcl.training.engine import engine, resolve_device
-from hnetcl.training.evaluation import accuracies, accuracy
+from hnetcl.training.evaluation import Protocol, accuracies, accuracy
 from hnetcl.training.observer import Observer, Step, TaskEnd
 from hnetcl.training.optimizers import OPTIMIZERS, SCHEDULES, OptimizerFactory
 from hnetcl.training.rundir import RunDirectory
@@ -13,6 +13,7 @@ __all__ = [
     "SCHEDULES",
     "Observer",
     "OptimizerFactory",
+    "Protocol",
     "Result",
     "RunDirectory",
     "Step",

@@ -1,42 +1,91 @@
 """Accuracy of a model on tasks."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from hnetcl.choices import INFERENCES, SCENARIOS
+from hnetcl.errors import one_of
+from hnetcl.inference import infer_tasks
 from hnetcl.model import HyperModel
-from hnetcl.tasks import Preprocess, Split, TaskSequence
+from hnetcl.tasks import Split, Task, TaskSequence
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What a model is told at test time, and what it must find (van de Ven & Tolias, arXiv:1904.07734).
+
+    Args:
+        scenario: "task": the task is told. "domain": it is not, and only the class within the task counts. "class": both the
+            task and the class within it must be found.
+        inference: by what the task is found, see `infer_tasks`.
+        batch_size: images at a time.
+
+    Raises:
+        ArgumentError: there is no such scenario or inference.
+    """
+
+    scenario: str = "task"
+    inference: str = "entropy"
+    batch_size: int = 1000
+
+    def __post_init__(self) -> None:
+        if self.scenario not in SCENARIOS:
+            raise one_of("scenario", self.scenario, SCENARIOS)
+        if self.inference not in INFERENCES:
+            raise one_of("inference", self.inference, INFERENCES)
 
 
 @torch.no_grad()
 def accuracy(
-    model: HyperModel, task: int, split: Split, preprocess: Preprocess, batch_size: int, stats: int | str | None = None
-) -> float:
-    """The fraction of a split that the model, told the task, classifies right.
+    model: HyperModel,
+    number: int,
+    task: Task,
+    split: Split,
+    protocol: Protocol,
+    stats: int | str | None = None,
+    seen: int | None = None,
+) -> tuple[float, float]:
+    """The fraction of a split that the model classifies right, and the fraction whose task it knows (1 where it is told).
 
     Args:
-        stats: whose row of statistics, or `bn.BATCH` for each batch's own; the task's row where left out.
+        number: of the task that the split belongs to.
+        stats: whose row of statistics, or `bn.BATCH` for each batch's own; the task's row where left out. Only where the task
+            is told.
+        seen: tasks that come into question, the first so many.
     """
     training = model.training
     model.eval()
-    params = model.hnet(task)
-    correct = torch.zeros((), dtype=torch.long, device=split.labels.device)
-    for images, labels in zip(split.images.split(batch_size), split.labels.split(batch_size), strict=True):
-        logits = model.run(params, preprocess(images), task if stats is None else stats)
-        correct += (logits.argmax(1) == labels).sum()
+    params = model.hnet(number)
+    right = torch.zeros((), dtype=torch.long, device=split.labels.device)
+    known = torch.zeros_like(right)
+    for images, labels in zip(split.images.split(protocol.batch_size), split.labels.split(protocol.batch_size), strict=True):
+        x = task.preprocess(images)
+        if protocol.scenario == "task":
+            logits = model.run(params, x, number if stats is None else stats)
+            found = torch.ones_like(labels, dtype=torch.bool)
+        else:
+            tasks, logits = infer_tasks(model, x, protocol.inference, seen)
+            found = tasks == number
+        correct = logits.argmax(1) == labels
+        right += (correct & found if protocol.scenario == "class" else correct).sum()
+        known += found.sum()
     model.train(training)
-    return int(correct) / len(split)
+    return int(right) / len(split), int(known) / len(split)
 
 
 def accuracies(
     model: HyperModel,
     sequence: TaskSequence,
-    batch_size: int,
+    protocol: Protocol,
     tasks: Sequence[int] | None = None,
     stats: int | str | None = None,
-) -> Tensor:
-    """Test accuracy on some tasks, or on all, in float64; the rest as in `accuracy`."""
+    seen: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Test accuracy, and how often the task was known, on some tasks, or on all, in float64; the rest as in `accuracy`."""
     chosen = range(len(sequence)) if tasks is None else tasks
-    values = [accuracy(model, t, sequence[t].test, sequence[t].preprocess, batch_size, stats) for t in chosen]
-    return torch.tensor(values, dtype=torch.float64)
+    values = [accuracy(model, t, sequence[t], sequence[t].test, protocol, stats, seen) for t in chosen]
+    right, known = torch.tensor(values, dtype=torch.float64).reshape(-1, 2).unbind(1)
+    return right, known

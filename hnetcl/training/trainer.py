@@ -13,7 +13,7 @@ from hnetcl.errors import ArgumentError
 from hnetcl.methods import Method
 from hnetcl.model import HyperModel
 from hnetcl.tasks import Batches, TaskSequence
-from hnetcl.training.evaluation import accuracies, accuracy
+from hnetcl.training.evaluation import Protocol, accuracies, accuracy
 from hnetcl.training.observer import Observer, Step, TaskEnd
 from hnetcl.training.optimizers import OptimizerFactory
 from hnetcl.training.rundir import RunDirectory
@@ -52,6 +52,7 @@ class Trainer:
         epochs: per task, over its own training images.
         batch_size: images in a training step.
         eval_batch_size: images in an evaluation step.
+        scenario, inference: what R is: see `Protocol`. Tasks that were not trained yet never come into question.
         log_every: observers hear of every so many steps. Only then numbers travel to the host.
         observers: who is told.
 
@@ -72,6 +73,8 @@ class Trainer:
         batch_size: int = 128,
         eval_batch_size: int = 1000,
         log_every: int = 50,
+        scenario: str = "task",
+        inference: str = "entropy",
         observers: Sequence[Observer] = (),
     ) -> None:
         if (steps is None) == (epochs is None):
@@ -85,6 +88,8 @@ class Trainer:
             if value is not None and value < 1:
                 raise ArgumentError(name, value, "must be at least 1")
 
+        self.protocol = Protocol(scenario, inference, eval_batch_size)
+
         tasks = len(sequence)
         self.done = 0
         self.matrix = torch.full((tasks, tasks), torch.nan, dtype=torch.float64)
@@ -96,7 +101,7 @@ class Trainer:
         """Trains the tasks that are not done yet."""
         state = self.directory.load_checkpoint() if self.directory else None
         if state is None:
-            self.untrained = accuracies(self.model, self.sequence, self.eval_batch_size)
+            self.untrained, _ = accuracies(self.model, self.sequence, self.protocol)
         else:
             self._restore(state)
         for task in range(self.done, len(self.sequence)):
@@ -112,7 +117,7 @@ class Trainer:
         self._train(task, batches, steps)
         seconds = time.perf_counter() - started
 
-        self.matrix[task] = accuracies(self.model, self.sequence, self.eval_batch_size)
+        self.matrix[task], _ = accuracies(self.model, self.sequence, self.protocol, seen=task + 1)
         self.done, self.seconds, self.steps_done = task + 1, self.seconds + seconds, self.steps_done + steps
         now, embeddings = self.sequence[task], self.model.hnet.embeddings
         distances, misfits = statistics_report(self.model, self.sequence, task + 1, self.eval_batch_size)
@@ -120,7 +125,7 @@ class Trainer:
             self.misfits.setdefault(name, torch.full_like(self.matrix, torch.nan))[task, : task + 1] = values
         end = TaskEnd(
             task,
-            accuracy(self.model, task, now.val, now.preprocess, self.eval_batch_size) if len(now.val) else None,
+            accuracy(self.model, task, now, now.val, self.protocol, seen=task + 1)[0] if len(now.val) else None,
             self.matrix.clone(),
             self.untrained.clone(),
             None if embeddings is None else embeddings.detach().cpu(),

@@ -1,0 +1,74 @@
+"""Which task a sample belongs to, where it is not told: the one whose network is surest.
+
+All scores are [T, N], the higher the surer, and computed in log space: finite for any finite logits.
+"""
+
+import torch
+from torch import Tensor
+from torch.func import functional_call
+
+from hnetcl.choices import INFERENCES
+from hnetcl.errors import ArgumentError, one_of
+from hnetcl.model import HyperModel
+
+NOISE = 0.1  # standard deviation of the noise on embeddings, which start at N(0, I)
+COPIES = 8  # of the embeddings, with noise
+
+
+def entropy(logits: Tensor) -> Tensor:
+    """Minus the entropy of the predicted classes, in nats (von Oswald et al. 2020, HNET+ENT): [T, N, K] -> [T, N]."""
+    log = logits.double().log_softmax(-1)
+    return (log.exp() * log).sum(-1)
+
+
+def confidence(logits: Tensor) -> Tensor:
+    """Log-probability of the likeliest class (Hendrycks & Gimpel 2017): [T, N, K] -> [T, N]."""
+    return logits.double().log_softmax(-1).amax(-1)
+
+
+def agreement(logits: Tensor) -> Tensor:
+    """Minus what M predictions differ by, the mean divergence from their average in nats: [M, T, N, K] -> [T, N].
+
+    That is the mutual information of prediction and noise (Houlsby et al. 2011, equation 2).
+    """
+    log = logits.double().log_softmax(-1)
+    average = log.logsumexp(0) - torch.log(torch.tensor(len(log), dtype=log.dtype, device=log.device))
+    return -(log.exp() * (log - average)).sum(-1).mean(0)
+
+
+@torch.no_grad()
+def infer_tasks(model: HyperModel, x: Tensor, criterion: str, seen: int | None = None) -> tuple[Tensor, Tensor]:
+    """The inferred task of each sample, and its logits under that task.
+
+    Args:
+        model: in evaluation mode.
+        x: a batch of N samples of any tasks.
+        criterion: "entropy", "confidence", or "agreement" under small noise on the task embeddings.
+        seen: only the first so many tasks come into question; all where left out.
+
+    Returns:
+        tasks [N], logits [N, K].
+
+    Raises:
+        ArgumentError: there is no such criterion, or it needs task embeddings and the hypernetwork has none.
+    """
+    if criterion not in INFERENCES:
+        raise one_of("inference", criterion, INFERENCES)
+    tasks = torch.arange(model.hnet.num_tasks if seen is None else seen, device=x.device)
+    logits = model.some_tasks(x, tasks, model.hnet(tasks))
+    if criterion == "agreement":
+        score = agreement(torch.stack([model.some_tasks(x, tasks, params) for params in _noisy(model, tasks)]))
+    else:
+        score = {"entropy": entropy, "confidence": confidence}[criterion](logits)
+    chosen = score.argmax(0)
+    return chosen, logits[chosen, torch.arange(len(x), device=x.device)]
+
+
+def _noisy(model: HyperModel, tasks: Tensor) -> list[dict[str, Tensor]]:
+    """What the hypernetwork writes from embeddings with noise, which is the same at every call."""
+    embeddings = model.hnet.embeddings
+    if embeddings is None:
+        raise ArgumentError("inference", "agreement", f"{type(model.hnet).__name__} has no task embeddings to put noise on")
+    generator = torch.Generator(embeddings.device).manual_seed(0)
+    noise = torch.randn((COPIES, *embeddings.shape), generator=generator, device=embeddings.device)
+    return [functional_call(model.hnet, {"embedding": embeddings + NOISE * each}, (tasks,)) for each in noise]
