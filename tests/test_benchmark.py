@@ -13,8 +13,11 @@ import torch
 
 from hnetcl.benchmark import bn
 from hnetcl.benchmark.command import main
-from hnetcl.benchmark.measure import in_turn, median_ratio, peak_bytes, saved_bytes
+from hnetcl.benchmark.compare import compare
+from hnetcl.benchmark.contenders import Contender, Field
+from hnetcl.benchmark.measure import Step, in_turn, median_ratio, peak_bytes, saved_bytes
 from hnetcl.choices import ALGEBRA_DIMS
+from hnetcl.errors import ArgumentError
 
 CPU = torch.device("cpu")
 SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "benchmark.py"
@@ -22,7 +25,7 @@ SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "benchmark.py"
 
 def names(shape: str = "8,8,2,2", dtype: str = "float32", evaluate: bool = False) -> list[str]:
     """Of all contenders but those that a compiler would have to build first."""
-    field = bn.field(Namespace(shape=shape, dtype=dtype, eval=evaluate), CPU)
+    field = bn.field(Namespace(shape=shape, dtype=dtype, eval=evaluate, rounds=1), CPU)
     return [c.name for c in field.contenders if not c.name.endswith("compiled")]
 
 
@@ -74,6 +77,45 @@ def test_the_ratio_is_taken_within_rounds() -> None:
     assert median_ratio([2.0, 200.0, 2000.0], [1.0, 100.0, 1000.0]) == 2
 
 
+def saving(k: int) -> Step:
+    """A step that saves k tensors of 400 bytes."""
+    x = torch.zeros(100, requires_grad=True)
+
+    def step() -> list[torch.Tensor]:
+        return [x.exp() for _ in range(k)]
+
+    return step
+
+
+def test_ratios_are_to_each_contenders_own_base() -> None:
+    """Saved and peak bytes are multiples of the unit and of the base's; a base's ratios are 1."""
+    bases = {"a": (1, None), "b": (3, "a"), "c": (4, None), "d": (2, "c")}
+    contenders = [Contender(name, lambda k=k: saving(k), base) for name, (k, base) in bases.items()]  # type: ignore[misc]
+    figures = compare(contenders, 400, 2, CPU).figures
+    assert [f["base"] for f in figures] == ["a", "a", "c", "c"]
+    assert [f["saved"] for f in figures] == [1, 3, 4, 2]
+    assert [f["saved_ratio"] for f in figures] == [1, 3, 1, 0.5]
+    assert [f["peak_ratio"] for f in figures] == [
+        f["peak"] / figures[k]["peak"] for k, f in zip((0, 0, 2, 2), figures, strict=True)
+    ]
+    assert [figures[k]["ratio"] for k in (0, 2)] == [1, 1]
+
+
+def test_chosen_contenders_bring_their_bases() -> None:
+    """And no others; only those that are kept are asked whether they can be built."""
+
+    def refuse() -> None:
+        raise ArgumentError("shape", 3, "too small")
+
+    contenders = [Contender(name, lambda: saving(1), base) for name, base in [("a", None), ("b", "a"), ("c", None)]]
+    contenders.append(Contender("d", lambda: saving(1), "c", refuse))
+    field = Field(contenders, {}, lambda _: pytest.fail("nothing is measured"))
+    assert [c.name for c in field.only(["b"]).contenders] == ["a", "b"]
+    assert [c.name for c in field.only(["c", "a"]).contenders] == ["a", "c"]
+    with pytest.raises(ArgumentError, match="too small"):
+        field.only(["d"])
+
+
 @pytest.mark.parametrize(
     ("shape", "dtype", "options", "absent"),
     [
@@ -114,7 +156,12 @@ def test_every_algebra_and_backend_is_a_contender() -> None:
     for algebra in ALGEBRA_DIMS:
         backends = {name.rpartition("/")[2] for name in found if name.startswith(f"{algebra}/")}
         assert backends >= {"reference", "closed_form"}
-    assert {name for name in found if name.startswith("real/")} == {"real/reference", "real/closed_form"}
+        assert f"{algebra}/virtual/closed_form" in found
+    assert {name.removeprefix("real/") for name in found if name.startswith("real/")} == {
+        "reference",
+        "closed_form",
+        "virtual/closed_form",
+    }
 
 
 def test_a_compiled_contender_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
@@ -122,7 +169,7 @@ def test_a_compiled_contender_is_measured(capsys: pytest.CaptureFixture[str]) ->
     main(["bn", "--shape=8,8", "--rounds=1", "--only", "quaternion/cholesky/compiled"])
     lines = [line.split() for line in capsys.readouterr().out.splitlines() if "quaternion/cholesky/compiled" in line]
     assert len(lines) == 1
-    assert (len(lines[0]) == 9) or lines[0][1:4] == ["is", "left", "out:"]
+    assert (len(lines[0]) == 13) or lines[0][1:4] == ["is", "left", "out:"]
 
 
 def test_missing_libraries_are_left_out(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -159,8 +206,6 @@ def test_missing_libraries_are_left_out(monkeypatch: pytest.MonkeyPatch, capsys:
 )
 def test_bad_input_is_told_in_one_line(arguments: list[str], line: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Nothing is measured, the exit status is 2, and the one line names the argument and its value."""
-    if "complextorch" in arguments:
-        pytest.importorskip("complextorch", reason="complextorch is not installed (it is in the extra `peers`)")
     with pytest.raises(SystemExit) as raised:
         main(["bn", *arguments])
     out, err = capsys.readouterr()
