@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from hnetcl.benchmark import bn
+from hnetcl.benchmark import bn, conv_bn
 from hnetcl.benchmark.command import main
 from hnetcl.benchmark.compare import compare
 from hnetcl.benchmark.contenders import Contender, Field
@@ -21,6 +21,7 @@ from hnetcl.errors import ArgumentError
 
 CPU = torch.device("cpu")
 SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "benchmark.py"
+CONV = {"channels": 8, "kernel": 3, "padding": 1, "rounds": 1, "eval": False}
 
 
 def names(shape: str = "8,8,2,2", dtype: str = "float32", evaluate: bool = False) -> list[str]:
@@ -172,6 +173,45 @@ def test_a_compiled_contender_is_measured(capsys: pytest.CaptureFixture[str]) ->
     assert (len(lines[0]) == 13) or lines[0][1:4] == ["is", "left", "out:"]
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16", "float16"])
+@pytest.mark.parametrize("options", [[], ["--eval"]])
+def test_fused_contenders_are_measured_beside_their_pairs(dtype: str, options: list[str], tmp_path: Path) -> None:
+    """Ratios of a fused contender are to its pair, and it saves the convolution's output less."""
+    path = tmp_path / "figures.json"
+    arguments = ["--shape=4,8,16,16", f"--dtype={dtype}", "--channels=8", "--rounds=1", f"--json={path}"]
+    main(["conv_bn", *arguments, *options, "--only", "*/closed_form"])
+    record: dict[str, Any] = json.loads(path.read_text())
+    figures = {f["name"]: f for f in record["figures"]}
+    assert len(figures) == 2 * len(ALGEBRA_DIMS)
+    for algebra in ALGEBRA_DIMS:
+        pair, fused = (figures[f"{algebra}/{kind}/closed_form"] for kind in ("pair", "fused"))
+        assert pair["base"] == fused["base"] == pair["name"]
+        assert pair["ratio"] == pair["saved_ratio"] == pair["peak_ratio"] == 1
+        assert fused["saved_ratio"] == fused["saved"] / pair["saved"]
+        assert pair["saved"] - fused["saved"] == pytest.approx(1, abs=0.2)  # the output is as large as the input
+        assert fused["ratio"] > 0
+    assert record["mode"] == ("evaluation" if options else "training")
+
+
+@pytest.mark.parametrize("algebra", ALGEBRA_DIMS)
+@pytest.mark.parametrize("training", [True, False])
+def test_a_fused_contender_does_its_pairs_work(algebra: str, training: bool) -> None:
+    """From the same weights come the same gradients."""
+    task = conv_bn.Task((3, 8, 6, 5), 4, 3, 1, torch.float64, CPU, training)
+    found = []
+    for is_fused in (False, True):
+        torch.manual_seed(0)
+        found.append(task.step(algebra, is_fused, "closed_form")())
+    torch.testing.assert_close(found[0], found[1])
+
+
+def test_every_compiled_pair_is_a_contender() -> None:
+    """Real numbers have none, for torch's own kernel is never compiled."""
+    names = {c.name for c in conv_bn.field(Namespace(shape="4,8,6,6", dtype="float32", **CONV), CPU).contenders}
+    compiled = {f"{a}/{kind}/compiled" for a in ALGEBRA_DIMS if a != "real" for kind in ("pair", "fused")}
+    assert {name for name in names if name.endswith("compiled")} == compiled
+
+
 def test_missing_libraries_are_left_out(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """What is not installed is told, and all else is measured."""
     monkeypatch.setattr(bn, "find_spec", lambda _: None)
@@ -202,12 +242,21 @@ def test_missing_libraries_are_left_out(monkeypatch: pytest.MonkeyPatch, capsys:
         (["--json=/nowhere/figures.json"], "json=/nowhere/figures.json: must be a file in an existing directory"),
         (["--json=/"], "json=/: must be a file in an existing directory"),
         (["--size=3"], "unrecognized arguments: --size=3"),
+        (["conv_bn", "--shape=32,64,32"], "shape=32,64,32: must be 4 positive whole numbers, as in 32,64,32,32"),
+        (["conv_bn", "--shape=8,6,4,4"], "shape=8,6,4,4: the channels must be a positive multiple of 4 (quaternion); --only"),
+        (["conv_bn", "--channels=6"], "channels=6: the channels must be a positive multiple of 4 (quaternion); --only"),
+        (["conv_bn", "--channels=0"], "channels=0: must be at least 1"),
+        (["conv_bn", "--padding=-1"], "padding=-1: must be at least 0"),
+        (["conv_bn", "--kernel=40"], "kernel=40: must be at most 34, the padded side"),
+        (["conv_bn", "--shape=1,4,3,3", "--padding=0"], "shape=1,4,3,3: batch statistics need more than one value per channel"),
+        (["conv_bn", "--dtype=int8"], "dtype=int8: allowed: bfloat16"),
+        (["conv_bn", "--rounds=0"], "rounds=0: must be at least 1"),
     ],
 )
 def test_bad_input_is_told_in_one_line(arguments: list[str], line: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Nothing is measured, the exit status is 2, and the one line names the argument and its value."""
     with pytest.raises(SystemExit) as raised:
-        main(["bn", *arguments])
+        main(arguments if arguments[0] == "conv_bn" else ["bn", *arguments])
     out, err = capsys.readouterr()
     assert raised.value.code == 2
     assert err.startswith(line)
