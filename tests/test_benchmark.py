@@ -11,17 +11,20 @@ from typing import Any
 import pytest
 import torch
 
-from hnetcl.benchmark import bn, conv_bn
+from hnetcl.benchmark import bn, conv_bn, memory
 from hnetcl.benchmark.command import main
 from hnetcl.benchmark.compare import compare
 from hnetcl.benchmark.contenders import Contender, Field
-from hnetcl.benchmark.measure import Step, in_turn, median_ratio, peak_bytes, saved_bytes
-from hnetcl.choices import ALGEBRA_DIMS
+from hnetcl.benchmark.measure import Step, in_turn, median_ratio, peak_bytes, resident_bytes, saved_bytes
+from hnetcl.bn import ConvBatchNorm
+from hnetcl.choices import ALGEBRA_DIMS, STATS
 from hnetcl.errors import ArgumentError
+from hnetcl.layers import Conv2d, Linear
 
 CPU = torch.device("cpu")
 SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "benchmark.py"
 CONV = {"channels": 8, "kernel": 3, "padding": 1, "rounds": 1, "eval": False}
+ON_LINUX = pytest.mark.skipif(sys.platform != "linux", reason="resident memory is known on Linux only")
 
 
 def names(shape: str = "8,8,2,2", dtype: str = "float32", evaluate: bool = False) -> list[str]:
@@ -212,6 +215,78 @@ def test_every_compiled_pair_is_a_contender() -> None:
     assert {name for name in names if name.endswith("compiled")} == compiled
 
 
+def test_every_kind_of_batch_norm_trains() -> None:
+    """All modes in all algebras, virtual and fused ones, other whitening and other backends."""
+    found = [c.name for c in memory.contenders(CPU)]
+    assert len(set(found)) == len(found)
+    assert {f"{algebra}/{kind}" for algebra in ALGEBRA_DIMS for kind in (*STATS, "virtual", "fused")} <= set(found)
+    assert {"complex/naive", "quaternion/naive", "quaternion/reference", "quaternion/compiled"} <= set(found)
+
+
+@ON_LINUX
+def test_memory_of_training_is_told(tmp_path: Path) -> None:
+    """At two steps, and the growth between them in percent."""
+    path, wanted = tmp_path / "figures.json", ["real/fused", "complex/virtual", "quaternion/generated"]
+    main(["memory", "--steps=2", "--settle=1", f"--json={path}", "--only", *wanted])
+    record: dict[str, Any] = json.loads(path.read_text())
+    assert [f["name"] for f in record["figures"]] == wanted
+    for f in record["figures"]:
+        assert min(f["settled"], f["final"]) > 0
+        assert f["growth"] == pytest.approx(100 * (f["final"] - f["settled"]) / f["settled"])
+
+
+@pytest.mark.parametrize("k", [0, 1000])
+def test_what_leaks_is_seen(k: int) -> None:
+    """Memory in use after the settling steps, and after all of them: k bytes more for each step between."""
+    kept = [0]
+
+    def step() -> None:
+        kept.append(k)
+
+    assert memory.growth(step, 1000, 50, lambda: sum(kept)) == (50 * k, 1000 * k)
+
+
+@ON_LINUX
+def test_resident_memory_holds_what_is_written() -> None:
+    """A tensor of 64 MB is seen, and seen to go."""
+    before = resident_bytes()
+    x = torch.ones(16_000_000)
+    assert resident_bytes() - before == pytest.approx(x.nbytes, rel=0.1)
+    del x
+    assert abs(resident_bytes() - before) < 6_400_000
+
+
+@pytest.mark.parametrize("name", [c.name for c in memory.contenders(CPU) if c.name != "quaternion/compiled"])
+def test_memory_is_measured_of_real_training(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step teaches every parameter, those of the statistics included."""
+    nets: list[torch.nn.Module] = []
+    training = memory.training
+
+    def kept(net: torch.nn.Module, device: torch.device) -> Step:
+        nets.append(net)
+        return training(net, device)
+
+    monkeypatch.setattr(memory, "training", kept)
+    step = next(c for c in memory.contenders(CPU) if c.name == name).build()
+    before = {key: value.detach().clone() for key, value in nets[0].named_parameters()}
+    for _ in range(2):
+        step()
+    assert not [key for key, value in nets[0].named_parameters() if torch.equal(value, before[key])]
+    kinds = {type(layer) for layer in nets[0].modules()}
+    assert {Conv2d, Linear} <= kinds
+    assert (ConvBatchNorm in kinds) == name.endswith("fused")
+
+
+def test_memory_is_told_on_linux_only(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Elsewhere one line says so."""
+    monkeypatch.setattr(memory, "STATM", Path("/nowhere/statm"))
+    with pytest.raises(SystemExit) as raised:
+        main(["memory", "--device=cpu"])
+    out, err = capsys.readouterr()
+    assert (raised.value.code, out) == (2, "")
+    assert err == "device=cpu: resident memory is known on Linux only, which tells it in /nowhere/statm\n"
+
+
 def test_missing_libraries_are_left_out(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """What is not installed is told, and all else is measured."""
     monkeypatch.setattr(bn, "find_spec", lambda _: None)
@@ -251,12 +326,17 @@ def test_missing_libraries_are_left_out(monkeypatch: pytest.MonkeyPatch, capsys:
         (["conv_bn", "--shape=1,4,3,3", "--padding=0"], "shape=1,4,3,3: batch statistics need more than one value per channel"),
         (["conv_bn", "--dtype=int8"], "dtype=int8: allowed: bfloat16"),
         (["conv_bn", "--rounds=0"], "rounds=0: must be at least 1"),
+        (["memory", "--steps=0"], "steps=0: must be at least 1"),
+        (["memory", "--settle=0"], "settle=0: must be at least 1"),
+        (["memory", "--steps=50"], "steps=50: must be more than settle=50"),
+        (["memory", "--only", "octonion/*"], "only=octonion/*: "),
+        (["memory", "--rounds=3"], "unrecognized arguments: --rounds=3"),
     ],
 )
 def test_bad_input_is_told_in_one_line(arguments: list[str], line: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Nothing is measured, the exit status is 2, and the one line names the argument and its value."""
     with pytest.raises(SystemExit) as raised:
-        main(arguments if arguments[0] == "conv_bn" else ["bn", *arguments])
+        main(arguments if arguments[0] in ("conv_bn", "memory") else ["bn", *arguments])
     out, err = capsys.readouterr()
     assert raised.value.code == 2
     assert err.startswith(line)
