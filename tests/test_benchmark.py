@@ -11,18 +11,25 @@ from typing import Any
 import pytest
 import torch
 
-from hnetcl.benchmark import bn
+from hnetcl.benchmark import bn, conv_bn, memory
 from hnetcl.benchmark.command import main
-from hnetcl.benchmark.measure import in_turn, median_ratio, peak_bytes, saved_bytes
-from hnetcl.choices import ALGEBRA_DIMS
+from hnetcl.benchmark.compare import compare
+from hnetcl.benchmark.contenders import Contender, Field
+from hnetcl.benchmark.measure import Step, in_turn, median_ratio, peak_bytes, resident_bytes, saved_bytes
+from hnetcl.bn import ConvBatchNorm
+from hnetcl.choices import ALGEBRA_DIMS, STATS
+from hnetcl.errors import ArgumentError
+from hnetcl.layers import Conv2d, Linear
 
 CPU = torch.device("cpu")
 SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "benchmark.py"
+CONV = {"channels": 8, "kernel": 3, "padding": 1, "rounds": 1, "eval": False}
+ON_LINUX = pytest.mark.skipif(sys.platform != "linux", reason="resident memory is known on Linux only")
 
 
 def names(shape: str = "8,8,2,2", dtype: str = "float32", evaluate: bool = False) -> list[str]:
     """Of all contenders but those that a compiler would have to build first."""
-    field = bn.field(Namespace(shape=shape, dtype=dtype, eval=evaluate), CPU)
+    field = bn.field(Namespace(shape=shape, dtype=dtype, eval=evaluate, rounds=1), CPU)
     return [c.name for c in field.contenders if not c.name.endswith("compiled")]
 
 
@@ -74,6 +81,45 @@ def test_the_ratio_is_taken_within_rounds() -> None:
     assert median_ratio([2.0, 200.0, 2000.0], [1.0, 100.0, 1000.0]) == 2
 
 
+def saving(k: int) -> Step:
+    """A step that saves k tensors of 400 bytes."""
+    x = torch.zeros(100, requires_grad=True)
+
+    def step() -> list[torch.Tensor]:
+        return [x.exp() for _ in range(k)]
+
+    return step
+
+
+def test_ratios_are_to_each_contenders_own_base() -> None:
+    """Saved and peak bytes are multiples of the unit and of the base's; a base's ratios are 1."""
+    bases = {"a": (1, None), "b": (3, "a"), "c": (4, None), "d": (2, "c")}
+    contenders = [Contender(name, lambda k=k: saving(k), base) for name, (k, base) in bases.items()]  # type: ignore[misc]
+    figures = compare(contenders, 400, 2, CPU).figures
+    assert [f["base"] for f in figures] == ["a", "a", "c", "c"]
+    assert [f["saved"] for f in figures] == [1, 3, 4, 2]
+    assert [f["saved_ratio"] for f in figures] == [1, 3, 1, 0.5]
+    assert [f["peak_ratio"] for f in figures] == [
+        f["peak"] / figures[k]["peak"] for k, f in zip((0, 0, 2, 2), figures, strict=True)
+    ]
+    assert [figures[k]["ratio"] for k in (0, 2)] == [1, 1]
+
+
+def test_chosen_contenders_bring_their_bases() -> None:
+    """And no others; only those that are kept are asked whether they can be built."""
+
+    def refuse() -> None:
+        raise ArgumentError("shape", 3, "too small")
+
+    contenders = [Contender(name, lambda: saving(1), base) for name, base in [("a", None), ("b", "a"), ("c", None)]]
+    contenders.append(Contender("d", lambda: saving(1), "c", refuse))
+    field = Field(contenders, {}, lambda _: pytest.fail("nothing is measured"))
+    assert [c.name for c in field.only(["b"]).contenders] == ["a", "b"]
+    assert [c.name for c in field.only(["c", "a"]).contenders] == ["a", "c"]
+    with pytest.raises(ArgumentError, match="too small"):
+        field.only(["d"])
+
+
 @pytest.mark.parametrize(
     ("shape", "dtype", "options", "absent"),
     [
@@ -114,7 +160,12 @@ def test_every_algebra_and_backend_is_a_contender() -> None:
     for algebra in ALGEBRA_DIMS:
         backends = {name.rpartition("/")[2] for name in found if name.startswith(f"{algebra}/")}
         assert backends >= {"reference", "closed_form"}
-    assert {name for name in found if name.startswith("real/")} == {"real/reference", "real/closed_form"}
+        assert f"{algebra}/virtual/closed_form" in found
+    assert {name.removeprefix("real/") for name in found if name.startswith("real/")} == {
+        "reference",
+        "closed_form",
+        "virtual/closed_form",
+    }
 
 
 def test_a_compiled_contender_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
@@ -122,7 +173,118 @@ def test_a_compiled_contender_is_measured(capsys: pytest.CaptureFixture[str]) ->
     main(["bn", "--shape=8,8", "--rounds=1", "--only", "quaternion/cholesky/compiled"])
     lines = [line.split() for line in capsys.readouterr().out.splitlines() if "quaternion/cholesky/compiled" in line]
     assert len(lines) == 1
-    assert (len(lines[0]) == 9) or lines[0][1:4] == ["is", "left", "out:"]
+    assert (len(lines[0]) == 13) or lines[0][1:4] == ["is", "left", "out:"]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16", "float16"])
+@pytest.mark.parametrize("options", [[], ["--eval"]])
+def test_fused_contenders_are_measured_beside_their_pairs(dtype: str, options: list[str], tmp_path: Path) -> None:
+    """Ratios of a fused contender are to its pair, and it saves the convolution's output less."""
+    path = tmp_path / "figures.json"
+    arguments = ["--shape=4,8,16,16", f"--dtype={dtype}", "--channels=8", "--rounds=1", f"--json={path}"]
+    main(["conv_bn", *arguments, *options, "--only", "*/closed_form"])
+    record: dict[str, Any] = json.loads(path.read_text())
+    figures = {f["name"]: f for f in record["figures"]}
+    assert len(figures) == 2 * len(ALGEBRA_DIMS)
+    for algebra in ALGEBRA_DIMS:
+        pair, fused = (figures[f"{algebra}/{kind}/closed_form"] for kind in ("pair", "fused"))
+        assert pair["base"] == fused["base"] == pair["name"]
+        assert pair["ratio"] == pair["saved_ratio"] == pair["peak_ratio"] == 1
+        assert fused["saved_ratio"] == fused["saved"] / pair["saved"]
+        assert pair["saved"] - fused["saved"] == pytest.approx(1, abs=0.2)  # the output is as large as the input
+        assert fused["ratio"] > 0
+    assert record["mode"] == ("evaluation" if options else "training")
+
+
+@pytest.mark.parametrize("algebra", ALGEBRA_DIMS)
+@pytest.mark.parametrize("training", [True, False])
+def test_a_fused_contender_does_its_pairs_work(algebra: str, training: bool) -> None:
+    """From the same weights come the same gradients."""
+    task = conv_bn.Task((3, 8, 6, 5), 4, 3, 1, torch.float64, CPU, training)
+    found = []
+    for is_fused in (False, True):
+        torch.manual_seed(0)
+        found.append(task.step(algebra, is_fused, "closed_form")())
+    torch.testing.assert_close(found[0], found[1])
+
+
+def test_every_compiled_pair_is_a_contender() -> None:
+    """Real numbers have none, for torch's own kernel is never compiled."""
+    names = {c.name for c in conv_bn.field(Namespace(shape="4,8,6,6", dtype="float32", **CONV), CPU).contenders}
+    compiled = {f"{a}/{kind}/compiled" for a in ALGEBRA_DIMS if a != "real" for kind in ("pair", "fused")}
+    assert {name for name in names if name.endswith("compiled")} == compiled
+
+
+def test_every_kind_of_batch_norm_trains() -> None:
+    """All modes in all algebras, virtual and fused ones, other whitening and other backends."""
+    found = [c.name for c in memory.contenders(CPU)]
+    assert len(set(found)) == len(found)
+    assert {f"{algebra}/{kind}" for algebra in ALGEBRA_DIMS for kind in (*STATS, "virtual", "fused")} <= set(found)
+    assert {"complex/naive", "quaternion/naive", "quaternion/reference", "quaternion/compiled"} <= set(found)
+
+
+@ON_LINUX
+def test_memory_of_training_is_told(tmp_path: Path) -> None:
+    """At two steps, and the growth between them in percent."""
+    path, wanted = tmp_path / "figures.json", ["real/fused", "complex/virtual", "quaternion/generated"]
+    main(["memory", "--steps=2", "--settle=1", f"--json={path}", "--only", *wanted])
+    record: dict[str, Any] = json.loads(path.read_text())
+    assert [f["name"] for f in record["figures"]] == wanted
+    for f in record["figures"]:
+        assert min(f["settled"], f["final"]) > 0
+        assert f["growth"] == pytest.approx(100 * (f["final"] - f["settled"]) / f["settled"])
+
+
+@pytest.mark.parametrize("k", [0, 1000])
+def test_what_leaks_is_seen(k: int) -> None:
+    """Memory in use after the settling steps, and after all of them: k bytes more for each step between."""
+    kept = [0]
+
+    def step() -> None:
+        kept.append(k)
+
+    assert memory.growth(step, 1000, 50, lambda: sum(kept)) == (50 * k, 1000 * k)
+
+
+@ON_LINUX
+def test_resident_memory_holds_what_is_written() -> None:
+    """A tensor of 64 MB is seen, and seen to go."""
+    before = resident_bytes()
+    x = torch.ones(16_000_000)
+    assert resident_bytes() - before == pytest.approx(x.nbytes, rel=0.1)
+    del x
+    assert abs(resident_bytes() - before) < 6_400_000
+
+
+@pytest.mark.parametrize("name", [c.name for c in memory.contenders(CPU) if c.name != "quaternion/compiled"])
+def test_memory_is_measured_of_real_training(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step teaches every parameter, those of the statistics included."""
+    nets: list[torch.nn.Module] = []
+    training = memory.training
+
+    def kept(net: torch.nn.Module, device: torch.device) -> Step:
+        nets.append(net)
+        return training(net, device)
+
+    monkeypatch.setattr(memory, "training", kept)
+    step = next(c for c in memory.contenders(CPU) if c.name == name).build()
+    before = {key: value.detach().clone() for key, value in nets[0].named_parameters()}
+    for _ in range(2):
+        step()
+    assert not [key for key, value in nets[0].named_parameters() if torch.equal(value, before[key])]
+    kinds = {type(layer) for layer in nets[0].modules()}
+    assert {Conv2d, Linear} <= kinds
+    assert (ConvBatchNorm in kinds) == name.endswith("fused")
+
+
+def test_memory_is_told_on_linux_only(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Elsewhere one line says so."""
+    monkeypatch.setattr(memory, "STATM", Path("/nowhere/statm"))
+    with pytest.raises(SystemExit) as raised:
+        main(["memory", "--device=cpu"])
+    out, err = capsys.readouterr()
+    assert (raised.value.code, out) == (2, "")
+    assert err == "device=cpu: resident memory is known on Linux only, which tells it in /nowhere/statm\n"
 
 
 def test_missing_libraries_are_left_out(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -155,14 +317,26 @@ def test_missing_libraries_are_left_out(monkeypatch: pytest.MonkeyPatch, capsys:
         (["--json=/nowhere/figures.json"], "json=/nowhere/figures.json: must be a file in an existing directory"),
         (["--json=/"], "json=/: must be a file in an existing directory"),
         (["--size=3"], "unrecognized arguments: --size=3"),
+        (["conv_bn", "--shape=32,64,32"], "shape=32,64,32: must be 4 positive whole numbers, as in 32,64,32,32"),
+        (["conv_bn", "--shape=8,6,4,4"], "shape=8,6,4,4: the channels must be a positive multiple of 4 (quaternion); --only"),
+        (["conv_bn", "--channels=6"], "channels=6: the channels must be a positive multiple of 4 (quaternion); --only"),
+        (["conv_bn", "--channels=0"], "channels=0: must be at least 1"),
+        (["conv_bn", "--padding=-1"], "padding=-1: must be at least 0"),
+        (["conv_bn", "--kernel=40"], "kernel=40: must be at most 34, the padded side"),
+        (["conv_bn", "--shape=1,4,3,3", "--padding=0"], "shape=1,4,3,3: batch statistics need more than one value per channel"),
+        (["conv_bn", "--dtype=int8"], "dtype=int8: allowed: bfloat16"),
+        (["conv_bn", "--rounds=0"], "rounds=0: must be at least 1"),
+        (["memory", "--steps=0"], "steps=0: must be at least 1"),
+        (["memory", "--settle=0"], "settle=0: must be at least 1"),
+        (["memory", "--steps=50"], "steps=50: must be more than settle=50"),
+        (["memory", "--only", "octonion/*"], "only=octonion/*: "),
+        (["memory", "--rounds=3"], "unrecognized arguments: --rounds=3"),
     ],
 )
 def test_bad_input_is_told_in_one_line(arguments: list[str], line: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Nothing is measured, the exit status is 2, and the one line names the argument and its value."""
-    if "complextorch" in arguments:
-        pytest.importorskip("complextorch", reason="complextorch is not installed (it is in the extra `peers`)")
     with pytest.raises(SystemExit) as raised:
-        main(["bn", *arguments])
+        main(arguments if arguments[0] in ("conv_bn", "memory") else ["bn", *arguments])
     out, err = capsys.readouterr()
     assert raised.value.code == 2
     assert err.startswith(line)

@@ -1,9 +1,13 @@
-"""Batch norm, forward and backward, on one input."""
+"""Batch norm, forward and backward, on one input.
+
+Contenders are torch, other libraries' layers, and ours: real/BACKEND, else ALGEBRA/WHITENING/BACKEND, and
+ALGEBRA/virtual/BACKEND for virtual batch norm. --only '*/closed_form' '*/compiled' leaves out the slow ones.
+"""
 
 import math
 from argparse import ArgumentParser, Namespace
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from importlib import import_module
 from importlib.util import find_spec
 from itertools import product
@@ -12,15 +16,13 @@ from types import ModuleType
 import torch
 from torch import Tensor, nn
 
-from hnetcl.algebra import as_algebra
-from hnetcl.benchmark.compare import Absent, Contender, Field
+from hnetcl.benchmark import compare, inputs
+from hnetcl.benchmark.contenders import Absent, Contender, Field, need_compiler
 from hnetcl.benchmark.measure import Step
-from hnetcl.bn import BatchNormLayer
+from hnetcl.bn import BatchNormLayer, VirtualBatchNormLayer, reference_pass
 from hnetcl.choices import ALGEBRA_DIMS, BACKENDS, WHITENINGS
-from hnetcl.errors import ArgumentError, one_of
-from hnetcl.kernels.compiled import can_compile
 
-DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
+BASE = "torch"
 TORCH = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
 
 
@@ -42,16 +44,17 @@ class Task:
 
     def step(self, layer: nn.Module, input_is_complex: bool = False) -> Step:
         """Forward and backward by all of the layer's parameters and the input."""
+        tensors = self.complex_tensors if input_is_complex else self.tensors
+        return inputs.forward_backward(self.prepare(layer), *tensors)
+
+    def prepare(self, layer: nn.Module) -> nn.Module:
+        """The layer in the device, dtype and mode of its measurement."""
         layer = layer.to(self.device).train(self.training)
-        if self.dtype == torch.float64:
-            layer = layer.double()
-        x, gradient = self.complex_tensors if input_is_complex else self.tensors
-        leaves = [x, *layer.parameters()]
+        return layer.double() if self.dtype == torch.float64 else layer
 
-        def step() -> tuple[Tensor, ...]:
-            return torch.autograd.grad(layer(x), leaves, gradient)
-
-        return step
+    def batch(self) -> Tensor:
+        """At least two samples."""
+        return torch.randn(max(2, self.shape[0]), *self.shape[1:], dtype=self.dtype, device=self.device)
 
     @cached_property
     def tensors(self) -> tuple[Tensor, Tensor]:
@@ -67,17 +70,12 @@ class Task:
 
     def check(self, algebra: str) -> None:
         """Raises ArgumentError where the channels are no whole numbers of the algebra."""
-        try:
-            as_algebra(algebra).numbers(self.shape[1])
-        except ArgumentError as error:
-            text = ",".join(map(str, self.shape))
-            raise ArgumentError("shape", text, f"the channels {error.allowed}; --only leaves contenders out") from error
+        inputs.check_width(algebra, self.shape[1], "shape", ",".join(map(str, self.shape)))
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("--shape", default="64,64,32,32", help="of the input: N,C and up to three more (default %(default)s)")
-    parser.add_argument("--dtype", default="float32", help=f"of the input: {', '.join(DTYPES)} (default %(default)s)")
-    parser.add_argument("--eval", action="store_true", help="normalize by running statistics, not by the batch's")
+    inputs.add_arguments(parser, "64,64,32,32", "N,C and up to three more")
+    compare.add_arguments(parser)
 
 
 def field(arguments: Namespace, device: torch.device) -> Field:
@@ -86,28 +84,21 @@ def field(arguments: Namespace, device: torch.device) -> Field:
     Raises:
         ArgumentError: no such dtype, or batch norm can't take the shape.
     """
-    if arguments.dtype not in DTYPES:
-        raise one_of("dtype", arguments.dtype, DTYPES)
-    task = Task(_shape(arguments.shape, not arguments.eval), DTYPES[arguments.dtype], device, not arguments.eval)
+    inputs.at_least(1, arguments, "rounds")
+    shape = inputs.shape(arguments.shape, 2, 5, "64,64,32,32")
+    inputs.check_values(shape, not arguments.eval, arguments.shape)
+    task = Task(shape, inputs.dtype(arguments), device, not arguments.eval)
     contenders = [
-        Contender("torch", lambda: task.step(TORCH[len(task.shape)](task.shape[1]))),
+        Contender(BASE, lambda: task.step(TORCH[len(task.shape)](task.shape[1]))),
         *(_ours(task, *variant) for variant in _variants()),
+        *(_virtual(task, algebra) for algebra in ALGEBRA_DIMS),
         _real_peer(task),
         _complex_peer(task, "complextorch", "complextorch.nn", "BatchNorm"),
         _complex_peer(task, "complexPyTorch", "complexPyTorch.complexLayers", "ComplexBatchNorm"),
     ]
-    settings = {"shape": list(task.shape), "dtype": arguments.dtype, "mode": "training" if task.training else "evaluation"}
-    return Field(contenders, math.prod(task.shape) * task.dtype.itemsize, settings)
-
-
-def _shape(text: str, training: bool) -> tuple[int, ...]:
-    parts = text.split(",")
-    if not 2 <= len(parts) <= 5 or not all(part.isdecimal() and int(part) > 0 for part in parts):
-        raise ArgumentError("shape", text, "must be 2 to 5 positive whole numbers, as in 64,64,32,32")
-    shape = tuple(int(part) for part in parts)
-    if training and math.prod(shape) == shape[1]:
-        raise ArgumentError("shape", text, "batch statistics need more than one value per channel (with --eval one will do)")
-    return shape
+    unit_bytes = math.prod(shape) * task.dtype.itemsize
+    measure = partial(compare.compare, unit_bytes=unit_bytes, rounds=arguments.rounds, device=device, base_name=BASE)
+    return Field(contenders, inputs.settings(arguments, shape), measure)
 
 
 def _variants() -> list[tuple[str, str, str]]:
@@ -119,19 +110,31 @@ def _variants() -> list[tuple[str, str, str]]:
 
 def _ours(task: Task, algebra: str, whitening: str, backend: str) -> Contender:
     def build() -> Step:
-        task.check(algebra)
-        if backend == "compiled" and not can_compile(task.device):
-            raise Absent("torch.compile does not work here")
+        if backend == "compiled":
+            need_compiler(task.device)
         return task.step(BatchNormLayer(task.shape[1], algebra, whitening=whitening, backend=backend))
 
-    return Contender("/".join([algebra, *([whitening] if algebra != "real" else []), backend]), build)
+    name = "/".join([algebra, *([whitening] if algebra != "real" else []), backend])
+    return Contender(name, build, BASE, partial(task.check, algebra))
+
+
+def _virtual(task: Task, algebra: str) -> Contender:
+    """Its reference is of a batch that is as large as the input, and known before anything is measured."""
+
+    def build() -> Step:
+        layer = task.prepare(VirtualBatchNormLayer(task.shape[1], algebra, backend="closed_form"))
+        with torch.no_grad(), reference_pass(layer):
+            layer(task.batch())
+        return task.step(layer)
+
+    return Contender(f"{algebra}/virtual/closed_form", build, BASE, partial(task.check, algebra))
 
 
 def _real_peer(task: Task) -> Contender:
     def build() -> Step:
         return task.step(_peer("hypnettorch.utils.batchnorm_layer").BatchNormLayer(task.shape[1]))
 
-    return Contender("hypnettorch", build)
+    return Contender("hypnettorch", build, BASE)
 
 
 def _complex_peer(task: Task, name: str, module: str, prefix: str) -> Contender:
@@ -140,7 +143,6 @@ def _complex_peer(task: Task, name: str, module: str, prefix: str) -> Contender:
     def build() -> Step:
         axes = {2: "1d", 3: "1d", 4: "2d", 5: "3d"}[len(task.shape)]
         layers = _peer(module)
-        task.check("complex")
         if task.dtype not in (torch.float32, torch.float64):
             raise Absent("no complex numbers of half precision")
         if name == "complexPyTorch" and (task.dtype != torch.float32 or len(task.shape) not in (2, 4)):
@@ -149,7 +151,7 @@ def _complex_peer(task: Task, name: str, module: str, prefix: str) -> Contender:
             raise Absent("fails with one complex channel")
         return task.step(getattr(layers, prefix + axes)(task.shape[1] // 2), input_is_complex=True)
 
-    return Contender(name, build)
+    return Contender(name, build, BASE, partial(task.check, "complex"))
 
 
 def _peer(module: str) -> ModuleType:

@@ -1,9 +1,11 @@
 """Seconds and bytes of steps, functions without arguments that do the work once and return what they made."""
 
+import ctypes
 import os
 import time
 from collections.abc import Callable, Mapping
 from itertools import accumulate
+from pathlib import Path
 from random import Random
 from statistics import median
 
@@ -13,6 +15,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.profiler import ProfilerActivity, profile
 
 Step = Callable[[], object]
+STATM = Path("/proc/self/statm")
 
 
 def in_turn(steps: Mapping[str, Step], rounds: int, device: torch.device) -> dict[str, list[float]]:
@@ -57,6 +60,17 @@ def peak_bytes(step: Step, device: torch.device) -> int:
     events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
     changes: list[int] = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
     return max(accumulate(changes, initial=0))
+
+
+def resident_bytes() -> int:
+    """Bytes of this process that lie in main memory, as Linux tells them, less what is free and the C library can give back.
+
+    What glibc keeps of freed memory comes and goes by some megabytes from step to step; it is given back first.
+    """
+    give_back = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if give_back is not None:
+        give_back(0)
+    return int(STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def _gpu_peak(step: Step, device: torch.device) -> int:
