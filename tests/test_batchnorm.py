@@ -219,6 +219,21 @@ def test_modes(algebra: str, training: bool, stats: str, mode: str) -> None:
 
 
 @every_algebra
+@pytest.mark.parametrize("shape", [(0, 8), (0, 8, 3), (2, 8, 0)], ids=str)
+def test_nothing_gives_nothing(algebra: str, shape: tuple[int, ...]) -> None:
+    """Without samples or positions evaluation gives an empty output and zero gradients, and training is refused."""
+    for backend, stats in product(("closed_form", "reference"), ("tracked", "learnable", "frozen", "generated")):
+        layer, x = build(8, algebra, stats=stats, backend=backend).eval(), samples(*shape).requires_grad_()
+        y = layer(x)
+        y.sum().backward()
+        assert y.shape == shape
+        for parameter in layer.parameters():
+            assert parameter.grad is None or not parameter.grad.any()
+    with pytest.raises(ValueError, match="more than one value per channel"):
+        build(8, algebra)(samples(*shape))
+
+
+@every_algebra
 def test_gradients_reach_given_tensors(algebra: str) -> None:
     """In evaluation gradients reach all four tensors from outside, and none of them is written to."""
     layer = build(8, algebra).eval()
