@@ -13,6 +13,7 @@ from hnetcl.choices import STATS
 from hnetcl.errors import ArgumentError, one_of
 from hnetcl.kernels.backends import Kernel, select
 from hnetcl.kernels.layout import complex_to_real, real_to_complex, sum_dtype
+from hnetcl.kernels.sums import Group
 
 
 class BatchNormLayer(NormLayer):
@@ -84,7 +85,7 @@ class BatchNormLayer(NormLayer):
         if sync and backend == "reference":
             raise ArgumentError("backend", backend, "can't be given beside sync=true")
         self.stats, self.momentum, self.sync = stats, momentum, sync
-        self.process_group: Any = None
+        self.process_group: Group | None = None
         self.lesson_weight = 10.0
         self._open_first_row(learnable=stats == "learnable")
         if stats in ("generated", "distilled"):
@@ -201,9 +202,9 @@ class BatchNormLayer(NormLayer):
         if isinstance(stats_id, Tensor) and stats_id.ndim:
             raise ValueError("a row for each sample can be chosen in evaluation only")
         total: int | Tensor = shape.numel() // self.num_features
-        if self.sync and self.training and dist.is_available() and dist.is_initialized():
-            group = dist.group.WORLD if self.process_group is None else self.process_group
+        if self.training and (group := self._ranks()) is not None:
             y, mean, cov, total = kernel.synchronised_batch_norm(x, gamma, beta, group=group, **options)
+            total = total.clamp_min(2)  # the ranks are trusted to have more than one value, for to ask would wait for a GPU
         elif total < 2:
             raise ValueError(f"batch statistics need more than one value per channel, got x of shape {tuple(shape)}")
         else:
@@ -215,6 +216,13 @@ class BatchNormLayer(NormLayer):
             elif not self._wants_batch():
                 y = self._update(y, stats_id, mean, cov)
         return y
+
+    def _ranks(self) -> Group | None:
+        """The ranks to synchronise with, where there are any but this one."""
+        if not (self.sync and dist.is_available() and dist.is_initialized()):
+            return None
+        group = dist.group.WORLD if self.process_group is None else self.process_group
+        return group if dist.get_world_size(group) > 1 else None
 
     def _wants_batch(self) -> bool:
         return self.stats == "batch" or (isinstance(self.row, str) and self.row == BATCH and self.stats != "frozen")
