@@ -219,6 +219,36 @@ def test_modes(algebra: str, training: bool, stats: str, mode: str) -> None:
 
 
 @every_algebra
+@in_both_modes
+@pytest.mark.parametrize("stats", STATS)
+def test_memory_layout_does_not_matter(algebra: str, training: bool, stats: str) -> None:
+    """Of x: transposed, every other value, expanded."""
+    layer, x = build(8, algebra, stats=stats).train(training), samples(9, 8, 4, 3)
+    for same in (x.contiguous(memory_format=torch.channels_last), x.mT.contiguous().mT, torch.stack([x, x], -1)[..., 0]):
+        leaf, other = x.detach().requires_grad_(), same.detach().requires_grad_()
+        y, expected = layer(other), layer(leaf)
+        torch.testing.assert_close(y, expected)
+        got, wanted = torch.autograd.grad(y.pow(3).sum(), other), torch.autograd.grad(expected.pow(3).sum(), leaf)
+        torch.testing.assert_close(got, wanted)
+    one = x[:1].expand(9, -1, -1, -1)
+    torch.testing.assert_close(layer(one), layer(one.contiguous()))
+
+
+@every_algebra
+def test_memory_layout_of_given_tensors_does_not_matter(algebra: str) -> None:
+    """Views into larger tensors, as slices of what a hypernetwork wrote, serve as their copies."""
+    layer = build(8, algebra).eval()
+    values = from_outside(layer)
+    views = {name: torch.stack([value, torch.full_like(value, torch.nan)], -1)[..., 0] for name, value in values.items()}
+    for name, form in product(views, (torch.contiguous_format, torch.channels_last)):
+        x = samples(9, 8, 4, 3).contiguous(memory_format=form).requires_grad_()
+        y, expected = layer(x, **{**values, name: views[name]}), layer(x, **values)
+        torch.testing.assert_close(y, expected)
+        got, wanted = (torch.autograd.grad(each.pow(3).sum(), x) for each in (y, expected))
+        torch.testing.assert_close(got, wanted)
+
+
+@every_algebra
 @pytest.mark.parametrize("shape", [(0, 8), (0, 8, 3), (2, 8, 0)], ids=str)
 def test_nothing_gives_nothing(algebra: str, shape: tuple[int, ...]) -> None:
     """Without samples or positions evaluation gives an empty output and zero gradients, and training is refused."""

@@ -109,9 +109,9 @@ def _torch_batch_norm(
     x: Tensor, mean: Tensor, var: Tensor, gamma: Tensor | None, beta: Tensor | None, eps: float, training: bool
 ) -> Tensor:
     dtype = sum_dtype(x.dtype)
-    weight = None if gamma is None else gamma.reshape(-1).to(dtype)
-    bias = None if beta is None else beta.to(dtype)
-    return F.batch_norm(x, mean.to(dtype), var.to(dtype), weight, bias, training=training, momentum=1.0, eps=eps)
+    vectors = mean, var, None if gamma is None else gamma.reshape(-1), beta
+    dense = [None if v is None else v.to(dtype).contiguous() for v in vectors]  # torch's backward takes them to be
+    return F.batch_norm(x, dense[0], dense[1], dense[2], dense[3], training, 1.0, eps)
 
 
 # The functions return numbers [N, d, Q, S], shaped like x only outside of them: what is a view inside a function can't be
