@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from hnetcl.algebra import ALGEBRAS
 from hnetcl.bn import BATCH, BatchNormLayer, using_task
@@ -246,6 +247,39 @@ def test_memory_layout_of_given_tensors_does_not_matter(algebra: str) -> None:
         torch.testing.assert_close(y, expected)
         got, wanted = (torch.autograd.grad(each.pow(3).sum(), x) for each in (y, expected))
         torch.testing.assert_close(got, wanted)
+
+
+@every_algebra
+@in_both_modes
+@pytest.mark.parametrize("stats", STATS)
+def test_ensembles(algebra: str, training: bool, stats: str) -> None:
+    """`vmap` over layers gives the outputs, gradients and statistics of each; inputs of their own or shared."""
+    layers = [build(8, algebra, stats=stats) for _ in range(3)]
+    for layer in layers:
+        if layer.num_stats:
+            layer(samples(9, 8))
+        layer.train(training)
+        with torch.no_grad():
+            for parameter in layer.parameters():
+                parameter.add_(torch.randn_like(parameter) / 5)
+    x, shared = torch.stack([samples(9, 8, 2) for _ in range(3)]), samples(9, 8, 2)
+
+    def loss(parameters: dict[str, Tensor], statistics: dict[str, Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
+        y = functional_call(layers[0], (parameters, statistics), (x,))
+        return y.pow(3).mean(), y
+
+    gradient = torch.func.grad(loss, has_aux=True)
+    for inputs, dims in ((x, (0, 0, 0)), (shared, (0, 0, None))):
+        parameters, statistics = torch.func.stack_module_state(layers)
+        weights = copies(parameters)
+        got = torch.func.vmap(gradient, in_dims=dims)(weights, statistics, inputs)
+        for k, layer in enumerate(layers):
+            own = copies(dict(layer.named_parameters())), buffers(layer)
+            expected = gradient(*own, inputs if inputs is shared else inputs[k])
+            assert_close = partial(torch.testing.assert_close, atol=1e-9, rtol=1e-9)
+            assert_close({n: v[k] for n, v in got[0].items()}, expected[0])
+            assert_close(got[1][k], expected[1])
+            assert_close([{n: v[k] for n, v in part.items()} for part in (weights, statistics)], [*own])
 
 
 @every_algebra

@@ -286,9 +286,15 @@ class BatchNormLayer(NormLayer):
 class _Lesson(torch.autograd.Function):
     """A loss -> zero, added to an output; whatever is made of that output, the loss's gradient is taken once."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, loss: Tensor) -> Tensor:
+    def forward(loss: Tensor) -> Tensor:
         return torch.zeros_like(loss)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        pass
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:

@@ -50,7 +50,7 @@ def batch_norm(
     Args:
         passes: how to compute; None is the fastest way without a compiler.
     """
-    if d == 1:
+    if d == 1 and not is_mapped(x):
         return _real_batch_norm(x, gamma, beta, eps)
     y, mean, cov, *_ = _BatchStatistics.apply(x, gamma, beta, Options(d, eps, whitening, passes))
     return y.reshape(x.shape), mean, cov
