@@ -169,6 +169,54 @@ def test_distilled_statistics_are_taught(algebra: str) -> None:
     torch.testing.assert_close(layer(x), tracked.eval()(x, running_mean=written[0], running_var=var))
 
 
+@every_algebra
+@pytest.mark.parametrize("stats", ["learnable", "generated", "distilled"])
+@pytest.mark.parametrize("training", [True, False])
+def test_autocast_leaves_statistics_alone(algebra: str, stats: str, training: bool) -> None:
+    """Outputs, gradients and rows are those without it, for nothing of a layer is worth computing in half precision."""
+    x, found = samples(9, 8, 2).float(), []
+    for enabled in (True, False):
+        torch.manual_seed(0)
+        layer = BatchNormLayer(8, algebra, stats=stats)
+        with torch.no_grad():
+            for parameter in layer.parameters():
+                parameter.add_(torch.randn_like(parameter))
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            y = layer.train(training)(x)
+        gradients = torch.autograd.grad(y.pow(3).sum(), list(layer.parameters()), materialize_grads=True)
+        found.append((y.detach(), gradients, layer.state_dict()))
+    torch.testing.assert_close(*found, atol=1e-6, rtol=1e-6)
+
+
+@every_algebra
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("stats", ["learnable", "distilled"])
+def test_half_precision_layers_are_taught(algebra: str, dtype: torch.dtype, stats: str) -> None:
+    """With the lesson of a wide layer, rounded."""
+    first, x, found = samples(9, 8, 2), samples(9, 8, 2), []
+    for kind in (dtype, torch.float32):
+        layer = BatchNormLayer(8, algebra, stats=stats, momentum=1.0).to(kind)
+        layer(first.to(dtype).to(kind))
+        layer(x.to(dtype).to(kind)).float().square().sum().backward()
+        names = ("location", "factor") if stats == "distilled" else ("running_location", "running_factor")
+        found.append([layer.weights[name].grad for name in names])
+    for gradient, expected in zip(*found, strict=True):
+        assert gradient is not None
+        assert expected is not None
+        assert gradient.dtype == dtype
+        torch.testing.assert_close(gradient.float(), expected, rtol=0, atol=0.03 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_half_precision_rows_average_any_number_of_batches(dtype: torch.dtype) -> None:
+    """The count is no half-precision number."""
+    layer = BatchNormLayer(8, momentum=None).to(dtype)
+    layer.rows["num_batches_tracked"].fill_(10**6)
+    layer.rows["running_mean"].zero_()
+    layer(torch.full((4, 8), 3e4, dtype=dtype))
+    torch.testing.assert_close(layer.get_stats(0)[0], torch.full((8,), 3e-2, dtype=dtype), rtol=1e-2, atol=0)
+
+
 @pytest.mark.parametrize("stats", ["learnable", "distilled"])
 def test_the_lesson_does_not_touch_the_network(stats: str) -> None:
     """What comes before the layer gets the gradient that it would get without a lesson."""

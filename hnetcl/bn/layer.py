@@ -264,15 +264,15 @@ class BatchNormLayer(NormLayer):
             self.write(stats_id, *moved, count)
             location, factor, _ = self.read(stats_id)
         else:
-            share = count.to(old_mean.dtype).reciprocal() if self.momentum is None else old_mean.new_full((), self.momentum)
-            mean = torch.lerp(old_mean, mean.to(old.dtype), share)
-            var = torch.lerp(old, cov.reshape(old.shape).to(old.dtype), share)
+            dtype = sum_dtype(old.dtype)
+            share = count.to(dtype).reciprocal() if self.momentum is None else old.new_full((), self.momentum, dtype=dtype)
+            mean = torch.lerp(old_mean.to(dtype), mean.to(dtype), share)
+            var = torch.lerp(old.to(dtype), cov.reshape(old.shape).to(dtype), share)
             self.write(stats_id, mean, var, count)
             if self.stats == "tracked":
                 return y
             location, factor, cov = self.location, self.factor, var.reshape(cov.shape)
-        dtype = factor.dtype
-        loss = self.lesson_weight * divergence(mean.to(dtype), cov.to(dtype), location, factor)
+        loss = self.lesson_weight * divergence(mean, cov, location, factor)
         return y.add_(_Lesson.apply(loss).to(y.dtype))
 
     def extra_repr(self) -> str:
