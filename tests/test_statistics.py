@@ -3,6 +3,7 @@
 from itertools import product
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -251,13 +252,40 @@ def test_every_sample_by_its_own_row(algebra: str, stats: str, backend: str) -> 
         layer(x[:4], stats_id=rows)
     with pytest.raises(ValueError, match="in evaluation only"):
         layer.train()(x, stats_id=rows)
+    with pytest.raises(ValueError, match="in evaluation only"), using_task(layer, rows):
+        layer(x)
+
+
+@pytest.mark.parametrize("stats", ["frozen", "batch", "generated", "distilled"])
+def test_layers_that_do_not_use_rows_take_any(stats: str) -> None:
+    """So that a row for each sample can be chosen in a network that has such layers too."""
+    layer = BatchNormLayer(8, stats=stats).eval()
+    x = torch.randn(3, 8)
+    torch.testing.assert_close(layer(x, stats_id=torch.tensor([2, 0, 1])), layer(x))
 
 
 def test_using_task_refuses_a_row_that_is_not_there() -> None:
     net = nn.Sequential(BatchNormLayer(4), BatchNormLayer(4, stats="frozen"))
     with pytest.raises(ValueError, match="stats_id=3: there are rows 0 to 0"), using_task(net, 3):
         pass
+    with pytest.raises(ValueError, match="expected a row's number or 'batch', got 'bacth'"), using_task(net, "bacth"):
+        pass
     assert all(layer.row is None for layer in batchnorm_layers(net).values())
+
+
+@pytest.mark.parametrize("kind", [BatchNormLayer, VirtualBatchNormLayer])
+def test_any_integer_chooses_a_row(kind: Any) -> None:
+    """Also numpy's; what is no integer is refused."""
+    layer = kind(4)
+    layer.checkpoint_stats()
+    rows: list[Any] = [1, np.int64(1), np.arange(2)[1], torch.tensor(1), torch.tensor(1, dtype=torch.int32)]
+    for row in rows:
+        torch.testing.assert_close(layer.read(row), layer.read(1))
+        with using_task(layer, row):
+            torch.testing.assert_close(layer.read(None), layer.read(1))
+    for wrong in (1.0, torch.tensor(1.0), [1]):
+        with pytest.raises(TypeError, match="integer"):
+            layer.read(wrong)
 
 
 @every_algebra

@@ -1,7 +1,8 @@
 """What every norm layer has: an algebra, Gamma and beta, rows of statistics."""
 
 import math
-from typing import Any
+from operator import index
+from typing import Any, SupportsIndex
 
 import torch
 from torch import Tensor, nn
@@ -84,7 +85,9 @@ class NormLayer(nn.Module):
         Raises:
             ValueError: there is no such row.
         """
-        if not isinstance(row, int) or not self.num_stats:
+        if isinstance(row, str) and row != BATCH:
+            raise ValueError(f"expected a row's number or {BATCH!r}, got {row!r}")
+        if row is None or isinstance(row, str | Tensor) or not self.num_stats:
             return row
         device = next(iter(self.rows.values())).device
         return torch.full((), self._existing(row), device=device)  # filled there: a copy would wait for the GPU
@@ -93,13 +96,13 @@ class NormLayer(nn.Module):
         """A row's tensors; of a vector of N rows, with a leading axis of N.
 
         Raises:
-            ValueError: several rows and none chosen, or no such row (where the tensor lies on a GPU: a failing kernel).
+            ValueError: several rows and none chosen, or no such row (in a vector: IndexError; on a GPU: a failing kernel).
         """
         row = self._row(stats_id)
         if isinstance(row, int):
             return [value[row] for value in self.rows.values()]
-        index = row.reshape(-1)  # index_select, for value[tensor] would read the index on the host
-        many = [value.index_select(0, index) for value in self.rows.values()]
+        flat = row.reshape(-1)  # index_select, for value[tensor] would read the index on the host
+        many = [value.index_select(0, flat) for value in self.rows.values()]
         return many if row.ndim else [value.squeeze(0) for value in many]
 
     def get_stats(self, stats_id: int) -> tuple[Tensor, Tensor]:
@@ -137,11 +140,12 @@ class NormLayer(nn.Module):
             raise ValueError(
                 f"{self.num_stats} rows of statistics and none chosen: pass stats_id or enter `with using_task(module, k)`"
             )
-        if isinstance(row, Tensor) and row.ndim == 0 and row.is_cpu and not torch.compiler.is_compiling():
-            row = int(row)
-        return self._existing(row) if isinstance(row, int) else row
+        if isinstance(row, Tensor) and (row.ndim or not row.is_cpu or torch.compiler.is_compiling()):
+            return row
+        return self._existing(row)
 
-    def _existing(self, row: int) -> int:
+    def _existing(self, row: SupportsIndex) -> int:
+        row = int(index(row))  # of a tensor or one of numpy's integers
         if not 0 <= row < self.num_stats:
             raise ValueError(f"stats_id={row}: there are rows 0 to {self.num_stats - 1}")
         return row

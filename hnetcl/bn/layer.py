@@ -199,8 +199,6 @@ class BatchNormLayer(NormLayer):
                 return kernel.normalize(x, mean, cov, gamma, beta, **options)
             return self._by_sample(kernel, x, mean, cov, gamma, beta, options)
 
-        if isinstance(stats_id, Tensor) and stats_id.ndim:
-            raise ValueError("a row for each sample can be chosen in evaluation only")
         total: int | Tensor = shape.numel() // self.num_features
         if self.training and (group := self._ranks()) is not None:
             y, mean, cov, total = kernel.synchronised_batch_norm(x, gamma, beta, group=group, **options)
@@ -256,6 +254,8 @@ class BatchNormLayer(NormLayer):
     def _update(self, y: Tensor, stats_id: int | Tensor | None, mean: Tensor, cov: Tensor) -> Tensor:
         """Moves the row towards a batch's statistics; returns y, with the lesson of this step in its graph."""
         old_mean, old, old_count = (value.detach() for value in self.read(stats_id))
+        if old_count.ndim:
+            raise ValueError("a row for each sample can be chosen in evaluation only")
         count = old_count + 1
         if self.stats == "learnable":
             start = parameters(mean, cov + self.eps * torch.eye(cov.shape[-1], dtype=cov.dtype, device=cov.device))
