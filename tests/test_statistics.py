@@ -11,7 +11,7 @@ from torch._dynamo.testing import CompileCounter
 from torch.func import functional_call
 
 from hnetcl.algebra import ALGEBRAS
-from hnetcl.bn import BATCH, BatchNormLayer, VirtualBatchNormLayer, batchnorm_layers, recalibrate, using_task
+from hnetcl.bn import BATCH, BatchNormLayer, ConvBatchNorm, VirtualBatchNormLayer, batchnorm_layers, recalibrate, using_task
 from hnetcl.bn.gaussian import distance, divergence, parameters, statistics
 from hnetcl.kernels.layout import complex_to_real
 from hnetcl.model import written_parameters
@@ -356,6 +356,39 @@ def test_recalibration(algebra: str, stats: str) -> None:
     torch.testing.assert_close(layer.get_stats(0), before)
     assert all(module.training for module in net.modules())
     assert layer.row is None
+
+
+def test_recalibration_of_fused_layers() -> None:
+    """Their rows become the statistics of the convolution's output, as of the two layers one after the other."""
+    torch.manual_seed(0)
+    conv, norm = nn.Conv2d(4, 8, 3), BatchNormLayer(8, "quaternion")
+    batches = [torch.randn(9, 4, 5, 5) for _ in range(2)]
+    found = []
+    for net in (nn.Sequential(ConvBatchNorm(conv, norm)), nn.Sequential(conv, norm)):
+        recalibrate(net, batches)
+        found.append(norm.get_stats(0))
+    torch.testing.assert_close(*found)
+    assert not found[0][0].equal(torch.zeros(8))
+
+
+class _Branches(nn.Module):
+    """A net of two norm layers, of which the second runs in training only; the first gets its input by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.main, self.extra = BatchNormLayer(4), BatchNormLayer(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.main(x=x)
+        return y + self.extra(x) if self.training else y
+
+
+def test_recalibration_passes_over_layers_that_do_not_run() -> None:
+    net, x = _Branches(), torch.randn(9, 4)
+    before = net.extra.get_stats(0)
+    recalibrate(net, [x])
+    torch.testing.assert_close(net.main.get_stats(0)[0], x.mean(0))
+    torch.testing.assert_close(net.extra.get_stats(0), before)
 
 
 @pytest.mark.parametrize(
