@@ -13,6 +13,7 @@ from torch.func import functional_call
 from hnetcl.algebra import ALGEBRAS
 from hnetcl.bn import BATCH, BatchNormLayer, ConvBatchNorm, VirtualBatchNormLayer, batchnorm_layers, recalibrate, using_task
 from hnetcl.bn.gaussian import distance, divergence, parameters, statistics
+from hnetcl.choices import STATS
 from hnetcl.kernels.layout import complex_to_real
 from hnetcl.model import written_parameters
 
@@ -414,3 +415,23 @@ def test_memory_of_rows_survives_a_state_dict(algebra: str, stats: str) -> None:
     assert dict(target.named_parameters()).keys() == dict(source.named_parameters()).keys()
     for row in range(7):
         torch.testing.assert_close(target.get_stats(row), source.get_stats(row))
+
+
+@pytest.mark.parametrize(("saved", "built"), list(product(STATS, STATS)))
+def test_states_of_other_modes(saved: str, built: str) -> None:
+    """Whatever a layer finds of its own in the state of another mode, all its tensors have as many rows afterwards."""
+    source, target = BatchNormLayer(8, "complex", stats=saved), BatchNormLayer(8, "complex", stats=built)
+    if source.num_stats:
+        source.checkpoint_stats()
+    target.load_state_dict(source.state_dict(), strict=False)
+    assert len({len(value) for value in target.rows.values()}) <= 1
+    target(torch.randn(9, 8), stats_id=target.num_stats - 1)
+
+
+def test_a_state_that_does_not_fit_is_refused() -> None:
+    """As that of torch's layer, which has no rows; the layer stays whole."""
+    layer = BatchNormLayer(8)
+    with pytest.raises(RuntimeError, match="size mismatch for running_mean"):
+        layer.load_state_dict(nn.BatchNorm1d(8).state_dict())
+    layer(torch.randn(9, 8))
+    assert layer.num_stats == 1

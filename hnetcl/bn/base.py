@@ -159,11 +159,19 @@ class NormLayer(nn.Module):
         setattr(self, name, nn.Parameter(value, old.requires_grad) if isinstance(old, nn.Parameter) else value)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
-        """Takes as many rows as the state has, so that a layer built for one task loads the statistics of many."""
-        for name, own in self.rows.items():
+        """Takes as many rows as the state has, so that a layer built for one task loads the statistics of many.
+
+        Tensors that the state lacks, as that of another mode does, get as many: theirs and fresh ones.
+        """
+        rows, fresh, number = self.rows, self.fresh_row(), self.num_stats
+        for name, own in rows.items():
             saved = state_dict.get(prefix + name)
-            if saved is not None and own.shape[1:] == saved.shape[1:] and own.shape != saved.shape:
-                self._set(name, own.detach().new_empty(saved.shape))
+            if saved is not None and saved.ndim == own.ndim and saved.shape[1:] == own.shape[1:]:
+                number = len(saved)
+        for name, own in rows.items():
+            if len(own) != number:
+                more = fresh[name].to(own).expand(max(0, number - len(own)), *own.shape[1:])
+                self._set(name, torch.cat([own.detach()[:number], more]))
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     # ------------------------------------------------------------------ Gamma and beta
