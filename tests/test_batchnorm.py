@@ -325,6 +325,28 @@ def test_only_plain_statistics_are_updated(algebra: str, kind: str) -> None:
 
 
 @every_algebra
+def test_transforms_do_not_hide_gradients(algebra: str) -> None:
+    """Statistics that learn outside of `torch.func.grad` get their gradient inside, and are not written to in training."""
+    layer, x = build(8, algebra), samples(9, 8, 2)
+    learned = {name: value.requires_grad_() for name, value in from_outside(layer).items() if "running" in name}
+
+    def loss(x: Tensor) -> tuple[Tensor, tuple[Tensor, dict[str, Tensor]]]:
+        passed = {name: value * 1 for name, value in learned.items()}
+        value = layer(x, **passed).pow(3).sum()
+        return value, (value, passed)
+
+    for training in (True, False):
+        layer.train(training)
+        leaf = x.clone().requires_grad_()
+        value, _ = loss(leaf)
+        gradient, (inside, passed) = torch.func.grad(loss, has_aux=True)(x)
+        torch.testing.assert_close(gradient, torch.autograd.grad(value, leaf, retain_graph=True)[0])
+        assert_equal(copies(passed), copies(learned))
+    got, wanted = (torch.autograd.grad(each, list(learned.values())) for each in (inside, value))
+    torch.testing.assert_close(got, wanted)
+
+
+@every_algebra
 def test_nothing_of_a_step_stays(algebra: str) -> None:
     """A training step leaves no graph on a buffer and keeps no tensor of its graph alive."""
     layer = build(8, algebra, rows=3)

@@ -13,6 +13,7 @@ from hnetcl.choices import STATS
 from hnetcl.errors import ArgumentError, one_of
 from hnetcl.kernels.backends import Kernel, select
 from hnetcl.kernels.layout import complex_to_real, real_to_complex, sum_dtype
+from hnetcl.kernels.mapping import learns
 from hnetcl.kernels.sums import Group
 
 
@@ -305,5 +306,5 @@ def _update_given(running_mean: Tensor, running_var: Tensor, mean: Tensor, cov: 
     """Moves a caller's plain buffers; what carries a gradient is never written to."""
     with torch.no_grad():
         for old, new in ((running_mean, mean), (running_var, cov)):
-            if not (old.requires_grad or old.grad_fn is not None):
+            if not learns(old):
                 old.lerp_(new.reshape(old.shape).to(old.dtype), momentum)

@@ -20,6 +20,7 @@ from hnetcl.kernels import steps
 from hnetcl.kernels.layout import split, sum_dtype
 from hnetcl.kernels.mapping import (
     is_mapped,
+    learns,
     merge_matrices,
     merge_numbers,
     merge_vectors,
@@ -91,7 +92,7 @@ def normalize(
     passes: Passes | None = None,
 ) -> Tensor:
     """Normalizes by given statistics, which gradients reach; see `reference.normalize`."""
-    if d == 1 and not (mean.requires_grad or cov.requires_grad or is_mapped(mean, cov)):
+    if d == 1 and not (learns(mean) or learns(cov) or is_mapped(mean, cov)):
         return _torch_batch_norm(x, mean, cov.reshape(-1), gamma, beta, eps, training=False)
     y: Tensor = _GivenStatistics.apply(x, mean, cov, gamma, beta, Options(d, eps, whitening, passes))[0]
     return y.reshape(x.shape)
