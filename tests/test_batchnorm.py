@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from hnetcl.algebra import ALGEBRAS, Algebra
 from hnetcl.bn import BATCH, BatchNormLayer, using_task
@@ -232,6 +233,84 @@ def test_modes(algebra: str, training: bool, stats: str, mode: str) -> None:
 
 
 @every_algebra
+@in_both_modes
+@pytest.mark.parametrize("stats", STATS)
+def test_memory_layout_does_not_matter(algebra: str, training: bool, stats: str) -> None:
+    """Of x: transposed, every other value, expanded."""
+    layer, x = build(8, algebra, stats=stats).train(training), samples(9, 8, 4, 3)
+    for same in (x.contiguous(memory_format=torch.channels_last), x.mT.contiguous().mT, torch.stack([x, x], -1)[..., 0]):
+        leaf, other = x.detach().requires_grad_(), same.detach().requires_grad_()
+        y, expected = layer(other), layer(leaf)
+        torch.testing.assert_close(y, expected)
+        got, wanted = torch.autograd.grad(y.pow(3).sum(), other), torch.autograd.grad(expected.pow(3).sum(), leaf)
+        torch.testing.assert_close(got, wanted)
+    one = x[:1].expand(9, -1, -1, -1)
+    torch.testing.assert_close(layer(one), layer(one.contiguous()))
+
+
+@every_algebra
+def test_memory_layout_of_given_tensors_does_not_matter(algebra: str) -> None:
+    """Views into larger tensors, as slices of what a hypernetwork wrote, serve as their copies."""
+    layer = build(8, algebra).eval()
+    values = from_outside(layer)
+    views = {name: torch.stack([value, torch.full_like(value, torch.nan)], -1)[..., 0] for name, value in values.items()}
+    for name, form in product(views, (torch.contiguous_format, torch.channels_last)):
+        x = samples(9, 8, 4, 3).contiguous(memory_format=form).requires_grad_()
+        y, expected = layer(x, **{**values, name: views[name]}), layer(x, **values)
+        torch.testing.assert_close(y, expected)
+        got, wanted = (torch.autograd.grad(each.pow(3).sum(), x) for each in (y, expected))
+        torch.testing.assert_close(got, wanted)
+
+
+@every_algebra
+@in_both_modes
+@pytest.mark.parametrize("stats", STATS)
+def test_ensembles(algebra: str, training: bool, stats: str) -> None:
+    """`vmap` over layers gives the outputs, gradients and statistics of each; inputs of their own or shared."""
+    layers = [build(8, algebra, stats=stats) for _ in range(3)]
+    for layer in layers:
+        if layer.num_stats:
+            layer(samples(9, 8))
+        layer.train(training)
+        with torch.no_grad():
+            for parameter in layer.parameters():
+                parameter.add_(torch.randn_like(parameter) / 5)
+    x, shared = torch.stack([samples(9, 8, 2) for _ in range(3)]), samples(9, 8, 2)
+
+    def loss(parameters: dict[str, Tensor], statistics: dict[str, Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
+        y = functional_call(layers[0], (parameters, statistics), (x,))
+        return y.pow(3).mean(), y
+
+    gradient = torch.func.grad(loss, has_aux=True)
+    for inputs, dims in ((x, (0, 0, 0)), (shared, (0, 0, None))):
+        parameters, statistics = torch.func.stack_module_state(layers)
+        weights = copies(parameters)
+        got = torch.func.vmap(gradient, in_dims=dims)(weights, statistics, inputs)
+        for k, layer in enumerate(layers):
+            own = copies(dict(layer.named_parameters())), buffers(layer)
+            expected = gradient(*own, inputs if inputs is shared else inputs[k])
+            assert_close = partial(torch.testing.assert_close, atol=1e-9, rtol=1e-9)
+            assert_close({n: v[k] for n, v in got[0].items()}, expected[0])
+            assert_close(got[1][k], expected[1])
+            assert_close([{n: v[k] for n, v in part.items()} for part in (weights, statistics)], [*own])
+
+
+@every_algebra
+@pytest.mark.parametrize("shape", [(0, 8), (0, 8, 3), (2, 8, 0)], ids=str)
+def test_nothing_gives_nothing(algebra: str, shape: tuple[int, ...]) -> None:
+    """Without samples or positions evaluation gives an empty output and zero gradients, and training is refused."""
+    for backend, stats in product(("closed_form", "reference"), ("tracked", "learnable", "frozen", "generated")):
+        layer, x = build(8, algebra, stats=stats, backend=backend).eval(), samples(*shape).requires_grad_()
+        y = layer(x)
+        y.sum().backward()
+        assert y.shape == shape
+        for parameter in layer.parameters():
+            assert parameter.grad is None or not parameter.grad.any()
+    with pytest.raises(ValueError, match="more than one value per channel"):
+        build(8, algebra)(samples(*shape))
+
+
+@every_algebra
 def test_gradients_reach_given_tensors(algebra: str) -> None:
     """In evaluation gradients reach all four tensors from outside, and none of them is written to."""
     layer = build(8, algebra).eval()
@@ -256,6 +335,28 @@ def test_only_plain_statistics_are_updated(algebra: str, kind: str) -> None:
     moved = {name: buffer[0] for name, buffer in buffers(twin).items() if name in passed}
     torch.testing.assert_close(copies(passed), moved if kind == "plain" else before, atol=0, rtol=1e-12)
     assert_equal(buffers(layer), rows)
+
+
+@every_algebra
+def test_transforms_do_not_hide_gradients(algebra: str) -> None:
+    """Statistics that learn outside of `torch.func.grad` get their gradient inside, and are not written to in training."""
+    layer, x = build(8, algebra), samples(9, 8, 2)
+    learned = {name: value.requires_grad_() for name, value in from_outside(layer).items() if "running" in name}
+
+    def loss(x: Tensor) -> tuple[Tensor, tuple[Tensor, dict[str, Tensor]]]:
+        passed = {name: value * 1 for name, value in learned.items()}
+        value = layer(x, **passed).pow(3).sum()
+        return value, (value, passed)
+
+    for training in (True, False):
+        layer.train(training)
+        leaf = x.clone().requires_grad_()
+        value, _ = loss(leaf)
+        gradient, (inside, passed) = torch.func.grad(loss, has_aux=True)(x)
+        torch.testing.assert_close(gradient, torch.autograd.grad(value, leaf, retain_graph=True)[0])
+        assert_equal(copies(passed), copies(learned))
+    got, wanted = (torch.autograd.grad(each, list(learned.values())) for each in (inside, value))
+    torch.testing.assert_close(got, wanted)
 
 
 @every_algebra

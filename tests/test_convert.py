@@ -118,3 +118,13 @@ def test_a_layer_itself_and_what_it_was_told() -> None:
 def test_channels_must_fit_the_algebra() -> None:
     with pytest.raises(ArgumentError, match="num_features=6: must be a positive multiple of 4"):
         convert_batchnorm(nn.Sequential(nn.BatchNorm1d(6)), "quaternion")
+
+
+def test_synchronised_layers_stay_so() -> None:
+    """With their group of ranks; other layers get neither."""
+    group = object()
+    sync, plain = nn.SyncBatchNorm(4, process_group=group), nn.BatchNorm1d(4)
+    net = convert_batchnorm(nn.Sequential(sync, plain))
+    layers = batchnorm_layers(net)
+    assert (layers["0"].sync, layers["0"].process_group) == (True, group)
+    assert (layers["1"].sync, layers["1"].process_group) == (False, None)

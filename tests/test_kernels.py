@@ -217,6 +217,18 @@ def test_hard_inputs_stay_finite(d: int, whitening: str, name: str) -> None:
 
 
 @every_case
+@pytest.mark.parametrize("value", [torch.inf, torch.nan])
+def test_values_that_are_not_finite_spoil_their_number_only(d: int, whitening: str, value: float) -> None:
+    """Its output is nan, as torch's batch norm gives, and nothing raises: a loss scaler steps over such a batch."""
+    x = torch.randn(9, d, 3, 4)
+    x[0, 0, 1, 0] = value
+    y = closed_form.batch_norm(x.flatten(1, 2).requires_grad_(), None, None, d=d, eps=EPS, whitening=whitening)[0]
+    y.sum().backward()
+    assert y.reshape(9, d, 3, 4)[:, :, [0, 2]].isfinite().all()
+    assert y.reshape(9, d, 3, 4)[:, 0, 1].isnan().all()
+
+
+@every_case
 @both_statistics
 def test_closed_form_saves_its_input_only(d: int, whitening: str, given: bool) -> None:
     """The backward pass keeps x and small matrices."""

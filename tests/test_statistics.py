@@ -3,6 +3,7 @@
 from itertools import product
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -10,8 +11,9 @@ from torch._dynamo.testing import CompileCounter
 from torch.func import functional_call
 
 from hnetcl.algebra import ALGEBRAS
-from hnetcl.bn import BATCH, BatchNormLayer, VirtualBatchNormLayer, batchnorm_layers, recalibrate, using_task
+from hnetcl.bn import BATCH, BatchNormLayer, ConvBatchNorm, VirtualBatchNormLayer, batchnorm_layers, recalibrate, using_task
 from hnetcl.bn.gaussian import distance, divergence, parameters, statistics
+from hnetcl.choices import STATS
 from hnetcl.kernels.layout import complex_to_real
 from hnetcl.model import writable_parameters
 
@@ -169,6 +171,54 @@ def test_distilled_statistics_are_taught(algebra: str) -> None:
     torch.testing.assert_close(layer(x), tracked.eval()(x, running_mean=written[0], running_var=var))
 
 
+@every_algebra
+@pytest.mark.parametrize("stats", ["learnable", "generated", "distilled"])
+@pytest.mark.parametrize("training", [True, False])
+def test_autocast_leaves_statistics_alone(algebra: str, stats: str, training: bool) -> None:
+    """Outputs, gradients and rows are those without it, for nothing of a layer is worth computing in half precision."""
+    x, found = samples(9, 8, 2).float(), []
+    for enabled in (True, False):
+        torch.manual_seed(0)
+        layer = BatchNormLayer(8, algebra, stats=stats)
+        with torch.no_grad():
+            for parameter in layer.parameters():
+                parameter.add_(torch.randn_like(parameter))
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            y = layer.train(training)(x)
+        gradients = torch.autograd.grad(y.pow(3).sum(), list(layer.parameters()), materialize_grads=True)
+        found.append((y.detach(), gradients, layer.state_dict()))
+    torch.testing.assert_close(*found, atol=1e-6, rtol=1e-6)
+
+
+@every_algebra
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("stats", ["learnable", "distilled"])
+def test_half_precision_layers_are_taught(algebra: str, dtype: torch.dtype, stats: str) -> None:
+    """With the lesson of a wide layer, rounded."""
+    first, x, found = samples(9, 8, 2), samples(9, 8, 2), []
+    for kind in (dtype, torch.float32):
+        layer = BatchNormLayer(8, algebra, stats=stats, momentum=1.0).to(kind)
+        layer(first.to(dtype).to(kind))
+        layer(x.to(dtype).to(kind)).float().square().sum().backward()
+        names = ("location", "factor") if stats == "distilled" else ("running_location", "running_factor")
+        found.append([layer.weights[name].grad for name in names])
+    for gradient, expected in zip(*found, strict=True):
+        assert gradient is not None
+        assert expected is not None
+        assert gradient.dtype == dtype
+        torch.testing.assert_close(gradient.float(), expected, rtol=0, atol=0.03 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_half_precision_rows_average_any_number_of_batches(dtype: torch.dtype) -> None:
+    """The count is no half-precision number."""
+    layer = BatchNormLayer(8, momentum=None).to(dtype)
+    layer.rows["num_batches_tracked"].fill_(10**6)
+    layer.rows["running_mean"].zero_()
+    layer(torch.full((4, 8), 3e4, dtype=dtype))
+    torch.testing.assert_close(layer.get_stats(0)[0], torch.full((8,), 3e-2, dtype=dtype), rtol=1e-2, atol=0)
+
+
 @pytest.mark.parametrize("stats", ["learnable", "distilled"])
 def test_the_lesson_does_not_touch_the_network(stats: str) -> None:
     """What comes before the layer gets the gradient that it would get without a lesson."""
@@ -203,13 +253,40 @@ def test_every_sample_by_its_own_row(algebra: str, stats: str, backend: str) -> 
         layer(x[:4], stats_id=rows)
     with pytest.raises(ValueError, match="in evaluation only"):
         layer.train()(x, stats_id=rows)
+    with pytest.raises(ValueError, match="in evaluation only"), using_task(layer, rows):
+        layer(x)
+
+
+@pytest.mark.parametrize("stats", ["frozen", "batch", "generated", "distilled"])
+def test_layers_that_do_not_use_rows_take_any(stats: str) -> None:
+    """So that a row for each sample can be chosen in a network that has such layers too."""
+    layer = BatchNormLayer(8, stats=stats).eval()
+    x = torch.randn(3, 8)
+    torch.testing.assert_close(layer(x, stats_id=torch.tensor([2, 0, 1])), layer(x))
 
 
 def test_using_task_refuses_a_row_that_is_not_there() -> None:
     net = nn.Sequential(BatchNormLayer(4), BatchNormLayer(4, stats="frozen"))
     with pytest.raises(ValueError, match="stats_id=3: there are rows 0 to 0"), using_task(net, 3):
         pass
+    with pytest.raises(ValueError, match="expected a row's number or 'batch', got 'bacth'"), using_task(net, "bacth"):
+        pass
     assert all(layer.row is None for layer in batchnorm_layers(net).values())
+
+
+@pytest.mark.parametrize("kind", [BatchNormLayer, VirtualBatchNormLayer])
+def test_any_integer_chooses_a_row(kind: Any) -> None:
+    """Also numpy's; what is no integer is refused."""
+    layer = kind(4)
+    layer.checkpoint_stats()
+    rows: list[Any] = [1, np.int64(1), np.arange(2)[1], torch.tensor(1), torch.tensor(1, dtype=torch.int32)]
+    for row in rows:
+        torch.testing.assert_close(layer.read(row), layer.read(1))
+        with using_task(layer, row):
+            torch.testing.assert_close(layer.read(None), layer.read(1))
+    for wrong in (1.0, torch.tensor(1.0), [1]):
+        with pytest.raises(TypeError, match="integer"):
+            layer.read(wrong)
 
 
 @every_algebra
@@ -282,6 +359,39 @@ def test_recalibration(algebra: str, stats: str) -> None:
     assert layer.row is None
 
 
+def test_recalibration_of_fused_layers() -> None:
+    """Their rows become the statistics of the convolution's output, as of the two layers one after the other."""
+    torch.manual_seed(0)
+    conv, norm = nn.Conv2d(4, 8, 3), BatchNormLayer(8, "quaternion")
+    batches = [torch.randn(9, 4, 5, 5) for _ in range(2)]
+    found = []
+    for net in (nn.Sequential(ConvBatchNorm(conv, norm)), nn.Sequential(conv, norm)):
+        recalibrate(net, batches)
+        found.append(norm.get_stats(0))
+    torch.testing.assert_close(*found)
+    assert not found[0][0].equal(torch.zeros(8))
+
+
+class _Branches(nn.Module):
+    """A net of two norm layers, of which the second runs in training only; the first gets its input by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.main, self.extra = BatchNormLayer(4), BatchNormLayer(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.main(x=x)
+        return y + self.extra(x) if self.training else y
+
+
+def test_recalibration_passes_over_layers_that_do_not_run() -> None:
+    net, x = _Branches(), torch.randn(9, 4)
+    before = net.extra.get_stats(0)
+    recalibrate(net, [x])
+    torch.testing.assert_close(net.main.get_stats(0)[0], x.mean(0))
+    torch.testing.assert_close(net.extra.get_stats(0), before)
+
+
 @pytest.mark.parametrize(
     ("stats", "row", "batches", "message"),
     [("generated", 0, 1, "a hypernetwork writes"), ("tracked", 1, 1, "stats_id=1"), ("tracked", 0, 0, "at least one batch")],
@@ -305,3 +415,23 @@ def test_memory_of_rows_survives_a_state_dict(algebra: str, stats: str) -> None:
     assert dict(target.named_parameters()).keys() == dict(source.named_parameters()).keys()
     for row in range(7):
         torch.testing.assert_close(target.get_stats(row), source.get_stats(row))
+
+
+@pytest.mark.parametrize(("saved", "built"), list(product(STATS, STATS)))
+def test_states_of_other_modes(saved: str, built: str) -> None:
+    """Whatever a layer finds of its own in the state of another mode, all its tensors have as many rows afterwards."""
+    source, target = BatchNormLayer(8, "complex", stats=saved), BatchNormLayer(8, "complex", stats=built)
+    if source.num_stats:
+        source.checkpoint_stats()
+    target.load_state_dict(source.state_dict(), strict=False)
+    assert len({len(value) for value in target.rows.values()}) <= 1
+    target(torch.randn(9, 8), stats_id=target.num_stats - 1)
+
+
+def test_a_state_that_does_not_fit_is_refused() -> None:
+    """As that of torch's layer, which has no rows; the layer stays whole."""
+    layer = BatchNormLayer(8)
+    with pytest.raises(RuntimeError, match="size mismatch for running_mean"):
+        layer.load_state_dict(nn.BatchNorm1d(8).state_dict())
+    layer(torch.randn(9, 8))
+    assert layer.num_stats == 1

@@ -1,7 +1,8 @@
 """What every norm layer has: an algebra, Gamma and beta, rows of statistics."""
 
 import math
-from typing import Any
+from operator import index
+from typing import Any, SupportsIndex
 
 import torch
 from torch import Tensor, nn
@@ -85,7 +86,9 @@ class NormLayer(nn.Module):
         Raises:
             ValueError: there is no such row.
         """
-        if not isinstance(row, int) or not self.num_stats:
+        if isinstance(row, str) and row != BATCH:
+            raise ValueError(f"expected a row's number or {BATCH!r}, got {row!r}")
+        if row is None or isinstance(row, str | Tensor) or not self.num_stats:
             return row
         device = next(iter(self.rows.values())).device
         return torch.full((), self._existing(row), device=device)  # filled there: a copy would wait for the GPU
@@ -94,13 +97,13 @@ class NormLayer(nn.Module):
         """A row's tensors; of a vector of N rows, with a leading axis of N.
 
         Raises:
-            ValueError: several rows and none chosen, or no such row (where the tensor lies on a GPU: a failing kernel).
+            ValueError: several rows and none chosen, or no such row (in a vector: IndexError; on a GPU: a failing kernel).
         """
         row = self._row(stats_id)
         if isinstance(row, int):
             return [value[row] for value in self.rows.values()]
-        index = row.reshape(-1)  # index_select, for value[tensor] would read the index on the host
-        many = [value.index_select(0, index) for value in self.rows.values()]
+        flat = row.reshape(-1)  # index_select, for value[tensor] would read the index on the host
+        many = [value.index_select(0, flat) for value in self.rows.values()]
         return many if row.ndim else [value.squeeze(0) for value in many]
 
     def get_stats(self, stats_id: int) -> tuple[Tensor, Tensor]:
@@ -138,11 +141,13 @@ class NormLayer(nn.Module):
             raise ValueError(
                 f"{self.num_stats} rows of statistics and none chosen: pass stats_id or enter `with using_task(module, k)`"
             )
-        if isinstance(row, Tensor) and row.ndim == 0 and row.is_cpu and not (torch.compiler.is_compiling() or is_mapped(row)):
-            row = int(row)
-        return self._existing(row) if isinstance(row, int) else row
+        unread = torch.compiler.is_compiling() or is_mapped(row if isinstance(row, Tensor) else None)
+        if isinstance(row, Tensor) and (row.ndim or not row.is_cpu or unread):
+            return row
+        return self._existing(row)
 
-    def _existing(self, row: int) -> int:
+    def _existing(self, row: SupportsIndex) -> int:
+        row = int(index(row))  # of a tensor or one of numpy's integers
         if not 0 <= row < self.num_stats:
             raise ValueError(f"stats_id={row}: there are rows 0 to {self.num_stats - 1}")
         return row
@@ -156,11 +161,19 @@ class NormLayer(nn.Module):
         setattr(self, name, nn.Parameter(value, old.requires_grad) if isinstance(old, nn.Parameter) else value)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
-        """Takes as many rows as the state has, so that a layer built for one task loads the statistics of many."""
-        for name, own in self.rows.items():
+        """Takes as many rows as the state has, so that a layer built for one task loads the statistics of many.
+
+        Tensors that the state lacks, as that of another mode does, get as many: theirs and fresh ones.
+        """
+        rows, fresh, number = self.rows, self.fresh_row(), self.num_stats
+        for name, own in rows.items():
             saved = state_dict.get(prefix + name)
-            if saved is not None and own.shape[1:] == saved.shape[1:] and own.shape != saved.shape:
-                self._set(name, own.detach().new_empty(saved.shape))
+            if saved is not None and saved.ndim == own.ndim and saved.shape[1:] == own.shape[1:]:
+                number = len(saved)
+        for name, own in rows.items():
+            if len(own) != number:
+                more = fresh[name].to(own).expand(max(0, number - len(own)), *own.shape[1:])
+                self._set(name, torch.cat([own.detach()[:number], more]))
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     # ------------------------------------------------------------------ Gamma and beta

@@ -7,30 +7,35 @@ A mean [..., C] (component-major) and a covariance [..., Q, d, d] are written as
 with the *location* m [..., C] and the *factor* [..., Q, d (d + 1) / 2] ([..., C] for d = 1): s and the lower part of U, column
 by column. Whatever these numbers are, V is positive definite; zeros stand for mean 0 and covariance I; and all but s are free
 of the scale of the values, which batch norm leaves to drift as the weights before it grow.
+
+Nothing is computed in half precision, whatever the numbers come in and under autocast too.
 """
 
 import torch
 from torch import Tensor
 
+from hnetcl.kernels.layout import sum_dtype
 from hnetcl.kernels.whitening import whiten
 
 
 def statistics(location: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]:
     """Mean [..., C] and covariance [..., Q, d, d]."""
+    location, factor = _wide(location), _wide(factor)
     low = _lower(factor, _dim(location, factor))
-    return _from_columns(low @ _to_columns(location, low.shape[-1])), low @ low.mT
+    return _from_columns(_product(low, _to_columns(location, low.shape[-1]))), _product(low, low.mT)
 
 
 def parameters(mean: Tensor, cov: Tensor) -> tuple[Tensor, Tensor]:
     """The inverse of `statistics`: location and factor; of a singular covariance, those of one nearby. Never a host sync."""
     d = cov.shape[-1]
+    mean, cov = _wide(mean), _wide(cov)
     (inverse,) = whiten(cov, "cholesky")
     inverse = inverse.to(cov.dtype)
-    low = cov @ inverse.mT
+    low = _product(cov, inverse.mT)
     diagonal = (low * torch.eye(d, dtype=low.dtype, device=low.device)).sum(-1, keepdim=True).clamp_min(1e-30)
     row, column = _places(d, cov.device)
     factor = torch.where(row == column, diagonal.log().expand_as(low)[..., row, column], (low / diagonal)[..., row, column])
-    return _from_columns(inverse @ _to_columns(mean, d)), factor.squeeze(-1) if d == 1 else factor
+    return _from_columns(_product(inverse, _to_columns(mean, d))), factor.squeeze(-1) if d == 1 else factor
 
 
 def divergence(mean: Tensor, cov: Tensor, location: Tensor, factor: Tensor) -> Tensor:
@@ -38,6 +43,8 @@ def divergence(mean: Tensor, cov: Tensor, location: Tensor, factor: Tensor) -> T
     term that does not depend on them: the loss by which they learn. 0-dim; cov [Q, d, d] may be singular.
     """
     d = cov.shape[-1]
+    location, factor = _wide(location), _wide(factor)
+    mean, cov = mean.to(factor.dtype), cov.to(factor.dtype)
     low = _lower(factor, d)
     half = torch.linalg.solve_triangular(low, cov, upper=False)
     spread = torch.linalg.solve_triangular(low, half.mT, upper=False)
@@ -64,6 +71,15 @@ def distance(mean: Tensor, cov: Tensor, other_mean: Tensor, other_cov: Tensor, e
     shift = (apart.mT @ (a_inverse + b_inverse) @ apart).squeeze((-1, -2))
     apart_by: Tensor = ((traces + shift) / (4 * d)).mean(-1)
     return apart_by
+
+
+def _wide(t: Tensor) -> Tensor:
+    return t.to(sum_dtype(t.dtype))
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """Of matrices; autocast would take `a @ b` in half precision."""
+    return (a.unsqueeze(-1) * b.unsqueeze(-3)).sum(-2)
 
 
 def _dim(location: Tensor, factor: Tensor) -> int:

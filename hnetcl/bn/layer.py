@@ -13,6 +13,8 @@ from hnetcl.choices import STATS
 from hnetcl.errors import ArgumentError, one_of
 from hnetcl.kernels.backends import Kernel, select
 from hnetcl.kernels.layout import complex_to_real, real_to_complex, sum_dtype
+from hnetcl.kernels.mapping import learns
+from hnetcl.kernels.sums import Group
 
 
 class BatchNormLayer(NormLayer):
@@ -84,7 +86,7 @@ class BatchNormLayer(NormLayer):
         if sync and backend == "reference":
             raise ArgumentError("backend", backend, "can't be given beside sync=true")
         self.stats, self.momentum, self.sync = stats, momentum, sync
-        self.process_group: Any = None
+        self.process_group: Group | None = None
         self.lesson_weight = 10.0
         self._open_first_row(learnable=stats == "learnable")
         if stats in ("generated", "distilled"):
@@ -198,12 +200,10 @@ class BatchNormLayer(NormLayer):
                 return kernel.normalize(x, mean, cov, gamma, beta, **options)
             return self._by_sample(kernel, x, mean, cov, gamma, beta, options)
 
-        if isinstance(stats_id, Tensor) and stats_id.ndim:
-            raise ValueError("a row for each sample can be chosen in evaluation only")
         total: int | Tensor = shape.numel() // self.num_features
-        if self.sync and self.training and dist.is_available() and dist.is_initialized():
-            group = dist.group.WORLD if self.process_group is None else self.process_group
+        if self.training and (group := self._ranks()) is not None:
             y, mean, cov, total = kernel.synchronised_batch_norm(x, gamma, beta, group=group, **options)
+            total = total.clamp_min(2)  # the ranks are trusted to have more than one value, for to ask would wait for a GPU
         elif total < 2:
             raise ValueError(f"batch statistics need more than one value per channel, got x of shape {tuple(shape)}")
         else:
@@ -215,6 +215,13 @@ class BatchNormLayer(NormLayer):
             elif not self._wants_batch():
                 y = self._update(y, stats_id, mean, cov)
         return y
+
+    def _ranks(self) -> Group | None:
+        """The ranks to synchronise with, where there are any but this one."""
+        if not (self.sync and dist.is_available() and dist.is_initialized()):
+            return None
+        group = dist.group.WORLD if self.process_group is None else self.process_group
+        return group if dist.get_world_size(group) > 1 else None
 
     def _wants_batch(self) -> bool:
         return self.stats == "batch" or (isinstance(self.row, str) and self.row == BATCH and self.stats != "frozen")
@@ -248,6 +255,8 @@ class BatchNormLayer(NormLayer):
     def _update(self, y: Tensor, stats_id: int | Tensor | None, mean: Tensor, cov: Tensor) -> Tensor:
         """Moves the row towards a batch's statistics; returns y, with the lesson of this step in its graph."""
         old_mean, old, old_count = (value.detach() for value in self.read(stats_id))
+        if old_count.ndim:
+            raise ValueError("a row for each sample can be chosen in evaluation only")
         count = old_count + 1
         if self.stats == "learnable":
             start = parameters(mean, cov + self.eps * torch.eye(cov.shape[-1], dtype=cov.dtype, device=cov.device))
@@ -256,15 +265,15 @@ class BatchNormLayer(NormLayer):
             self.write(stats_id, *moved, count)
             location, factor, _ = self.read(stats_id)
         else:
-            share = count.to(old_mean.dtype).reciprocal() if self.momentum is None else old_mean.new_full((), self.momentum)
-            mean = torch.lerp(old_mean, mean.to(old.dtype), share)
-            var = torch.lerp(old, cov.reshape(old.shape).to(old.dtype), share)
+            dtype = sum_dtype(old.dtype)
+            share = count.to(dtype).reciprocal() if self.momentum is None else old.new_full((), self.momentum, dtype=dtype)
+            mean = torch.lerp(old_mean.to(dtype), mean.to(dtype), share)
+            var = torch.lerp(old.to(dtype), cov.reshape(old.shape).to(dtype), share)
             self.write(stats_id, mean, var, count)
             if self.stats == "tracked":
                 return y
             location, factor, cov = self.location, self.factor, var.reshape(cov.shape)
-        dtype = factor.dtype
-        loss = self.lesson_weight * divergence(mean.to(dtype), cov.to(dtype), location, factor)
+        loss = self.lesson_weight * divergence(mean, cov, location, factor)
         return y.add_(_Lesson.apply(loss).to(y.dtype))
 
     def extra_repr(self) -> str:
@@ -278,9 +287,15 @@ class BatchNormLayer(NormLayer):
 class _Lesson(torch.autograd.Function):
     """A loss -> zero, added to an output; whatever is made of that output, the loss's gradient is taken once."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, loss: Tensor) -> Tensor:
+    def forward(loss: Tensor) -> Tensor:
         return torch.zeros_like(loss)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        pass
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
@@ -291,5 +306,5 @@ def _update_given(running_mean: Tensor, running_var: Tensor, mean: Tensor, cov: 
     """Moves a caller's plain buffers; what carries a gradient is never written to."""
     with torch.no_grad():
         for old, new in ((running_mean, mean), (running_var, cov)):
-            if not (old.requires_grad or old.grad_fn is not None):
+            if not learns(old):
                 old.lerp_(new.reshape(old.shape).to(old.dtype), momentum)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from hnetcl.bn.base import BATCH
+from hnetcl.bn.conv_bn import ConvBatchNorm
 from hnetcl.bn.gaussian import parameters
 from hnetcl.bn.layer import BatchNormLayer
 from hnetcl.bn.rows import batchnorm_layers, using_task
@@ -53,10 +54,17 @@ class Moments:
 def watching(module: nn.Module, see: Callable[[str, BatchNormLayer, Tensor], None]) -> Iterator[None]:
     """Within, `see` is called with the name of every batch-norm layer that runs, the layer and its input."""
 
-    def hook(name: str) -> Any:
-        return lambda layer, args: see(name, layer, args[0])
+    names = {layer: name for name, layer in batchnorm_layers(module).items()}
 
-    handles = [layer.register_forward_pre_hook(hook(name)) for name, layer in batchnorm_layers(module).items()]
+    def hook(layer: nn.Module, args: Any, kwargs: Any) -> None:
+        x = args[0] if args else kwargs["x"]
+        if isinstance(layer, ConvBatchNorm):  # which calls neither of its layers
+            see(names[layer.norm], layer.norm, layer.conv(x))
+        elif isinstance(layer, BatchNormLayer):
+            see(names[layer], layer, x)
+
+    kinds = BatchNormLayer | ConvBatchNorm
+    handles = [m.register_forward_pre_hook(hook, with_kwargs=True) for m in module.modules() if isinstance(m, kinds)]
     try:
         yield
     finally:
@@ -71,7 +79,7 @@ def recalibrate(
     """Re-estimates a row of every batch-norm layer from data, in one pass: the mean and covariance of all batches together.
 
     In that pass the layers normalize each batch by its own statistics, as they did when the network was trained, and dropout
-    is off. For weights that have moved on since the row was tracked.
+    is off. For weights that have moved on since the row was tracked. Layers that don't run in evaluation keep their row.
 
         recalibrate(net, loader, stats_id=2)
         recalibrate(model.net, images.split(1000), 2, call=lambda x: model(x, 2, BATCH))      # of a `HyperModel`
@@ -111,6 +119,8 @@ def recalibrate(
     if not number:
         raise ValueError("recalibrate needs at least one batch")
     for name, layer in layers.items():
+        if not seen[name].count:
+            continue
         mean, cov = seen[name].centre, seen[name].covariance
         if layer.stats == "learnable":
             eye = torch.eye(layer.algebra.dim, dtype=cov.dtype, device=cov.device)

@@ -88,7 +88,7 @@ def _write(y: Tensor, block: Tensor, q: slice, n: slice) -> None:
 
 def _steps(x: Tensor) -> tuple[int, int]:
     """Numbers and samples in a block."""
-    n, d, _, s = x.shape
+    n, d, _, s = (max(1, size) for size in x.shape)
     return max(1, BLOCK // (d * n * s)), max(1, min(n, BLOCK // (d * s)))
 
 

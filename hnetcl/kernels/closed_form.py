@@ -20,6 +20,7 @@ from hnetcl.kernels import steps
 from hnetcl.kernels.layout import split, sum_dtype
 from hnetcl.kernels.mapping import (
     is_mapped,
+    learns,
     merge_matrices,
     merge_numbers,
     merge_vectors,
@@ -91,7 +92,7 @@ def normalize(
     passes: Passes | None = None,
 ) -> Tensor:
     """Normalizes by given statistics, which gradients reach; see `reference.normalize`."""
-    if d == 1 and not (mean.requires_grad or cov.requires_grad or is_mapped(mean, cov)):
+    if d == 1 and not (learns(mean) or learns(cov) or is_mapped(mean, cov)):
         return _torch_batch_norm(x, mean, cov.reshape(-1), gamma, beta, eps, training=False)
     y: Tensor = _GivenStatistics.apply(x, mean, cov, gamma, beta, Options(d, eps, whitening, passes))[0]
     return y.reshape(x.shape)
@@ -108,12 +109,12 @@ def _real_batch_norm(x: Tensor, gamma: Tensor | None, beta: Tensor | None, eps: 
 def _torch_batch_norm(
     x: Tensor, mean: Tensor, var: Tensor, gamma: Tensor | None, beta: Tensor | None, eps: float, training: bool
 ) -> Tensor:
-    # contiguous, for torch's kernel reads past the end of an expanded vector
     dtype = sum_dtype(x.dtype)
-    mean, var = mean.to(dtype).contiguous(), var.to(dtype).contiguous()
-    weight = None if gamma is None else gamma.reshape(-1).to(dtype).contiguous()
-    bias = None if beta is None else beta.to(dtype).contiguous()
-    return F.batch_norm(x, mean, var, weight, bias, training=training, momentum=1.0, eps=eps)
+    vectors = mean, var, None if gamma is None else gamma.reshape(-1), beta
+    dense = [
+        None if v is None else v.to(dtype).contiguous() for v in vectors
+    ]  # torch's backward takes them to be, and reads past an expanded one
+    return F.batch_norm(x, dense[0], dense[1], dense[2], dense[3], training, 1.0, eps)
 
 
 # The functions return numbers [N, d, Q, S], shaped like x only outside of them: what is a view inside a function can't be

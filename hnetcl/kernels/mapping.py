@@ -1,4 +1,4 @@
-"""torch.func.vmap over batch norm: B batches of Q numbers are one batch of B * Q numbers."""
+"""Batch norm under torch.func. Under vmap B batches of Q numbers are one batch of B * Q numbers."""
 
 from typing import Any
 
@@ -17,6 +17,14 @@ def _is_mapped(t: Tensor) -> bool:
     while torch._C._functorch.is_gradtrackingtensor(t):  # torch.func.grad wraps what vmap has wrapped
         t = torch._C._functorch.get_unwrapped(t)
     return torch._C._functorch.is_batchedtensor(t)
+
+
+def learns(t: Tensor) -> bool:
+    """Whether a gradient is wanted of t, by autograd or by any transform of torch.func, which hide what is around them."""
+    wanted: bool = t.requires_grad
+    if wanted or torch.compiler.is_compiling() or not torch._C._functorch.is_functorch_wrapped_tensor(t):
+        return wanted
+    return learns(torch._C._functorch.get_unwrapped(t))
 
 
 def merge_numbers(x: Tensor, dim: int | None, size: int, d: int) -> Tensor:

@@ -12,9 +12,11 @@ Group: TypeAlias = Any  # torch.distributed.ProcessGroup, which does not exist i
 def moments_of_all(count: int, mean: Tensor, cov: Tensor, group: Group) -> tuple[Tensor, Tensor, Tensor]:
     """This rank's count, mean [d, Q] and covariance [Q, d, d] -> those of all ranks' values together.
 
-    Two rounds, for the sums of squares are centred at the common mean.
+    Two rounds, for the sums of squares are centred at the common mean. A rank without values has no say.
     """
     d = mean.shape[0]
+    if not count:
+        mean, cov = torch.zeros_like(mean), torch.zeros_like(cov)
     packed = torch.cat([mean.flatten() * count, mean.new_full((1,), count)])
     dist.all_reduce(packed, group=group)
     total, common = packed[-1], (packed[:-1] / packed[-1]).view(mean.shape)

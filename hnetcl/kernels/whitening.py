@@ -93,10 +93,11 @@ def _inverse_cholesky(cov: Tensor) -> Tensor:
 
 
 def _eigh(cov: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvalues [Q, d] and eigenvectors [Q, d, d] of a symmetric matrix."""
+    """Eigenvalues [Q, d] and eigenvectors [Q, d, d] of a symmetric matrix; nan where it is not finite."""
     if cov.shape[-1] != 2:
-        values, vectors = torch.linalg.eigh(cov)
-        return values, vectors
+        finite = cov.isfinite().all(-1).all(-1, keepdim=True)
+        values, vectors = torch.linalg.eigh(torch.where(finite.unsqueeze(-1), cov, 0))  # which raises otherwise
+        return torch.where(finite, values, torch.nan), vectors
     a, b, c = cov[..., 0, 0], cov[..., 0, 1], cov[..., 1, 1]
     centre, radius = (a + c) / 2, torch.hypot((a - c) / 2, b)
     large = centre + radius
