@@ -5,7 +5,6 @@ only file that compiles anything.
 """
 
 from collections.abc import Callable
-from dataclasses import fields
 from functools import cache
 from types import FunctionType
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hnetcl.kernels.passes import PLAIN, Passes
+from hnetcl.kernels.passes import PLAIN, Passes, backward, forward
 
 
 def can_compile(device: torch.device) -> bool:
@@ -61,5 +60,6 @@ class _Compiled:
 
 @cache
 def compiled_passes() -> Passes:
-    """`passes.PLAIN`, compiled."""
-    return Passes(**{field.name: _Compiled(getattr(PLAIN, field.name)) for field in fields(Passes)})
+    """`passes.PLAIN`, compiled: pass by pass, and all of a forward or a backward as one."""
+    one_by_one = {name: _Compiled(one) for name, one in vars(PLAIN).items() if one is not None}
+    return Passes(**one_by_one, forward=_Compiled(forward), backward=_Compiled(backward))

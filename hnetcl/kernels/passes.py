@@ -17,7 +17,11 @@ from hnetcl.kernels.layout import sum_dtype
 
 @dataclass(frozen=True)
 class Passes:
-    """One way to compute the passes, and the small matrices between them (see `whitening`)."""
+    """One way to compute the passes, and the small matrices between them (see `whitening`).
+
+    `forward` and `backward`, where given, do all of a forward or backward pass by batch statistics in one call: see `forward`
+    and `backward` below.
+    """
 
     moments: Callable[..., tuple[Tensor, Tensor]]
     affine: Callable[..., Tensor]
@@ -25,6 +29,8 @@ class Passes:
     gradient: Callable[..., Tensor]
     forward_matrices: Callable[..., tuple[Tensor, list[Tensor]]] = whitening.forward_matrices
     backward_matrices: Callable[..., tuple[Tensor, Tensor, Tensor]] = whitening.backward_matrices
+    forward: Callable[..., tuple[Tensor, Tensor, Tensor, list[Tensor]]] | None = None
+    backward: Callable[..., tuple[Tensor, Tensor, Tensor]] | None = None
 
 
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -77,3 +83,28 @@ def _outer(u: Tensor, v: Tensor) -> Tensor:
 
 
 PLAIN = Passes(moments, affine, gradient_sums, gradient)
+
+
+def forward(
+    x: Tensor, gamma: Tensor | None, beta: Tensor, eps: float, kind: str, passes: Passes = PLAIN
+) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
+    """y, mean [d, Q], covariance [Q, d, d], and the factors of W that backward needs; beta [d, Q]."""
+    mean, cov = passes.moments(x)
+    matrix, factors = passes.forward_matrices(cov, gamma, eps, kind, mean.dtype)
+    return passes.affine(x, mean, matrix, beta), mean, cov, factors
+
+
+def backward(
+    g: Tensor,
+    x: Tensor,
+    gamma: Tensor | None,
+    mean: Tensor,
+    count: Tensor,
+    factors: list[Tensor],
+    kind: str,
+    passes: Passes = PLAIN,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """dx, dGamma [Q, d, d] and s [d, Q]."""
+    total, outer = passes.gradient_sums(g, x, mean)
+    matrix, dgamma, dcov = passes.backward_matrices(outer, gamma, factors, kind, mean.dtype)
+    return passes.gradient(g, x, mean, matrix, total / count, dcov * (2 / count)), dgamma, total

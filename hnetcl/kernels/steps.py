@@ -1,6 +1,7 @@
 """Forward and backward of batch norm as plain functions of numbers [N, d, Q, S], for autograd functions to be made of."""
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -8,7 +9,7 @@ from torch import Tensor
 from hnetcl.kernels.blocks import BLOCKS
 from hnetcl.kernels.layout import sum_dtype
 from hnetcl.kernels.mapping import is_mapped
-from hnetcl.kernels.passes import PLAIN, Passes
+from hnetcl.kernels.passes import PLAIN, Passes, backward, forward
 from hnetcl.kernels.sums import Group, moments_of_all, sums_of_all
 
 
@@ -42,13 +43,14 @@ def forward_batch(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, list[Tensor]]:
     """y like x, mean [d, Q], covariance [Q, d, d], the count of values (0-dim), and the factors of W that backward needs."""
     passes = options.passes_for(x)
-    mean, cov = passes.moments(x)
     if options.group is None:
-        count = mean.new_full((), x.shape[0] * x.shape[3])
-    else:
-        count, mean, cov = moments_of_all(x.shape[0] * x.shape[3], mean, cov, options.group)
+        whole = passes.forward or partial(forward, passes=passes)
+        y, mean, cov, factors = whole(x, gamma, _beta(beta, x), options.eps, options.whitening)
+        return y, mean, cov, mean.new_full((), x.shape[0] * x.shape[3]), factors
+    mean, cov = passes.moments(x)
+    count, mean, cov = moments_of_all(x.shape[0] * x.shape[3], mean, cov, options.group)
     matrix, factors = passes.forward_matrices(cov, gamma, options.eps, options.whitening, mean.dtype)
-    return passes.affine(x, mean, matrix, _beta(beta, mean)), mean, cov, count, factors
+    return passes.affine(x, mean, matrix, _beta(beta, x)), mean, cov, count, factors
 
 
 def backward_batch(
@@ -56,14 +58,16 @@ def backward_batch(
 ) -> tuple[Tensor, Tensor | None, Tensor]:
     """dx, dGamma and dbeta [C]."""
     passes = options.passes_for(g, x)
+    if options.group is None:
+        whole = passes.backward or partial(backward, passes=passes)
+        dx, dgamma, total = whole(g, x, gamma, mean, count, factors, options.whitening)
+        return dx, _like(dgamma, gamma), total.reshape(-1)
     total, outer = passes.gradient_sums(g, x, mean)
-    matrix, dgamma, dcov = passes.backward_matrices(outer, gamma, factors, options.whitening, mean.dtype)
+    _, dgamma, _ = passes.backward_matrices(outer, gamma, factors, options.whitening, mean.dtype)
     dbeta = total.reshape(-1)
-    if options.group is not None:
-        total, outer = sums_of_all(total, outer, options.group)
-        _, _, dcov = passes.backward_matrices(outer, gamma, factors, options.whitening, mean.dtype)
-    dx = passes.gradient(g, x, mean, matrix, total / count, dcov * (2 / count))
-    return dx, _like(dgamma, gamma), dbeta
+    total, outer = sums_of_all(total, outer, options.group)
+    matrix, _, dcov = passes.backward_matrices(outer, gamma, factors, options.whitening, mean.dtype)
+    return passes.gradient(g, x, mean, matrix, total / count, dcov * (2 / count)), _like(dgamma, gamma), dbeta
 
 
 def forward_given(
@@ -73,7 +77,7 @@ def forward_given(
     passes = options.passes_for(x, mean, cov)
     centre = mean.reshape(options.d, -1).to(sum_dtype(x.dtype))
     matrix, factors = passes.forward_matrices(cov, gamma, options.eps, options.whitening, centre.dtype)
-    return passes.affine(x, centre, matrix, _beta(beta, centre)), factors
+    return passes.affine(x, centre, matrix, _beta(beta, x)), factors
 
 
 def backward_given(
@@ -90,9 +94,10 @@ def backward_given(
     return dx, dmean, dcov, _like(dgamma, gamma), total.reshape(-1)
 
 
-def _beta(beta: Tensor | None, mean: Tensor) -> Tensor:
+def _beta(beta: Tensor | None, x: Tensor) -> Tensor:
     """[d, Q]."""
-    return torch.zeros_like(mean) if beta is None else beta.to(mean.dtype).reshape(mean.shape)
+    shape, dtype = x.shape[1:3], sum_dtype(x.dtype)
+    return torch.zeros(shape, dtype=dtype, device=x.device) if beta is None else beta.to(dtype).reshape(shape)
 
 
 def _like(grad: Tensor, value: Tensor | None) -> Tensor | None:
