@@ -519,6 +519,28 @@ def test_using_task_chooses_rows_everywhere() -> None:
 
 
 @every_algebra
+@pytest.mark.parametrize("stats", STATS)
+@pytest.mark.parametrize("choose", [int, torch.tensor], ids=["int", "tensor"])
+def test_tasks_share_a_graph(algebra: str, stats: str, choose: Any) -> None:
+    """A task may be evaluated in the same graph in which rows are trained: the gradients are those of each graph alone."""
+    layer, x = build(8, algebra, stats=stats), samples(9, 8, 2).requires_grad_()
+    if layer.num_stats:
+        layer.checkpoint_stats()
+
+    def loss(row: int, training: bool) -> Tensor:
+        y: Tensor = layer.train(training)(x, stats_id=choose(row))
+        return y.pow(3).sum()
+
+    calls = (0, False), (1, True), (1, False), (0, True)
+    losses = [loss(*call) for call in calls]
+    leaves = [x, *layer.parameters()]
+    gradients = partial(torch.autograd.grad, inputs=leaves, retain_graph=True, materialize_grads=True)
+    alone = [gradients(each) for each in losses]
+    for together, *parts in zip(gradients(sum(losses, torch.zeros(()))), *alone, strict=True):
+        torch.testing.assert_close(together, torch.stack(parts).sum(0))
+
+
+@every_algebra
 @in_both_modes
 def test_batch_in_place_of_a_row(algebra: str, training: bool) -> None:
     """Within `using_task(net, BATCH)` a tracked layer does as one with stats="batch" and touches no row."""

@@ -94,14 +94,16 @@ class NormLayer(nn.Module):
         return torch.full((), self._existing(row), device=device)  # filled there: a copy would wait for the GPU
 
     def read(self, stats_id: int | Tensor | None) -> list[Tensor]:
-        """A row's tensors; of a vector of N rows, with a leading axis of N.
+        """Copies of a row's tensors, with their graph; of a vector of N rows, with a leading axis of N.
+
+        A view would tie what is saved for backward to all rows: a step of one task would spoil the graph of another.
 
         Raises:
             ValueError: several rows and none chosen, or no such row (in a vector: IndexError; on a GPU: a failing kernel).
         """
         row = self._row(stats_id)
         if isinstance(row, int):
-            return [value[row] for value in self.rows.values()]
+            return [value[row].clone() for value in self.rows.values()]
         flat = row.reshape(-1)  # index_select, for value[tensor] would read the index on the host
         many = [value.index_select(0, flat) for value in self.rows.values()]
         return many if row.ndim else [value.squeeze(0) for value in many]
@@ -114,7 +116,7 @@ class NormLayer(nn.Module):
         """
         self._require_rows()
         mean, cov = self.row_statistics(self._existing(stats_id))
-        return mean.detach().clone(), (cov.flatten() if self.algebra.dim == 1 else cov).detach().clone()
+        return mean.detach(), (cov.flatten() if self.algebra.dim == 1 else cov).detach()
 
     def row_statistics(self, stats_id: int | Tensor | None) -> tuple[Tensor, Tensor]:
         """A row's mean [C] and covariance [Q, d, d]; of a vector of N rows, [N, ...]."""
