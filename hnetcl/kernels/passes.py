@@ -1,8 +1,8 @@
 """The four passes over memory that batch norm of d-component numbers needs, two forward and two backward.
 
 A pass is a pure function of numbers [N, d, Q, S] (N samples, S positions) in any floating dtype; sums are taken in float32, or
-in float64 for float64. The loops over components are written out: each line is one operation over the whole tensor, and a
-compiler can make one loop of a pass.
+in float64 for float64. The components are written out, so that a compiler makes one loop of a pass, which reads each of
+them once.
 """
 
 from collections.abc import Callable
@@ -36,50 +36,61 @@ class Passes:
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """Reads x: mean [d, Q] and biased covariance [Q, d, d] of the centred values (E[x x^T] - mu mu^T would cancel)."""
     x = x.to(sum_dtype(x.dtype))
-    count = x.shape[0] * x.shape[3]
+    count, d = x.shape[0] * x.shape[3], x.shape[1]
     mean = x.sum(3).sum(0) / count
-    centred = x - _broadcast(mean)
-    return mean, _outer(centred, centred) / count
+    c = _centred(x, mean)
+    upper = {(a, b): _sum(c[a] * c[b]) / count for a in range(d) for b in range(a, d)}
+    return mean, _stack([[upper[min(a, b), max(a, b)] for b in range(d)] for a in range(d)])
 
 
 def affine(x: Tensor, mean: Tensor, matrix: Tensor, beta: Tensor) -> Tensor:
     """Reads x, writes y = A (x - mu) + beta in its dtype; mean and beta [d, Q], A [Q, d, d]."""
-    centred = x.to(mean.dtype) - _broadcast(mean)
-    return (_apply(matrix, centred) + _broadcast(beta)).to(x.dtype)
+    y = _apply(matrix, _centred(x, mean))
+    return torch.stack([(part + _broadcast(shift)).to(x.dtype) for part, shift in zip(y, beta.unbind(0), strict=True)], 1)
 
 
 def gradient_sums(g: Tensor, x: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
     """Reads g and x: s = sum g [d, Q] and G = sum g (x - mu)^T [Q, d, d]."""
-    g = g.to(mean.dtype)
-    return g.sum(3).sum(0), _outer(g, x.to(mean.dtype) - _broadcast(mean))
+    g, centred = g.to(mean.dtype), _centred(x, mean)
+    return g.sum(3).sum(0), _stack([[_sum(gradient * part) for part in centred] for gradient in g.unbind(1)])
 
 
 def gradient(g: Tensor, x: Tensor, mean: Tensor, matrix: Tensor, shift: Tensor, factor: Tensor) -> Tensor:
     """Reads g and x, writes dx = A^T (g - shift) + factor (x - mu) in the dtype of x; shift [d, Q], the matrices [Q, d, d]."""
-    centred = x.to(mean.dtype) - _broadcast(mean)
-    return (_apply(matrix.mT, g.to(mean.dtype) - _broadcast(shift)) + _apply(factor, centred)).to(x.dtype)
+    from_g, from_x = _apply(matrix.mT, _centred(g, shift)), _apply(factor, _centred(x, mean))
+    return torch.stack([(a + b).to(x.dtype) for a, b in zip(from_g, from_x, strict=True)], 1)
 
 
 def _broadcast(v: Tensor) -> Tensor:
-    """[d, Q] -> [1, d, Q, 1]."""
+    """[Q] -> [1, Q, 1]."""
     return v.unsqueeze(0).unsqueeze(-1)
 
 
-def _apply(matrix: Tensor, numbers: Tensor) -> Tensor:
-    """The matrix of every number times the number: [Q, d, d], [N, d, Q, S] -> [N, d, Q, S].
-
-    Batched matrix products would copy the tensor twice to reorder it, and are slow for matrices so small.
-    """
-    columns = [_broadcast(column) for column in matrix.permute(2, 1, 0).contiguous()]  # contiguous, so that the result is
-    y = numbers[:, :1] * columns[0]
-    for b in range(1, len(columns)):
-        y = y.addcmul(columns[b], numbers[:, b : b + 1])
-    return y
+def _centred(x: Tensor, mean: Tensor) -> list[Tensor]:
+    """The d components of x - mu, [N, Q, S] each."""
+    return [part.to(mean.dtype) - _broadcast(centre) for part, centre in zip(x.unbind(1), mean.unbind(0), strict=True)]
 
 
-def _outer(u: Tensor, v: Tensor) -> Tensor:
-    """sum u v^T over samples and positions: [N, d, Q, S] twice -> [Q, d, d]."""
-    return torch.stack([(u * v[:, b : b + 1]).sum(3).sum(0).T for b in range(v.shape[1])], -1)
+def _apply(matrix: Tensor, parts: list[Tensor]) -> list[Tensor]:
+    """The components of every number's matrix [Q, d, d] times the number."""
+    result = []
+    for row in matrix.unbind(1):
+        columns = row.unbind(1)
+        y = parts[0] * _broadcast(columns[0])
+        for part, column in zip(parts[1:], columns[1:], strict=True):
+            y = torch.addcmul(y, part, _broadcast(column))
+        result.append(y)
+    return result
+
+
+def _sum(part: Tensor) -> Tensor:
+    """Over samples and positions: [N, Q, S] -> [Q]."""
+    return part.sum(2).sum(0)
+
+
+def _stack(rows: list[list[Tensor]]) -> Tensor:
+    """d x d vectors [Q] -> [Q, d, d]."""
+    return torch.stack([torch.stack(row, -1) for row in rows], -2)
 
 
 PLAIN = Passes(moments, affine, gradient_sums, gradient)
