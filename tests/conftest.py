@@ -1,7 +1,10 @@
 """A small image set that is quick to learn, and configurations as the command line composes them."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # each of pytest's workers has a core of its own
 
 import hydra
 import pytest
