@@ -51,6 +51,12 @@ class NormLayer(nn.Module):
         """The layer's row tensors as they start, [1, ...] each, by name; empty where it keeps no rows."""
         return {}
 
+    def _standard_row(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean 0, variance 1 or covariance I, and count 0, [1, ...] each."""
+        c, d, q = self.num_features, self.algebra.dim, self.num_numbers
+        var = torch.ones(1, c) if d == 1 else torch.eye(d).repeat(1, q, 1, 1)
+        return torch.zeros(1, c), var, torch.zeros(1, dtype=torch.long)
+
     def _open_first_row(self, learnable: bool = False) -> None:
         for name, value in self.fresh_row().items():
             if learnable and value.is_floating_point():

@@ -95,14 +95,12 @@ class BatchNormLayer(NormLayer):
 
     def fresh_row(self) -> dict[str, Tensor]:
         """Mean 0 and covariance I."""
-        c, d, q = self.num_features, self.algebra.dim, self.num_numbers
-        mean, count = torch.zeros(1, c), torch.zeros(1, dtype=torch.long)
+        mean, var, count = self._standard_row()
         if self.stats == "learnable":
             learned = torch.zeros(1, *self._triangle)
             return {"running_location": mean, "running_factor": learned, "num_batches_tracked": count}
         if self.stats not in ("tracked", "distilled"):
             return {}
-        var = torch.ones(1, c) if d == 1 else torch.eye(d).repeat(1, q, 1, 1)
         return {"running_mean": mean, "running_var": var, "num_batches_tracked": count}
 
     @property

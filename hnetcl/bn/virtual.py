@@ -62,13 +62,7 @@ class VirtualBatchNormLayer(NormLayer):
 
     def fresh_row(self) -> dict[str, Tensor]:
         """No reference yet."""
-        c, d, q = self.num_features, self.algebra.dim, self.num_numbers
-        var = torch.ones(1, c) if d == 1 else torch.eye(d).repeat(1, q, 1, 1)
-        return {
-            "reference_mean": torch.zeros(1, c),
-            "reference_var": var,
-            "reference_count": torch.zeros(1, dtype=torch.long),
-        }
+        return dict(zip(("reference_mean", "reference_var", "reference_count"), self._standard_row(), strict=True))
 
     def forward(
         self, x: Tensor, *, stats_id: int | Tensor | None = None, weight: Tensor | None = None, bias: Tensor | None = None
