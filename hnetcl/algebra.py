@@ -48,7 +48,7 @@ class Algebra:
             [out, in, *K]
         """
         if self.dim == 1:
-            return weight[0]
+            return weight.squeeze(0)  # whose backward, unlike that of weight[0], copies nothing
         components = {1: weight.unbind(0), -1: (-weight).unbind(0)}
         blocks: list[Tensor] = [weight] * self.dim**2
         for a, row in enumerate(self.table):

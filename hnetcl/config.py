@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from hnetcl.choices import ALGEBRA_DIMS, BACKENDS, CLASS_ORDERS, INFERENCES, SCENARIOS, SCHEDULES, STATS, WHITENINGS
+from hnetcl.choices import ALGEBRA_DIMS, BACKENDS, CLASS_ORDERS, INFERENCES, SCENARIOS, SCHEDULES, STATS, TARGETS, WHITENINGS
 from hnetcl.errors import ArgumentError, one_of
 
 Check = Callable[[Any], str]
@@ -160,6 +160,9 @@ class DirectConfig(Part):
 @dataclass(kw_only=True)
 class OutputRegularizerConfig(Part):
     beta: float = number(least=0)
+    sample: int | None = number(least=1)
+    targets: str = choice(TARGETS)
+    task_weights: list[float] | None
 
 
 @dataclass(kw_only=True)

@@ -70,8 +70,8 @@ def test_a_step_never_waits_for_the_gpu(algebra: str) -> None:
     hnet = ChunkedHyperNetwork({name: value.shape for name, value in initial.items()}, 4, (8,), chunk_size=50, initial=initial)
     model, method = HyperModel(net, hnet).cuda(), OutputRegularizer(0.1)
     x, y = torch.randn(32, 1, 8, 8, device="cuda"), torch.zeros(32, dtype=torch.long, device="cuda")
-    method.start_task(hnet, 3)
     optimizer = torch.optim.Adam(hnet.parameters(), fused=True)
+    method.start_task(hnet, 3, optimizer, torch.Generator("cuda"))
     for step in range(3):
         torch.cuda.set_sync_debug_mode("error" if step else "default")  # the first step may initialise libraries
         try:

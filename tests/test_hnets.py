@@ -131,7 +131,7 @@ def test_compression_finds_the_largest_chunk(compression: float) -> None:
     shapes = {"weight": (300, 400)}
     hnet = ChunkedHyperNetwork(shapes, 5, hidden=(10, 10), compression=compression)
     assert hnet.compression <= compression
-    chunks = len(hnet.chunk_embedding)
+    chunks = hnet.num_chunks
     fewer = -(-hnet.num_generated // (chunks - 1))
     assert ChunkedHyperNetwork(shapes, 5, hidden=(10, 10), chunk_size=fewer).compression > compression
 

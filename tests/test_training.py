@@ -1,6 +1,7 @@
 """The loop's own promises, without the command line."""
 
 from collections import OrderedDict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -198,7 +199,7 @@ def test_devices() -> None:
 
 def test_finetuning_forgets_where_the_hypernetwork_does_not(sequence: TaskSequence) -> None:
     """The shared body is overwritten: the main point of the whole package, at its smallest."""
-    kept = trainer(sequence, steps=60).fit().matrix
-    lost = trainer(sequence, steps=60)
+    kept, lost = trainer(sequence, steps=100), trainer(sequence, steps=100)
+    kept.optimizer = lost.optimizer = replace(ADAM, lr=0.05)
     lost.method = Finetune()
-    assert kept[-1, :2].mean() > lost.fit().matrix[-1, :2].mean()
+    assert kept.fit().matrix[-1, :2].mean() > lost.fit().matrix[-1, :2].mean() + 0.05

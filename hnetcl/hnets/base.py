@@ -3,6 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,28 @@ from torch import Tensor, nn
 from hnetcl.errors import ArgumentError
 
 Shapes = Mapping[str, Sequence[int]]
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a hypernetwork wrote for B tasks, in the form in which it compares best.
+
+    Args:
+        by_task: tensors [B, ...].
+        common: tensors that are the same for all tasks.
+    """
+
+    by_task: list[Tensor]
+    common: list[Tensor]
+
+    def of(self, places: Tensor) -> "Record":
+        """The record of the tasks at these places, [K] of B."""
+        return Record([value.index_select(0, places.to(value.device)) for value in self.by_task], self.common)
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "Record":
+        """The same elsewhere, or in another dtype."""
+        by_task, common = ([value.to(device, dtype) for value in values] for values in (self.by_task, self.common))
+        return Record(by_task, common)
 
 
 class HyperNetwork(nn.Module, ABC):
@@ -64,12 +87,38 @@ class HyperNetwork(nn.Module, ABC):
             if not 0 <= task < self.num_tasks:
                 raise ValueError(f"task={task}: there are tasks 0 to {self.num_tasks - 1}")
             task = torch.full((), task, device=next(self.parameters()).device)  # filled there: a copy would wait for the GPU
-        flat = self.flat(task.reshape(-1))
-        return self.by_name(flat if task.ndim else flat[0])
+        written = self.written(task.reshape(-1))
+        lead = (-1,) if task.ndim else ()
+        return {name: written[name].reshape(*lead, *shape) for name, shape in self.shapes.items()}
 
-    @abstractmethod
     def flat(self, tasks: Tensor) -> Tensor:
         """The parameters of B tasks in one row each: [B] -> [B, P], in the order of `shapes`."""
+        written = self.written(tasks)
+        return torch.cat([written[name] for name in self.shapes], 1)
+
+    @torch.no_grad()
+    def record(self, tasks: Tensor, at_once: int) -> Record:
+        """What is written for B tasks, to be compared with later.
+
+        Args:
+            tasks: [B].
+            at_once: of how many of them a comparison will be.
+        """
+        return Record([self.flat(tasks)], [])
+
+    def squared_distance(self, tasks: Tensor, before: Record) -> Tensor:
+        """|w_t - w'_t|^2 for each of B tasks between what is written now, w, and what was, w': [B] -> [B].
+
+        Args:
+            tasks: [B].
+            before: their record, made by this hypernetwork or a copy of it.
+        """
+        (flat,) = before.by_task
+        return (self.flat(tasks) - flat).square().sum(1)
+
+    @abstractmethod
+    def written(self, tasks: Tensor) -> dict[str, Tensor]:
+        """The parameters of B tasks, by name, each flat: [B] -> [B, n]."""
 
     @abstractmethod
     def add_task(self) -> None:
@@ -83,14 +132,6 @@ class HyperNetwork(nn.Module, ABC):
     @abstractmethod
     def embeddings(self) -> Tensor | None:
         """Task embeddings [T, E], or None where tasks have none."""
-
-    def by_name(self, flat: Tensor) -> dict[str, Tensor]:
-        """Views of [..., P] as named parameters."""
-        pieces = flat.split([shape.numel() for shape in self.shapes.values()], -1)
-        return {
-            name: piece.reshape(*flat.shape[:-1], *shape)
-            for (name, shape), piece in zip(self.shapes.items(), pieces, strict=True)
-        }
 
 
 def initial_values(shapes: Mapping[str, torch.Size]) -> dict[str, Tensor]:

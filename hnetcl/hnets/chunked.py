@@ -2,13 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from math import ceil
+from typing import cast
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hnetcl.errors import ArgumentError
 from hnetcl.hnets.base import Shapes
-from hnetcl.hnets.conditioned import ConditionedHyperNetwork, unit_mlp
+from hnetcl.hnets.conditioned import ConditionedHyperNetwork
+from hnetcl.hnets.part import Part, part_size
 
 DEFAULT_COMPRESSION = 0.95
 
@@ -49,22 +50,19 @@ class ChunkedHyperNetwork(ConditionedHyperNetwork):
             raise ArgumentError("chunk_size", chunk_size, f"can't be given beside compression={compression}")
         if chunk_size is not None and chunk_size < 1:
             raise ArgumentError("chunk_size", chunk_size, "must be at least 1")
-        width = embedding_dim + chunk_embedding_dim
         if chunk_size is None:
-            fixed = sum(p.numel() for p in [*self.parameters(), *unit_mlp(width, hidden, 1)[:-1].parameters()])
-            per_output = (hidden[-1] if hidden else width) + 1
-            chunk_size = self._solve(
-                DEFAULT_COMPRESSION if compression is None else compression, fixed, chunk_embedding_dim, per_output
-            )
-        self.chunk_size = min(chunk_size, self.num_generated)
-        self.chunk_embedding = nn.Parameter(torch.randn(ceil(self.num_generated / self.chunk_size), chunk_embedding_dim))
-        self.mlp = unit_mlp(width, hidden, self.chunk_size)
+            trunk, per_output = part_size(embedding_dim, hidden, chunk_embedding_dim)
+            fixed = trunk + sum(p.numel() for p in self.parameters())
+            wanted = DEFAULT_COMPRESSION if compression is None else compression
+            chunk_size = self._solve(wanted, fixed, chunk_embedding_dim, per_output)
+        sizes = [shape.numel() for shape in self.shapes.values()]
+        self.assemble([Part(sizes, embedding_dim, hidden, min(chunk_size, self.num_generated), chunk_embedding_dim)])
 
-    def write(self, embeddings: Tensor) -> Tensor:
-        tasks, chunks = len(embeddings), len(self.chunk_embedding)
-        pairs = [embeddings[:, None].expand(-1, chunks, -1), self.chunk_embedding.expand(tasks, -1, -1)]
-        numbers: Tensor = self.mlp(torch.cat(pairs, -1))
-        return numbers.flatten(1)[:, : self.num_generated]
+    @property
+    def num_chunks(self) -> int:
+        """C."""
+        (part,) = self.parts
+        return cast(Part, part).chunks
 
     def _solve(self, compression: float, fixed: int, per_chunk: int, per_output: int) -> int:
         """The largest chunk size whose trainable numbers, fixed + chunks * per_chunk + size * per_output, are few enough."""

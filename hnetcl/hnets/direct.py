@@ -53,8 +53,8 @@ class DirectHyperNetwork(HyperNetwork):
         self.own = nn.Parameter(torch.cat([self.own.detach(), self.own.detach()[-1:]]))
         self.num_tasks += 1
 
-    def flat(self, tasks: Tensor) -> Tensor:
+    def written(self, tasks: Tensor) -> dict[str, Tensor]:
         sizes = {name: shape.numel() for name, shape in self.shapes.items()}
         shared = iter(self.shared.split([n for name, n in sizes.items() if not self.is_own[name]]))
         own = iter(self.own.index_select(0, tasks).split([n for name, n in sizes.items() if self.is_own[name]], 1))
-        return torch.cat([next(own) if self.is_own[name] else next(shared).expand(len(tasks), -1) for name in sizes], 1)
+        return {name: next(own) if self.is_own[name] else next(shared).expand(len(tasks), -1) for name in sizes}

@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 
 from hnetcl.hnets.base import Shapes
-from hnetcl.hnets.conditioned import ConditionedHyperNetwork, unit_mlp
+from hnetcl.hnets.conditioned import ConditionedHyperNetwork
+from hnetcl.hnets.part import Part
 
 
 class FullHyperNetwork(ConditionedHyperNetwork):
@@ -28,8 +29,5 @@ class FullHyperNetwork(ConditionedHyperNetwork):
         initial: Mapping[str, Tensor] | None = None,
     ) -> None:
         super().__init__(shapes, num_tasks, embedding_dim, initial)
-        self.mlp = unit_mlp(embedding_dim, hidden, self.num_generated)
-
-    def write(self, embeddings: Tensor) -> Tensor:
-        numbers: Tensor = self.mlp(embeddings)
-        return numbers
+        sizes = [shape.numel() for shape in self.shapes.values()]
+        self.assemble([Part(sizes, embedding_dim, hidden, self.num_generated)])

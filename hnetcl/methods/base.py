@@ -2,7 +2,9 @@
 
 from abc import ABC, abstractmethod
 
+import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from hnetcl.hnets import HyperNetwork
 
@@ -11,10 +13,16 @@ class Method(ABC):
     """Called by the trainer: `start_task` once per task, then `batch_task` and `penalty` at every step."""
 
     @abstractmethod
-    def start_task(self, hnet: HyperNetwork, task: int) -> None:
+    def start_task(self, hnet: HyperNetwork, task: int, optimizer: Optimizer, generator: torch.Generator) -> None:
         """Keeps what is needed of the state before task number `task` is trained.
 
         Nothing else survives between tasks, so that a resumed run starts a task as an uninterrupted one does.
+
+        Args:
+            hnet: as the tasks before have left it.
+            task: the number.
+            optimizer: what will train the task.
+            generator: on the hypernetwork's device, for what a step draws.
         """
 
     @abstractmethod
@@ -23,4 +31,4 @@ class Method(ABC):
 
     @abstractmethod
     def penalty(self, hnet: HyperNetwork) -> Tensor | None:
-        """What is added to the loss, a 0-dim tensor; None for nothing."""
+        """What is added to the loss, a 0-dim tensor; None for nothing. The loss's gradients are in place when it is called."""

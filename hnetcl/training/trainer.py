@@ -143,16 +143,18 @@ class Trainer:
     def _train(self, task: int, batches: list[Batches], steps: int) -> None:
         model, method = self.model.train(), self.method
         model.start_task(task)
-        method.start_task(model.hnet, task)
         optimizer, schedule = self.optimizer.make(model, steps)
+        method.start_task(model.hnet, task, optimizer, self.generator)
         for step in range(steps):
             source = method.batch_task(task, step)
             x, y = batches[source].draw()
             logits = model(x, source)
             loss = F.cross_entropy(logits, y)
-            penalty = method.penalty(model.hnet)
             optimizer.zero_grad()
-            (loss if penalty is None else loss + penalty).backward()
+            loss.backward()
+            penalty = method.penalty(model.hnet)
+            if penalty is not None:
+                penalty.backward()
             if self.observers and (step % self.log_every == 0 or step == steps - 1):
                 self._tell(task, step + 1, steps, logits, y, loss, penalty, optimizer.param_groups[0]["lr"])
             optimizer.step()

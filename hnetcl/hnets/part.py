@@ -1,0 +1,69 @@
+"""What writes: a small network that yields many numbers, chunk by chunk, from the same last layer."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from hnetcl.errors import ArgumentError
+
+
+class Part(nn.Module):
+    """chunk_k = head(trunk([e_t, c_k])) for all chunks k in one batch; the chunks laid end to end are what it writes.
+
+    With one chunk there need be no chunk embedding. Unit variance comes in and, before training, goes out (He et al. 2015).
+
+    Args:
+        sizes: of the parameters to write, which lie one after the other in the chunks.
+        embedding_dim: E, of task embeddings.
+        hidden: widths of the trunk's layers, each with a ReLU.
+        chunk_size: S, numbers in a chunk; the last chunk may hold more than there is to write.
+        chunk_embedding_dim: of the chunk embeddings c_k, which all tasks share; 0 for none.
+
+    Raises:
+        ArgumentError: a width below 1.
+    """
+
+    def __init__(
+        self, sizes: Sequence[int], embedding_dim: int, hidden: Sequence[int], chunk_size: int, chunk_embedding_dim: int = 0
+    ) -> None:
+        super().__init__()
+        if any(width < 1 for width in hidden):
+            raise ArgumentError("hidden", list(hidden), "widths must be at least 1")
+        self.sizes, self.chunk_size = list(sizes), chunk_size
+        self.chunks = -(-sum(sizes) // chunk_size)
+        embeddings = torch.randn(self.chunks, chunk_embedding_dim)
+        self.chunk_embedding = nn.Parameter(embeddings) if chunk_embedding_dim else None
+        widths = [embedding_dim + chunk_embedding_dim, *hidden]
+        layers: list[nn.Module] = []
+        for i, (width, out) in enumerate(pairwise(widths)):
+            layers += [_linear(width, out, behind_relu=i > 0), nn.ReLU()]
+        self.trunk = nn.Sequential(*layers)
+        self.head = _linear(widths[-1], chunk_size, behind_relu=bool(hidden))
+
+    def features(self, embeddings: Tensor) -> Tensor:
+        """What the head sees: [B, E] -> [B, C, H]."""
+        pairs = embeddings[:, None].expand(-1, self.chunks, -1)
+        if self.chunk_embedding is not None:
+            pairs = torch.cat([pairs, self.chunk_embedding.expand(len(embeddings), -1, -1)], -1)
+        features: Tensor = self.trunk(pairs)
+        return features
+
+    def forward(self, embeddings: Tensor) -> list[Tensor]:
+        """The numbers of every parameter: [B, E] -> [B, n] for each n of `sizes`."""
+        numbers: Tensor = self.head(self.features(embeddings)).flatten(1)
+        return list(numbers.split([*self.sizes, numbers.shape[1] - sum(self.sizes)], 1)[:-1])
+
+
+def part_size(embedding_dim: int, hidden: Sequence[int], chunk_embedding_dim: int) -> tuple[int, int]:
+    """Trainable numbers of a part's trunk, and of its head per number of a chunk."""
+    widths = [embedding_dim + chunk_embedding_dim, *hidden]
+    return sum((width + 1) * out for width, out in pairwise(widths)), widths[-1] + 1
+
+
+def _linear(width: int, out: int, behind_relu: bool) -> nn.Linear:
+    linear = nn.Linear(width, out)
+    nn.init.normal_(linear.weight, std=((2 if behind_relu else 1) / width) ** 0.5)
+    nn.init.zeros_(linear.bias)
+    return linear
