@@ -188,6 +188,19 @@ class AdamConfig(OptimizerConfig):
 
 
 @dataclass(kw_only=True)
+class AdagradConfig(OptimizerConfig):
+    lr_decay: float = number(least=0)
+    initial_accumulator_value: float = number(least=0)
+
+
+@dataclass(kw_only=True)
+class RMSpropConfig(OptimizerConfig):
+    alpha: float = number(least=0, most=1)
+    momentum: float = number(least=0, most=1)
+    centered: bool
+
+
+@dataclass(kw_only=True)
 class SGDConfig(OptimizerConfig):
     momentum: float = number(least=0, most=1)
     nesterov: bool
@@ -240,7 +253,7 @@ class Config(Settings):
     net: MLPConfig | LeNetConfig
     hnet: FullConfig | ChunkedConfig | DirectConfig
     method: OutputRegularizerConfig | FinetuneConfig | JointConfig
-    optimizer: AdamConfig | SGDConfig
+    optimizer: AdagradConfig | AdamConfig | RMSpropConfig | SGDConfig
     trainer: TrainerConfig
 
     def __post_init__(self) -> None:
@@ -280,7 +293,13 @@ GROUPS: dict[str, dict[str, type[Checked]] | type[Checked]] = {
     "net": {"mlp": MLPConfig, "lenet": LeNetConfig},
     "hnet": {"full": FullConfig, "chunked": ChunkedConfig, "direct": DirectConfig},
     "method": {"output_regularizer": OutputRegularizerConfig, "finetune": FinetuneConfig, "joint": JointConfig},
-    "optimizer": {"adam": AdamConfig, "adamw": AdamConfig, "sgd": SGDConfig},
+    "optimizer": {
+        "adagrad": AdagradConfig,
+        "adam": AdamConfig,
+        "adamw": AdamConfig,
+        "rmsprop": RMSpropConfig,
+        "sgd": SGDConfig,
+    },
     "trainer": TrainerConfig,
 }
 """The groups of a configuration: their schema, or a schema for every `name`."""

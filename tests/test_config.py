@@ -73,6 +73,9 @@ def test_choices_are_what_the_parts_know() -> None:
     schemas = GROUPS["optimizer"]
     assert isinstance(schemas, dict)
     assert set(OPTIMIZERS) == optimizers.OPTIMIZERS.keys() == schemas.keys()
+    for name, schema in schemas.items():
+        keys = schema.__dataclass_fields__.keys() - {"name", "schedule"}
+        assert keys <= signature(optimizers.OPTIMIZERS[name]).parameters.keys()
 
 
 @pytest.mark.parametrize("algebra", ["real", "complex", "quaternion"])
@@ -108,6 +111,9 @@ REFUSED = {
     "bn.stats=traked": "bn.stats=traked: did you mean tracked?",
     "scenario=all": "scenario=all: allowed: class, domain, task",
     "inference=luck": "inference=luck: allowed: agreement, confidence, entropy",
+    "optimizer=rmsprop optimizer.alpha=2": "optimizer.alpha=2.0: must be at least 0 and at most 1",
+    "optimizer=adagrad optimizer.initial_accumulator_value=-1": "optimizer.initial_accumulator_value=-1.0: must be at least 0",
+    "optimizer=adagrad +optimizer.momentum=0.9": "optimizer.momentum=0.9: there is no such key",
     "method.beta=-1": "method.beta=-1.0: must be at least 0",
     "seed=-1": "seed=-1: must be at least 0",
     "~bn": "bn=None: is missing",
@@ -117,7 +123,7 @@ REFUSED = {
 @pytest.mark.parametrize(("override", "message"), REFUSED.items())
 def test_refused_in_one_line(override: str, message: str, compose: Callable[..., Config]) -> None:
     with pytest.raises(ArgumentError) as caught:
-        compose(*(["net.algebra=quaternion"] if override == "~bn" else []), override)
+        compose(*(["net.algebra=quaternion"] if override == "~bn" else []), *override.split())
     assert str(caught.value).startswith(message)
     assert "\n" not in str(caught.value)
 

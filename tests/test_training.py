@@ -17,6 +17,7 @@ from hnetcl.model import HyperModel, writable_parameters
 from hnetcl.nets import MLP
 from hnetcl.tasks import TaskSequence, load_images, split_sequence
 from hnetcl.training import (
+    OPTIMIZERS,
     Observer,
     OptimizerFactory,
     Protocol,
@@ -153,7 +154,14 @@ def test_refused_optimizer_arguments(changes: dict[str, Any], message: str) -> N
         OptimizerFactory(**{**values, **changes})
 
 
-@pytest.mark.parametrize(("name", "options"), [("adam", {}), ("adamw", {}), ("sgd", {"momentum": 0.9})])
+OPTIONS: dict[str, dict[str, Any]] = {
+    "adagrad": {"lr_decay": 0.1},
+    "rmsprop": {"momentum": 0.9, "centered": True},
+    "sgd": {"momentum": 0.9},
+}
+
+
+@pytest.mark.parametrize(("name", "options"), [(name, OPTIONS.get(name, {})) for name in OPTIMIZERS])
 def test_weight_decay_leaves_other_tasks_alone(name: str, options: dict[str, Any]) -> None:
     """What belongs to a task moves only when that task is trained, rows of learnable statistics included."""
     net = nn.Sequential(OrderedDict(body=nn.Linear(3, 3), norm=BatchNormLayer(3, stats="learnable"), head=nn.Linear(3, 2)))

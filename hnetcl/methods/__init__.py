@@ -3,6 +3,7 @@
 from hnetcl.methods.base import Method
 from hnetcl.methods.finetune import Finetune
 from hnetcl.methods.joint import Joint
+from hnetcl.methods.lookahead import Lookahead, evaluate
 from hnetcl.methods.output_regularizer import OutputRegularizer
 
-__all__ = ["Finetune", "Joint", "Method", "OutputRegularizer"]
+__all__ = ["Finetune", "Joint", "Lookahead", "Method", "OutputRegularizer", "evaluate"]

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,10 +14,12 @@ from hnetcl.bn import row_parameters
 from hnetcl.errors import ArgumentError, one_of
 from hnetcl.model import HyperModel
 
-OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
-    "adam": torch.optim.Adam,
-    "adamw": torch.optim.AdamW,
-    "sgd": torch.optim.SGD,
+OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {  # fused where torch has that on every device
+    "adagrad": torch.optim.Adagrad,
+    "adam": partial(torch.optim.Adam, fused=True),
+    "adamw": partial(torch.optim.AdamW, fused=True),
+    "rmsprop": torch.optim.RMSprop,
+    "sgd": partial(torch.optim.SGD, fused=True),
 }
 ROW_SPEED = 10.0  # learnable statistics follow the network, so they must be faster than it is
 SCHEDULES: dict[str, Callable[[float], float]] = {  # share of the task done -> factor of the learning rate
@@ -67,5 +70,5 @@ class OptimizerFactory:
         ]
         if rows:
             groups.append({"params": rows, "weight_decay": 0.0, "lr": ROW_SPEED * self.lr})
-        optimizer = OPTIMIZERS[self.name](groups, lr=self.lr, fused=True, **self.options)
+        optimizer = OPTIMIZERS[self.name](groups, lr=self.lr, **self.options)
         return optimizer, LambdaLR(optimizer, lambda step: SCHEDULES[self.schedule](step / steps))
