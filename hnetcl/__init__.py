@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from hnetcl.errors import ArgumentError
     from hnetcl.hnets import ChunkedHyperNetwork, DirectHyperNetwork, FullHyperNetwork, HyperNetwork
     from hnetcl.model import HyperModel
+    from hnetcl.nets import register_net
     from hnetcl.wrapping import wrap
 
 __version__ = "0.1.0"
@@ -42,6 +43,7 @@ _ROOMS = {
     "fold_batchnorm": "bn",
     "recalibrate": "bn",
     "reference_pass": "bn",
+    "register_net": "nets",
     "using_task": "bn",
     "wrap": "wrapping",
 }
@@ -63,6 +65,7 @@ __all__ = [
     "fold_batchnorm",
     "recalibrate",
     "reference_pass",
+    "register_net",
     "using_task",
     "wrap",
 ]

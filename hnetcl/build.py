@@ -8,18 +8,24 @@ from typing import Any
 import torch
 from torch import nn
 
-from hnetcl.bn import BatchNormLayer
-from hnetcl.config import Checked, Config
+from hnetcl.bn import BatchNormLayer, convert_batchnorm
+from hnetcl.config import Checked, Config, ModuleConfig
 from hnetcl.errors import ArgumentError
 from hnetcl.hnets import ChunkedHyperNetwork, DirectHyperNetwork, FullHyperNetwork, HyperNetwork
 from hnetcl.methods import Finetune, Joint, Method, OutputRegularizer
-from hnetcl.model import HyperModel, writable_parameters
-from hnetcl.nets import MLP, LeNet
+from hnetcl.model import HyperModel
+from hnetcl.nets import MLP, LeNet, custom_net, torchvision_net
 from hnetcl.tasks import TaskSequence, load_images, permuted_sequence, split_sequence
 from hnetcl.training import OptimizerFactory
+from hnetcl.wrapping import wrap
 
 SEQUENCES: dict[str, Callable[..., TaskSequence]] = {"split": split_sequence, "permuted": permuted_sequence}
-NETS: dict[str, Callable[..., nn.Module]] = {"mlp": MLP, "lenet": LeNet}
+NETS: dict[str, Callable[..., nn.Module]] = {
+    "mlp": MLP,
+    "lenet": LeNet,
+    "torchvision": torchvision_net,
+    "custom": custom_net,
+}
 HNETS: dict[str, Callable[..., HyperNetwork]] = {
     "full": FullHyperNetwork,
     "chunked": ChunkedHyperNetwork,
@@ -49,14 +55,12 @@ def build(config: Config, device: torch.device) -> Parts:
         ArgumentError: a part refuses a value; named as on the command line.
     """
     sequence = build_sequence(config, device)
-    norm = partial(BatchNormLayer, **asdict(config.bn))
-    net = _make("net", NETS, config.net, in_shape=sequence.in_shape, num_classes=sequence.num_classes, norm=norm)
-    initial = {name: value.detach().clone() for name, value in writable_parameters(net).items()}
-    shapes = {name: value.shape for name, value in initial.items()}
-    hnet = _make("hnet", HNETS, config.hnet, shapes=shapes, num_tasks=len(sequence), initial=initial)
+    net = build_net(config, sequence)
+    hnet = partial(_make, "hnet", HNETS, config.hnet)
+    model = wrap(net, len(sequence), config.generate, config.shared, config.bn.stats, hnet)
     method = _make("method", METHODS, config.method)
     optimizer = build_optimizer(config)
-    return Parts(sequence, HyperModel(net, hnet).to(device), method, optimizer)
+    return Parts(sequence, model.to(device), method, optimizer)
 
 
 def build_sequence(config: Config, device: torch.device) -> TaskSequence:
@@ -69,6 +73,23 @@ def build_sequence(config: Config, device: torch.device) -> TaskSequence:
         raise error.within("data" if error.name == "root" else "task") from error
     sequence: TaskSequence = _construct("task", SEQUENCES, values, images=images.to(device), seed=config.seed)
     return sequence
+
+
+def build_net(config: Config, sequence: TaskSequence) -> nn.Module:
+    """The main network, with batch norm as `bn` says."""
+    bn, shape = asdict(config.bn), {"in_shape": sequence.in_shape, "num_classes": sequence.num_classes}
+    if not isinstance(config.net, ModuleConfig):
+        norm = partial(BatchNormLayer, **bn) if config.net.norm == "batch" else None
+        made: nn.Module = _make("net", NETS, config.net, **shape, norm=norm)
+        return made
+    net = _make("net", NETS, config.net, **shape)
+    # Layers without Gamma and beta stay so, synchronised ones too, unless all are told to be.
+    kept = {key for key, default in (("affine", True), ("sync", False)) if bn[key] == default}
+    try:
+        return convert_batchnorm(net, **{key: value for key, value in bn.items() if key not in kept})
+    except ArgumentError as error:
+        rule = f"{config.net.model} has a batch-norm layer of {error.value} channels, {error.allowed}"
+        raise ArgumentError("bn.algebra", config.bn.algebra, rule) from error
 
 
 def build_optimizer(config: Config) -> OptimizerFactory:
@@ -88,6 +109,6 @@ def _make(group: str, makers: Mapping[str, Callable[..., Any]], config: Checked,
 def _construct(group: str, makers: Mapping[str, Callable[..., Any]], values: dict[str, Any], **known_at_run_time: Any) -> Any:
     """Calls the maker that `values` names with the other values as arguments."""
     try:
-        return makers[values.pop("name")](**values, **known_at_run_time)
+        return makers[values.pop("name")](**{**values, **known_at_run_time})
     except ArgumentError as error:
         raise error.within(group) from error

@@ -4,6 +4,7 @@ ALGEBRA_DIMS = {"real": 1, "complex": 2, "quaternion": 4}
 STATS = ("tracked", "learnable", "frozen", "batch", "generated", "distilled")
 WHITENINGS = ("zca", "cholesky", "naive")
 BACKENDS = ("auto", "reference", "closed_form", "compiled")
+NORMS = ("batch", "none")
 SHARED = ("trained", "trained_once", "fixed")
 CLASS_ORDERS = ("natural", "random")
 SCENARIOS = ("task", "domain", "class")

@@ -9,7 +9,19 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from hnetcl.choices import ALGEBRA_DIMS, BACKENDS, CLASS_ORDERS, INFERENCES, SCENARIOS, SCHEDULES, STATS, TARGETS, WHITENINGS
+from hnetcl.choices import (
+    ALGEBRA_DIMS,
+    BACKENDS,
+    CLASS_ORDERS,
+    INFERENCES,
+    NORMS,
+    SCENARIOS,
+    SCHEDULES,
+    SHARED,
+    STATS,
+    TARGETS,
+    WHITENINGS,
+)
 from hnetcl.errors import ArgumentError, one_of
 
 Check = Callable[[Any], str]
@@ -37,6 +49,17 @@ def widths() -> Any:
     return field(
         metadata={"check": lambda value: "" if value and min(value) >= 1 else "must be a list of widths of at least 1"}
     )
+
+
+def parameter_names() -> Any:
+    """A field for one word, or a list of patterns of parameters' names."""
+
+    def check(value: Any) -> str:
+        words = value if isinstance(value, list) else [value]
+        good = words and all(isinstance(word, str) for word in words)
+        return "" if good else "must be all, norm, or a list of patterns of parameters' names"
+
+    return field(metadata={"check": check})
 
 
 @dataclass(kw_only=True)
@@ -114,6 +137,7 @@ class BatchNormConfig(Checked):
 class NetConfig(Part):
     algebra: str = choice(tuple(ALGEBRA_DIMS))
     hidden: list[int] = widths()
+    norm: str = choice(NORMS)
 
 
 @dataclass(kw_only=True)
@@ -124,6 +148,12 @@ class MLPConfig(NetConfig):
 @dataclass(kw_only=True)
 class LeNetConfig(NetConfig):
     channels: list[int] = widths()
+
+
+@dataclass(kw_only=True)
+class ModuleConfig(Part):
+    model: str
+    options: dict[str, Any]
 
 
 # ---------------------------------------------------------------------- hnet
@@ -241,6 +271,9 @@ class Settings(Checked):
     device: str
     scenario: str = choice(SCENARIOS)
     inference: str = choice(INFERENCES)
+    generate: Any = parameter_names()
+    shared: str = choice(SHARED)
+    imports: list[str]
     resume: bool
 
 
@@ -250,7 +283,7 @@ class Config(Settings):
     data: DataConfig
     task: SplitConfig | PermutedConfig
     bn: BatchNormConfig
-    net: MLPConfig | LeNetConfig
+    net: MLPConfig | LeNetConfig | ModuleConfig
     hnet: FullConfig | ChunkedConfig | DirectConfig
     method: OutputRegularizerConfig | FinetuneConfig | JointConfig
     optimizer: AdagradConfig | AdamConfig | RMSpropConfig | SGDConfig
@@ -260,10 +293,12 @@ class Config(Settings):
         super().__post_init__()
         if self.scenario != "task" and self.inference == "agreement" and isinstance(self.hnet, DirectConfig):
             raise ArgumentError("inference", self.inference, "hnet=direct has no task embeddings; allowed: confidence, entropy")
+        if not isinstance(self.net, NetConfig):
+            return
         lists = {"net.hidden": self.net.hidden}
         if isinstance(self.net, LeNetConfig):
             lists["net.channels"] = self.net.channels
-        for algebra in (self.net.algebra, self.bn.algebra):
+        for algebra in {self.net.algebra, self.bn.algebra if self.net.norm == "batch" else self.net.algebra}:
             for key, values in lists.items():
                 if any(width % ALGEBRA_DIMS[algebra] for width in values):
                     rule = f"every width must be a multiple of {ALGEBRA_DIMS[algebra]} ({algebra})"
@@ -277,6 +312,7 @@ class EvaluationSettings(Checked):
     stats: str
     scenario: str | None = choice(SCENARIOS)
     inference: str | None = choice(INFERENCES)
+    imports: list[str]
     device: str
 
 
@@ -290,7 +326,7 @@ GROUPS: dict[str, dict[str, type[Checked]] | type[Checked]] = {
     "data": DataConfig,
     "task": {"split": SplitConfig, "permuted": PermutedConfig},
     "bn": BatchNormConfig,
-    "net": {"mlp": MLPConfig, "lenet": LeNetConfig},
+    "net": {"mlp": MLPConfig, "lenet": LeNetConfig, "torchvision": ModuleConfig, "custom": ModuleConfig},
     "hnet": {"full": FullConfig, "chunked": ChunkedConfig, "direct": DirectConfig},
     "method": {"output_regularizer": OutputRegularizerConfig, "finetune": FinetuneConfig, "joint": JointConfig},
     "optimizer": {

@@ -1,7 +1,6 @@
 """Any module under a hypernetwork, in one call."""
 
 from collections.abc import Callable, Sequence
-from fnmatch import fnmatchcase
 from typing import Any
 
 from torch import nn
@@ -10,6 +9,7 @@ from hnetcl.bn import NormLayer, convert_batchnorm
 from hnetcl.errors import ArgumentError
 from hnetcl.hnets import ChunkedHyperNetwork, HyperNetwork
 from hnetcl.model import HyperModel, writable_parameters
+from hnetcl.patterns import matching
 
 NORMS = (NormLayer, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.instancenorm._InstanceNorm)
 
@@ -47,7 +47,7 @@ def wrap(
     parameters = writable_parameters(net)
     initial = {name: parameters[name].detach().clone() for name in _chosen(net, list(parameters), generate)}
     shapes = {name: value.shape for name, value in initial.items()}
-    return HyperModel(net, hnet(shapes, num_tasks, initial=initial, **options), shared)
+    return HyperModel(net, hnet(shapes=shapes, num_tasks=num_tasks, initial=initial, **options), shared)
 
 
 def _chosen(net: nn.Module, names: list[str], generate: Sequence[str] | str) -> list[str]:
@@ -55,12 +55,9 @@ def _chosen(net: nn.Module, names: list[str], generate: Sequence[str] | str) -> 
     if generate == "all":
         return names
     if generate == "norm":
-        patterns = [f"{name}.*" if name else "*" for name, module in net.named_modules() if isinstance(module, NORMS)]
-        if not patterns:
-            raise ArgumentError("generate", generate, f"{type(net).__name__} has no norm layer")
-    else:
-        patterns = [generate] if isinstance(generate, str) else list(generate)
-        for pattern in patterns:
-            if not any(fnmatchcase(name, pattern) for name in names):
-                raise ArgumentError("generate", patterns, f"{pattern!r} matches none of {', '.join(names)}")
-    return [name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)]
+        norms = {name for name, module in net.named_modules() if isinstance(module, NORMS)}
+        chosen = [name for name in names if name.rpartition(".")[0] in norms]
+        if not chosen:
+            raise ArgumentError("generate", generate, f"{type(net).__name__} has no norm layer with parameters")
+        return chosen
+    return matching("generate", [generate] if isinstance(generate, str) else generate, names)

@@ -13,8 +13,8 @@ from hydra.core.global_hydra import GlobalHydra
 from safetensors.torch import save_file
 
 from hnetcl.cli.main import CONF
-from hnetcl.cli.parse import parse
-from hnetcl.config import Config
+from hnetcl.cli.parse import parse, parse_evaluation
+from hnetcl.config import Config, EvaluationConfig
 
 CLASSES = 6
 SIDE = 16
@@ -70,5 +70,17 @@ def compose() -> Callable[..., Config]:
         GlobalHydra.instance().clear()
         with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
             return parse(hydra.compose("config", list(overrides)))
+
+    return call
+
+
+@pytest.fixture
+def compose_evaluation() -> Callable[..., EvaluationConfig]:
+    """The same for the arguments of an evaluation."""
+
+    def call(*overrides: str) -> EvaluationConfig:
+        GlobalHydra.instance().clear()
+        with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+            return parse_evaluation(hydra.compose("evaluate", list(overrides)))
 
     return call

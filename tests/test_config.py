@@ -12,7 +12,7 @@ from hnetcl import build as parts
 from hnetcl.choices import OPTIMIZERS, SCHEDULES
 from hnetcl.cli.main import CONF
 from hnetcl.cli.parse import parse, parse_evaluation
-from hnetcl.config import GROUPS, Config
+from hnetcl.config import GROUPS, Config, MLPConfig
 from hnetcl.errors import ArgumentError
 from hnetcl.training import optimizers
 
@@ -44,7 +44,7 @@ def test_every_schema_has_a_yaml() -> None:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_every_option_composes(path: Path, compose: Callable[..., Config]) -> None:
-    compose(f"{path.parent.name}={path.stem}")
+    compose(f"{path.parent.name}={path.stem}", *(["net.model=mine"] if path.stem == "custom" else []))
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
@@ -80,8 +80,16 @@ def test_choices_are_what_the_parts_know() -> None:
 
 @pytest.mark.parametrize("algebra", ["real", "complex", "quaternion"])
 def test_the_network_follows_the_algebra_of_bn(algebra: str, compose: Callable[..., Config]) -> None:
-    assert compose(f"bn={algebra}").net.algebra == algebra
-    assert compose(f"bn={algebra}", "net.algebra=real").net.algebra == "real"
+    for override, expected in ((f"bn.algebra={algebra}", algebra), ("net.algebra=real", "real")):
+        net = compose(f"bn={algebra}", override).net
+        assert isinstance(net, MLPConfig)
+        assert net.algebra == expected
+
+
+@pytest.mark.parametrize("net", ["torchvision", "custom"])
+def test_networks_of_others_are_real(net: str, compose: Callable[..., Config]) -> None:
+    assert compose(f"net={net}", "net.model=mine").bn.algebra == "real"
+    assert compose(f"net={net}", "net.model=mine", "bn=complex").bn.algebra == "complex"
 
 
 @pytest.mark.parametrize("method", ["finetune", "joint"])
@@ -99,7 +107,7 @@ REFUSED = {
     "net.hidden=[10,10]": "net.hidden=[10, 10]: every width must be a multiple of 4 (quaternion)",
     "net.hidden=[]": "net.hidden=[]: must be a list of widths of at least 1",
     "net.hidden=4": "net.hidden=4: must be of type list[int]",
-    "net.name=mpl": "net.name=mpl: did you mean mlp? allowed: lenet, mlp",
+    "net.name=mpl": "net.name=mpl: did you mean mlp? allowed: custom, lenet, mlp, torchvision",
     "trainer.batch_size=0": "trainer.batch_size=0: must be at least 2",
     "trainer.epochs=2": "trainer.steps=1000: give steps or epochs, not both or none (epochs=2)",
     "trainer.steps=null": "trainer.steps=None: give steps or epochs, not both or none (epochs=None)",
@@ -109,6 +117,12 @@ REFUSED = {
     "bn.algebra=octonion": "bn.algebra=octonion: allowed: complex, quaternion, real",
     "bn.momentum=2": "bn.momentum=2.0: must be at least 0 and at most 1",
     "bn.stats=traked": "bn.stats=traked: did you mean tracked?",
+    "net=custom": "net.model=None: is missing",
+    "net.norm=layer": "net.norm=layer: allowed: batch, none",
+    "generate=[]": "generate=[]: must be all, norm, or a list of patterns",
+    "generate=[3]": "generate=[3]: must be all, norm, or a list of patterns",
+    "shared=frozen": "shared=frozen: allowed: fixed, trained, trained_once",
+    "imports=mine": "imports=mine: must be of type list[str]",
     "scenario=all": "scenario=all: allowed: class, domain, task",
     "inference=luck": "inference=luck: allowed: agreement, confidence, entropy",
     "optimizer=rmsprop optimizer.alpha=2": "optimizer.alpha=2.0: must be at least 0 and at most 1",
@@ -140,7 +154,15 @@ def test_a_saved_configuration_can_call_nothing() -> None:
 
 def test_evaluation_arguments() -> None:
     own = {"scenario": None, "inference": None}
-    values = {"run": "DIR", "task": None, "stats": 0, **own, "device": "cpu", "data": {"root": None}}
+    values: dict[str, Any] = {
+        "run": "DIR",
+        "task": None,
+        "stats": 0,
+        **own,
+        "imports": [],
+        "device": "cpu",
+        "data": {"root": None},
+    }
     assert parse_evaluation(values).stats == "0"
     with pytest.raises(ArgumentError, match="task=-1: must be at least 0"):
         parse_evaluation({**values, "task": -1})

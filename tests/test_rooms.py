@@ -11,6 +11,7 @@ PACKAGE = Path(hnetcl.__file__).parent
 ROOMS = [
     "errors",
     "choices",
+    "patterns",
     "vision",
     "algebra",
     "kernels",

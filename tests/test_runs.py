@@ -38,6 +38,7 @@ def arguments(run: Path, **values: object) -> dict[str, object]:
         "device": "auto",
         "scenario": None,
         "inference": None,
+        "imports": [],
         "data": {"root": None},
         **values,
     }
@@ -331,7 +332,10 @@ def test_a_multirun_leaves_what_single_runs_leave(tiny: list[str], tmp_path: Pat
     ("overrides", "line"),
     [
         (["task=split_mnits"], "task=split_mnits: did you mean split_mnist? allowed: permuted_mnist, split_mnist"),
-        (["net.hiden=[4]"], "net.hiden=[4]: there is no such key; did you mean net.hidden? allowed: net.algebra, net.hidden"),
+        (
+            ["net.hiden=[4]"],
+            "net.hiden=[4]: there is no such key; did you mean net.hidden? allowed: net.algebra, net.hidden",
+        ),
         (["bn=quaternion", "net.hidden=[10,10]"], "net.hidden=[10, 10]: every width must be a multiple of 4 (quaternion)"),
         (["device=cuda:99"], "device=cuda:99: not available on this machine; allowed: auto, cpu"),
         (["task.num_tasks=7"], "task.num_tasks=7: must be from 1 to 5: mnist has 10 classes, 2 a task"),

@@ -13,6 +13,7 @@ from yaml import YAMLError
 
 from hnetcl.bn import BATCH, batchnorm_layers, recalibrate
 from hnetcl.build import Parts, build
+from hnetcl.cli.imports import import_all
 from hnetcl.cli.parse import parse
 from hnetcl.config import Config, EvaluationConfig
 from hnetcl.errors import ArgumentError, one_line
@@ -20,7 +21,7 @@ from hnetcl.metrics import summary
 from hnetcl.model import HyperModel
 from hnetcl.training import Observer, Protocol, Result, RunDirectory, Trainer, accuracies, engine, resolve_device
 
-MAY_DIFFER = ("run", "data", "device", "resume")  # between a run and its continuation: where, not what
+MAY_DIFFER = ("run", "data", "device", "imports", "resume")  # between a run and its continuation: where, not what
 
 
 def train(config: Config, job_directory: str | None = None) -> Path:
@@ -36,6 +37,7 @@ def train(config: Config, job_directory: str | None = None) -> Path:
     Raises:
         ArgumentError: the configuration can't be built, or the directory is in use; nothing has been written then.
     """
+    import_all(config.imports)
     if config.data.root is not None:
         config.data.root = str(Path(config.data.root).absolute())
     values = asdict(config.trainer)
@@ -92,10 +94,11 @@ def evaluate(config: EvaluationConfig) -> list[float]:
     directory = RunDirectory(config.run)
     if not directory.holds_run():
         raise ArgumentError("run", config.run, "holds no run (there is no config.yaml)")
+    import_all(config.imports)
     trained = _saved_config(directory, "run")
     trained.data.root = config.data.root or trained.data.root
     with engine(trained.seed, trained.trainer.threads, trained.trainer.deterministic):
-        parts = build(trained, resolve_device(config.device))
+        parts = _rebuild(trained, config)
         sequence, model = parts.sequence, parts.model
         _check_data(directory, parts, "run")
         try:
@@ -127,6 +130,17 @@ def evaluate(config: EvaluationConfig) -> list[float]:
     if own and found != [recorded[t] for t in tasks]:
         print("these are not the recorded numbers: another device, or another version of torch?")
     return found
+
+
+def _rebuild(trained: Config, config: EvaluationConfig) -> Parts:
+    """The parts of a run, with the modules that the evaluation was told to import, not those that the run names."""
+    try:
+        return build(trained, resolve_device(config.device))
+    except ArgumentError as error:
+        if error.name == "net.model" and trained.imports:
+            hint = f"{error.allowed}; the run had imports=[{','.join(trained.imports)}]"
+            raise ArgumentError(error.name, error.value, hint) from error
+        raise
 
 
 def describe(parts: Parts, device: torch.device) -> str:

@@ -20,6 +20,7 @@ from hnetcl.errors import ArgumentError, nearest, one_line, one_of
 CONF = Path(__file__).resolve().parents[2] / "conf"
 USAGE_ERROR = 2
 INTERRUPTED = 130
+FREE = "net.options"  # its keys are the network's own; Hydra would refuse them as unknown without the ++
 
 
 def main(config_name: str, job: Callable[[DictConfig], None]) -> None:
@@ -46,6 +47,7 @@ def main(config_name: str, job: Callable[[DictConfig], None]) -> None:
             if folder is not None and not any(Path(folder).iterdir()):
                 Path(folder).rmdir()
 
+    sys.argv[1:] = [f"++{word}" if word.startswith(FREE) else word for word in sys.argv[1:]]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises its errors, in place of printing them and exiting
     try:
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(guarded)()

@@ -1,13 +1,12 @@
 """The direct hypernetwork: holds the weights themselves. This is how methods without a hypernetwork run."""
 
 from collections.abc import Mapping, Sequence
-from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor, nn
 
-from hnetcl.errors import ArgumentError
 from hnetcl.hnets.base import HyperNetwork, Shapes, initial_values
+from hnetcl.patterns import matching
 
 
 class DirectHyperNetwork(HyperNetwork):
@@ -30,11 +29,9 @@ class DirectHyperNetwork(HyperNetwork):
         initial: Mapping[str, Tensor] | None = None,
     ) -> None:
         super().__init__(shapes, num_tasks, initial)
-        for pattern in per_task:
-            if not any(fnmatchcase(name, pattern) for name in self.shapes):
-                raise ArgumentError("per_task", list(per_task), f"{pattern!r} matches none of {', '.join(self.shapes)}")
         values = initial_values(self.shapes) if initial is None else initial
-        self.is_own = {name: any(fnmatchcase(name, pattern) for pattern in per_task) for name in self.shapes}
+        chosen = set(matching("per_task", per_task, list(self.shapes)))
+        self.is_own = {name: name in chosen for name in self.shapes}
         flat = {name: values[name].detach().float().flatten() for name in self.shapes}
         empty = [torch.zeros(0)]
         self.shared = nn.Parameter(torch.cat(empty + [v for name, v in flat.items() if not self.is_own[name]]))

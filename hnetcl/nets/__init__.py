@@ -5,9 +5,12 @@ width. Its last layer is called `head` and is real: a logit is a real number.
 
 The first layer is real, too: a real input lifted to numbers (x, 0, ..., 0) meets only the first block column of the product's
 matrix, which stacks the weight's d components and so is a plain real weight.
+
+`modules` brings in networks that know none of this: torchvision's and users' own.
 """
 
 from hnetcl.nets.lenet import LeNet
 from hnetcl.nets.mlp import MLP
+from hnetcl.nets.modules import custom_net, register_net, torchvision_net
 
-__all__ = ["MLP", "LeNet"]
+__all__ = ["MLP", "LeNet", "custom_net", "register_net", "torchvision_net"]
