@@ -13,12 +13,15 @@ from hnetcl.choices import (
     ALGEBRA_DIMS,
     BACKENDS,
     CLASS_ORDERS,
+    IMPORTANCES,
     INFERENCES,
     NORMS,
     SCENARIOS,
     SCHEDULES,
     SHARED,
     STATS,
+    TARGET_DEVICES,
+    TARGET_DTYPES,
     TARGETS,
     WHITENINGS,
 )
@@ -193,6 +196,18 @@ class OutputRegularizerConfig(Part):
     sample: int | None = number(least=1)
     targets: str = choice(TARGETS)
     task_weights: list[float] | None
+    lookahead: bool
+    targets_dtype: str | None = choice(TARGET_DTYPES)
+    targets_device: str | None = choice(TARGET_DEVICES)
+    tasks_at_once: int | None = number(least=1)
+    importance: str = choice(IMPORTANCES)
+    fisher_samples: int = number(least=1)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, value in (("targets_dtype", self.targets_dtype), ("targets_device", self.targets_device)):
+            if value is not None and self.targets == "online":
+                raise ArgumentError(name, value, "targets=online stores no targets; allowed: None")
 
 
 @dataclass(kw_only=True)
@@ -293,6 +308,9 @@ class Config(Settings):
         super().__post_init__()
         if self.scenario != "task" and self.inference == "agreement" and isinstance(self.hnet, DirectConfig):
             raise ArgumentError("inference", self.inference, "hnet=direct has no task embeddings; allowed: confidence, entropy")
+        if isinstance(self.method, OutputRegularizerConfig) and (self.method.importance, self.bn.stats) == ("fisher", "batch"):
+            rule = "needs batch norm whose statistics don't depend on the batch; allowed with bn.stats=batch: none"
+            raise ArgumentError("method.importance", self.method.importance, rule)
         if not isinstance(self.net, NetConfig):
             return
         lists = {"net.hidden": self.net.hidden}

@@ -129,6 +129,11 @@ REFUSED = {
     "optimizer=adagrad optimizer.initial_accumulator_value=-1": "optimizer.initial_accumulator_value=-1.0: must be at least 0",
     "optimizer=adagrad +optimizer.momentum=0.9": "optimizer.momentum=0.9: there is no such key",
     "method.beta=-1": "method.beta=-1.0: must be at least 0",
+    "method.importance=fischer": "method.importance=fischer: did you mean fisher? allowed: fisher, none",
+    "method.targets_dtype=half": "method.targets_dtype=half: allowed: bfloat16, float16, float32, float64",
+    "method.targets_device=disk": "method.targets_device=disk: allowed: cpu",
+    "method.tasks_at_once=0": "method.tasks_at_once=0: must be at least 1",
+    "method.targets=online method.targets_device=cpu": "method.targets_device=cpu: targets=online stores no targets",
     "seed=-1": "seed=-1: must be at least 0",
     "~bn": "bn=None: is missing",
 }

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -64,21 +65,34 @@ def test_choosing_a_row_never_waits_for_the_gpu(algebra: str, stats: str) -> Non
 
 
 @pytest.mark.parametrize("algebra", ALGEBRAS)
-def test_a_step_never_waits_for_the_gpu(algebra: str) -> None:
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"lookahead": True, "tasks_at_once": 2},
+        {"targets_device": "cpu", "targets_dtype": "bfloat16", "sample": 2},
+        {"targets_device": "cpu", "tasks_at_once": 1, "importance": "fisher"},
+        {"targets": "online", "sample": 2, "importance": "fisher"},
+    ],
+    ids=str,
+)
+def test_a_step_never_waits_for_the_gpu(algebra: str, options: dict[str, Any]) -> None:
     net = MLP((1, 8, 8), 3, (16, 16), algebra, norm=lambda width: BatchNormLayer(width, algebra))
     initial = {name: value.detach().clone() for name, value in net.named_parameters()}
     hnet = ChunkedHyperNetwork({name: value.shape for name, value in initial.items()}, 4, (8,), chunk_size=50, initial=initial)
-    model, method = HyperModel(net, hnet).cuda(), OutputRegularizer(0.1)
+    model, method = HyperModel(net, hnet).cuda(), OutputRegularizer(0.1, **options)
+    method.load_state({"fisher": torch.rand(3, hnet.num_generated)})
     x, y = torch.randn(32, 1, 8, 8, device="cuda"), torch.zeros(32, dtype=torch.long, device="cuda")
     optimizer = torch.optim.Adam(hnet.parameters(), fused=True)
     method.start_task(hnet, 3, optimizer, torch.Generator("cuda"))
     for step in range(3):
         torch.cuda.set_sync_debug_mode("error" if step else "default")  # the first step may initialise libraries
         try:
+            optimizer.zero_grad()
+            F.cross_entropy(model(x, 3), y).backward()
             penalty = method.penalty(hnet)
             assert penalty is not None
-            optimizer.zero_grad()
-            (F.cross_entropy(model(x, 3), y) + penalty).backward()
+            penalty.backward()
             optimizer.step()
         finally:
             torch.cuda.set_sync_debug_mode("default")

@@ -120,5 +120,6 @@ def test_baselines() -> None:
     hnet = FullHyperNetwork(SHAPES, 5, hidden=(6,))
     assert Finetune().penalty(hnet) is None
     assert Joint().penalty(hnet) is None
+    assert Finetune().state() == Joint().state() == {}
     assert [Finetune().batch_task(3, step) for step in range(3)] == [3, 3, 3]
     assert [Joint().batch_task(2, step) for step in range(5)] == [0, 1, 2, 0, 1]

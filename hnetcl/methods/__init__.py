@@ -2,8 +2,19 @@
 
 from hnetcl.methods.base import Method
 from hnetcl.methods.finetune import Finetune
+from hnetcl.methods.fisher import fisher_information
 from hnetcl.methods.joint import Joint
 from hnetcl.methods.lookahead import Lookahead, evaluate
+from hnetcl.methods.masks import head_masks
 from hnetcl.methods.output_regularizer import OutputRegularizer
 
-__all__ = ["Finetune", "Joint", "Lookahead", "Method", "OutputRegularizer", "evaluate"]
+__all__ = [
+    "Finetune",
+    "Joint",
+    "Lookahead",
+    "Method",
+    "OutputRegularizer",
+    "evaluate",
+    "fisher_information",
+    "head_masks",
+]

@@ -1,22 +1,25 @@
 """The part of training that methods differ in."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
 from hnetcl.hnets import HyperNetwork
+from hnetcl.model import HyperModel
+from hnetcl.tasks import Task
 
 
 class Method(ABC):
-    """Called by the trainer: `start_task` once per task, then `batch_task` and `penalty` at every step."""
+    """Called by the trainer: `start_task`, then `batch_task` and `penalty` at every step of the task, then `end_task`."""
 
     @abstractmethod
     def start_task(self, hnet: HyperNetwork, task: int, optimizer: Optimizer, generator: torch.Generator) -> None:
         """Keeps what is needed of the state before task number `task` is trained.
 
-        Nothing else survives between tasks, so that a resumed run starts a task as an uninterrupted one does.
+        Nothing but `state` survives between tasks, so that a resumed run starts a task as an uninterrupted one does.
 
         Args:
             hnet: as the tasks before have left it.
@@ -32,3 +35,15 @@ class Method(ABC):
     @abstractmethod
     def penalty(self, hnet: HyperNetwork) -> Tensor | None:
         """What is added to the loss, a 0-dim tensor; None for nothing. The loss's gradients are in place when it is called."""
+
+    def end_task(  # noqa: B027 most methods learn nothing
+        self, model: HyperModel, task: int, data: Task, generator: torch.Generator
+    ) -> None:
+        """Learns what it must about task number `task`, which has just been trained and whose data are still at hand."""
+
+    def state(self) -> dict[str, Tensor]:
+        """What it has learned about the tasks so far; a checkpoint keeps it."""
+        return {}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:  # noqa: B027
+        """The inverse of `state`; the tensors may lie on another device."""

@@ -115,6 +115,7 @@ class Trainer:
             observer.on_task_start(task, steps, self.steps_done)
         started = time.perf_counter()
         self._train(task, batches, steps)
+        self.method.end_task(self.model, task, self.sequence[task], self.generator)
         seconds = time.perf_counter() - started
 
         self.matrix[task], _ = accuracies(self.model, self.sequence, self.protocol, seen=task + 1)
@@ -182,6 +183,7 @@ class Trainer:
         return {
             "done": self.done,
             "model": self.model.saved_tensors(),
+            "method": self.method.state(),
             "generator": self.generator.get_state(),
             "random": torch.get_rng_state(),
             "matrix": self.matrix,
@@ -193,6 +195,7 @@ class Trainer:
 
     def _restore(self, state: dict[str, Any]) -> None:
         self.model.load_tensors(state["model"])
+        self.method.load_state(state["method"])
         self.generator.set_state(state["generator"])
         torch.set_rng_state(state["random"])
         self.done, self.seconds, self.steps_done = state["done"], state["seconds"], state["steps"]
