@@ -101,13 +101,13 @@ class SquaredDistance(torch.autograd.Function):
         a, w, a_old, w_old, by_w = ctx.saved_tensors
         twice = 2 * gradients[0][:, None, None]
         ga = (twice * a).flatten(0, 1)
-        by_da, by_old = ((a - a_old).flatten(0, 1).T @ ga, a_old.flatten(0, 1).T @ ga)
-        return twice * by_w, torch.addmm((w - w_old) @ by_old, w, by_da), None, None, None
+        by_da, by_old = (a - a_old).flatten(0, 1).T @ ga, a_old.flatten(0, 1).T @ ga
+        return twice * by_w, ((w - w_old) @ by_old).addmm_(w, by_da), None, None, None
 
 
 def _dot(x: Tensor, y: Tensor, tasks: int) -> Tensor:
     """Sums of x * y, task by task: [B * C, h] twice -> [B]."""
-    return (x.reshape(tasks, 1, -1) @ y.reshape(tasks, -1, 1)).flatten()
+    return torch.linalg.vecdot(x.reshape(tasks, -1), y.reshape(tasks, -1))
 
 
 class Ruler(nn.Module):
