@@ -107,7 +107,8 @@ class SquaredDistance(torch.autograd.Function):
 
 def _dot(x: Tensor, y: Tensor, tasks: int) -> Tensor:
     """Sums of x * y, task by task: [B * C, h] twice -> [B]."""
-    return torch.linalg.vecdot(x.reshape(tasks, -1), y.reshape(tasks, -1))
+    sums: Tensor = torch.linalg.vecdot(x.reshape(tasks, -1), y.reshape(tasks, -1))
+    return sums
 
 
 class Ruler(nn.Module):
