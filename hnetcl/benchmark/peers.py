@@ -16,9 +16,14 @@ from hnetcl.hnets.part import Part
 
 def peer(module: str) -> ModuleType:
     """Another library's module, or Absent where the library is not installed."""
-    if find_spec(module.partition(".")[0]) is None:
+    if not is_installed(module.partition(".")[0]):
         raise Absent("not installed")
     return import_module(module)
+
+
+def is_installed(library: str) -> bool:
+    """Whether it can be imported."""
+    return find_spec(library) is not None
 
 
 def read_as_ours(ours: ConditionedHyperNetwork, shared: Sequence[Tensor], own: Sequence[Tensor]) -> dict[str, Tensor]:
