@@ -1,11 +1,12 @@
 """Logits of all tasks: `all_tasks`, which is one pass, against a loop over tasks.
 
-Contenders are KIND/BATCH/one and KIND/BATCH/loop: the example's MLP without a norm (plain) and with batch norm that keeps a row
-of statistics per task (norm), in evaluation. Parameters are written anew at every call, as both do.
+Contenders are KIND/BATCH/WAY/one and KIND/BATCH/WAY/loop: the MLP of `train` without a norm (plain) and with batch norm that
+keeps a row of statistics per task (norm), in evaluation. Parameters are written at every call (anew), or were before (kept).
 """
 
 from argparse import ArgumentParser, Namespace
 from functools import partial
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -37,26 +38,30 @@ def field(arguments: Namespace, device: torch.device) -> Field:
     batches = example.numbers(arguments, "batches", 1)
     contenders = [
         Contender(
-            f"{kind}/{batch}/{way}",
-            partial(step, sizes, arguments.tasks, batch, kind, way == "one", device),
-            f"{kind}/{batch}/loop",
+            f"{kind}/{batch}/{way}/{passes}",
+            partial(step, sizes, arguments.tasks, batch, kind, way == "kept", passes == "one", device),
+            f"{kind}/{batch}/{way}/loop",
         )
-        for kind in NORMS
-        for batch in batches
-        for way in ("loop", "one")
+        for kind, batch, way, passes in product(NORMS, batches, ("anew", "kept"), ("loop", "one"))
     ]
     asked = {"tasks": arguments.tasks, **example.settings(sizes)}
     return Field(contenders, asked, partial(speed.speed, rounds=arguments.rounds, turn=arguments.turn, device=device))
 
 
-def step(sizes: Example, tasks: int, batch: int, kind: str, in_one: bool, device: torch.device) -> Step:
+def step(sizes: Example, tasks: int, batch: int, kind: str, kept: bool, in_one: bool, device: torch.device) -> Step:
     """Logits [T, N, K]; models of one kind are alike."""
     torch.manual_seed(0)
     model = sizes.model(tasks, device, NORMS[kind]).eval()
-    x = torch.randn(batch, 1, SIDE, SIDE, device=device)
+    x, every = torch.randn(batch, 1, SIDE, SIDE, device=device), torch.arange(tasks, device=device)
+    with torch.inference_mode():
+        together, each = model.hnet(every), [model.hnet(task) for task in range(tasks)]
 
     @torch.inference_mode()
     def run() -> Tensor:
-        return model.all_tasks(x) if in_one else torch.stack([model(x, task) for task in range(tasks)])
+        if in_one:
+            return model.some_tasks(x, every, together) if kept else model.all_tasks(x)
+        if kept:
+            return torch.stack([model.run(params, x, task) for task, params in enumerate(each)])
+        return torch.stack([model(x, task) for task in range(tasks)])
 
     return run

@@ -21,7 +21,42 @@ from hnetcl.benchmark.measure import Step
 from hnetcl.benchmark.peers import is_installed, peer
 from hnetcl.hnets import HyperNetwork
 from hnetcl.methods.output_regularizer import OutputRegularizer
+from hnetcl.model import HyperModel
+from hnetcl.tasks.batches import Batches
 from hnetcl.training.optimizers import OptimizerFactory
+
+
+class OurStep:
+    """A step of training as the trainer takes it.
+
+    Args:
+        model: trained.
+        method: what gives the penalty.
+        batches: of the task.
+        task: the one that is trained; all before it are old.
+    """
+
+    def __init__(self, model: HyperModel, method: OutputRegularizer, batches: Batches, task: int) -> None:
+        self.model, self.method, self.batches, self.task = model.train(), method, batches, task
+        self.optimizer, self.schedule = OptimizerFactory("adam", LR, "constant", 0.0, {}).make(model, 1)
+        method.start_task(model.hnet, task, self.optimizer, batches.generator)
+
+    def __call__(self) -> Tensor:
+        """The loss without the penalty."""
+        x, y = self.batches.draw()
+        loss = F.cross_entropy(self.model(x, self.task), y)
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.penalty()
+        self.optimizer.step()
+        self.schedule.step()
+        return loss.detach()
+
+    def penalty(self) -> None:
+        """The penalty's part of the step, its gradients included."""
+        penalty = self.method.penalty(self.model.hnet)
+        if penalty is not None:
+            penalty.backward()
 
 
 @dataclass(frozen=True)
@@ -42,27 +77,12 @@ class Training:
 
     def ours(self, beta: float = BETA, sample: int | None = None, by_numbers: bool = False) -> Step:
         """A step as the trainer takes it."""
-        model = self.sizes.model(self.tasks, self.device).train()
+        model = self.sizes.model(self.tasks, self.device)
         self.sizes.start_alike(model, self.tasks)
-        batches, task = example.batches(self.batch, self.device), self.tasks - 1
-        optimizer, schedule = OptimizerFactory("adam", LR, "constant", 0.0, {}).make(model, 1)
-        method = OutputRegularizer(beta, sample)
-        method.start_task(model.hnet, task, optimizer, batches.generator)
+        step = OurStep(model, OutputRegularizer(beta, sample), example.batches(self.batch, self.device), self.tasks - 1)
         if by_numbers:
-            method.record = HyperNetwork.record(model.hnet, torch.arange(task, device=self.device), task)
-
-        def step() -> Tensor:
-            x, y = batches.draw()
-            loss = F.cross_entropy(model(x, task), y)
-            optimizer.zero_grad()
-            loss.backward()
-            penalty = method.penalty(model.hnet)
-            if penalty is not None:
-                penalty.backward()
-            optimizer.step()
-            schedule.step()
-            return loss.detach()
-
+            old = torch.arange(self.tasks - 1, device=self.device)
+            step.method.record = HyperNetwork.record(model.hnet, old, len(old))
         return step
 
     def hypnettorch(self, sample: int | None = None) -> Step:
