@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from hnetcl.benchmark import bn, conv_bn, memory
+from hnetcl.benchmark import bn, conv_bn, memory, peers
 from hnetcl.benchmark.command import main
 from hnetcl.benchmark.compare import compare
 from hnetcl.benchmark.contenders import Contender, Field
@@ -289,7 +289,7 @@ def test_memory_is_told_on_linux_only(monkeypatch: pytest.MonkeyPatch, capsys: p
 
 def test_missing_libraries_are_left_out(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """What is not installed is told, and all else is measured."""
-    monkeypatch.setattr(bn, "find_spec", lambda _: None)
+    monkeypatch.setattr(peers, "find_spec", lambda _: None)
     main(["bn", "--shape=8,8", "--rounds=1", "--only", "*torch*", "real/closed_form"])
     screen = capsys.readouterr().out
     assert "hypnettorch is left out: not installed" in screen

@@ -72,14 +72,14 @@ def test_what_does_not_move_is_at_no_distance() -> None:
 
 
 def test_gradients_by_finite_differences() -> None:
-    shapes = ((4, 3), (5, 3), (4, 3), (5, 3))
+    shapes = ((2, 4, 3), (5, 3), (2, 4, 3), (5, 3))
     a, w, a_old, w_old = (torch.randn(shape, dtype=torch.float64) for shape in shapes)
 
     def distance(a: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
-        found: torch.Tensor = SquaredDistance.apply(a, w, a_old, w_old)[0]
+        found: torch.Tensor = SquaredDistance.apply(a, w, a_old, w_old, w_old.T @ w_old)[0]
         return found
 
-    torch.testing.assert_close(distance(a, w), (a @ w.T - a_old @ w_old.T).square().sum(1))
+    torch.testing.assert_close(distance(a, w), (a @ w.T - a_old @ w_old.T).square().sum((1, 2)))
     assert torch.autograd.gradcheck(distance, (a.requires_grad_(), w.requires_grad_()))
 
 

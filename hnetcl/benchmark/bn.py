@@ -8,10 +8,7 @@ import math
 from argparse import ArgumentParser, Namespace
 from dataclasses import dataclass
 from functools import cached_property, partial
-from importlib import import_module
-from importlib.util import find_spec
 from itertools import product
-from types import ModuleType
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +16,7 @@ from torch import Tensor, nn
 from hnetcl.benchmark import compare, inputs
 from hnetcl.benchmark.contenders import Absent, Contender, Field, need_compiler
 from hnetcl.benchmark.measure import Step
+from hnetcl.benchmark.peers import peer
 from hnetcl.bn import BatchNormLayer, VirtualBatchNormLayer, reference_pass
 from hnetcl.choices import ALGEBRA_DIMS, BACKENDS, WHITENINGS
 
@@ -132,7 +130,7 @@ def _virtual(task: Task, algebra: str) -> Contender:
 
 def _real_peer(task: Task) -> Contender:
     def build() -> Step:
-        return task.step(_peer("hypnettorch.utils.batchnorm_layer").BatchNormLayer(task.shape[1]))
+        return task.step(peer("hypnettorch.utils.batchnorm_layer").BatchNormLayer(task.shape[1]))
 
     return Contender("hypnettorch", build, BASE)
 
@@ -142,7 +140,7 @@ def _complex_peer(task: Task, name: str, module: str, prefix: str) -> Contender:
 
     def build() -> Step:
         axes = {2: "1d", 3: "1d", 4: "2d", 5: "3d"}[len(task.shape)]
-        layers = _peer(module)
+        layers = peer(module)
         if task.dtype not in (torch.float32, torch.float64):
             raise Absent("no complex numbers of half precision")
         if name == "complexPyTorch" and (task.dtype != torch.float32 or len(task.shape) not in (2, 4)):
@@ -152,9 +150,3 @@ def _complex_peer(task: Task, name: str, module: str, prefix: str) -> Contender:
         return task.step(getattr(layers, prefix + axes)(task.shape[1] // 2), input_is_complex=True)
 
     return Contender(name, build, BASE, partial(task.check, "complex"))
-
-
-def _peer(module: str) -> ModuleType:
-    if find_spec(module.partition(".")[0]) is None:
-        raise Absent("not installed")
-    return import_module(module)

@@ -10,13 +10,20 @@ from pathlib import Path
 from types import ModuleType
 from typing import NoReturn
 
-from hnetcl.benchmark import bn, conv_bn, memory
+from hnetcl.benchmark import bn, conv_bn, inference, memory, regularizer, train
 from hnetcl.benchmark.inputs import at_least
 from hnetcl.benchmark.machine import machine
 from hnetcl.errors import ArgumentError
 from hnetcl.training import engine, resolve_device
 
-SUBJECTS: dict[str, ModuleType] = {"bn": bn, "conv_bn": conv_bn, "memory": memory}
+SUBJECTS: dict[str, ModuleType] = {
+    "bn": bn,
+    "conv_bn": conv_bn,
+    "memory": memory,
+    "train": train,
+    "regularizer": regularizer,
+    "inference": inference,
+}
 
 
 class _Parser(ArgumentParser):

@@ -7,8 +7,8 @@ from statistics import median
 
 import torch
 
-from hnetcl.benchmark.contenders import Absent, Contender, Report
-from hnetcl.benchmark.measure import Step, in_turn, median_ratio, peak_bytes, saved_bytes
+from hnetcl.benchmark.contenders import Contender, Report, build
+from hnetcl.benchmark.measure import in_turn, median_ratio, peak_bytes, saved_bytes
 
 WARM_UP = 3  # calls; the first may compile
 
@@ -54,13 +54,7 @@ def compare(
         device: where the steps run.
         base_name: of the bases in the table.
     """
-    steps: dict[str, Step] = {}
-    absent: dict[str, str] = {}
-    for contender in contenders:
-        try:
-            steps[contender.name] = contender.build()
-        except Absent as reason:
-            absent[contender.name] = str(reason)
+    steps, absent = build(contenders)
     saved, peak = {}, {}
     for name, step in steps.items():
         for _ in range(WARM_UP):

@@ -92,3 +92,15 @@ class Field:
         for contender in kept:
             contender.check()
         return replace(self, contenders=kept)
+
+
+def build(contenders: Sequence[Contender]) -> tuple[dict[str, Step], dict[str, str]]:
+    """The steps by name, and why others are absent."""
+    steps: dict[str, Step] = {}
+    absent: dict[str, str] = {}
+    for contender in contenders:
+        try:
+            steps[contender.name] = contender.build()
+        except Absent as reason:
+            absent[contender.name] = str(reason)
+    return steps, absent

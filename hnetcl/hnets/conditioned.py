@@ -1,6 +1,7 @@
 """Hypernetworks that write from a learned task embedding."""
 
 from collections.abc import Mapping, Sequence
+from functools import reduce
 from typing import cast
 
 import torch
@@ -89,14 +90,16 @@ class ConditionedHyperNetwork(HyperNetwork):
         if not all(ruler.pays(part, at_once) for part, ruler in self._measured()):
             return super().record(tasks, at_once)
         found = self._describe(tasks)
-        return Record([each for a, numbers, _ in found for each in (a, numbers)], [w for *_, w in found])
+        return Record(
+            [each for a, numbers, _ in found for each in (a, numbers)], [each for *_, w in found for each in (w, w.T @ w)]
+        )
 
     def squared_distance(self, tasks: Tensor, before: Record) -> Tensor:
         if not before.common:
             return super().squared_distance(tasks, before)
         by_task, common = iter(before.by_task), iter(before.common)
-        far = [compare(now, (next(by_task), next(by_task), next(common))) for now in self._describe(tasks)]
-        return torch.stack(far).sum(0)
+        far = [compare(now, (next(by_task), next(by_task), next(common)), next(common)) for now in self._describe(tasks)]
+        return reduce(torch.add, far)
 
     def _measured(self) -> list[tuple[Part, Ruler]]:
         return [(cast(Part, part), cast(Ruler, ruler)) for part, ruler in zip(self.parts, self.rulers, strict=True)]

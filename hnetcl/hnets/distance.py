@@ -4,12 +4,14 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hnetcl.hnets.part import Part
 
 Description = tuple[Tensor, Tensor, Tensor]
 PASSES = 40  # multiplications that take as long as what is done to each number apart from matrix products
+ALIGNED = 8  # floats
 
 
 class Layout(NamedTuple):
@@ -66,38 +68,47 @@ def _cut(runs: list[tuple[int, int]], size: int) -> tuple[list[tuple[int, int]],
 
 
 class SquaredDistance(torch.autograd.Function):
-    r"""Squared distances of the rows of A W^T from those of A' W'^T: [n, h], [S, h], [n, h], [S, h] -> [n].
+    r"""Squared distances, task by task, of A W^T from A' W'^T: [B, C, h], [S, h], [B, C, h], [S, h] and W'^T W' [h, h] -> [B].
 
-    With D = A W^T - A' W'^T = (A - A') W^T + A' (W - W')^T, which is [n, S] and never formed,
+    With dA = A - A', dW = W - W' and D = A W^T - A' W'^T = dA W^T + A' dW^T, which is [B, C, S] and never formed,
 
-    .. math:: |D_i|^2 = (D W)_i \cdot (A - A')_i + (D (W - W'))_i \cdot A'_i
+    .. math:: |D|^2 = (D W + A' dW^T W) \cdot dA + (A' dW^T dW) \cdot A', \quad D W = dA\, W^T W + A' dW^T W
 
-    and D W = (A - A') (W^T W) + A' (W - W')^T W. That is O((n + S) h^2) in place of O(n S h). Differences are taken first, so
-    that nothing cancels while both are close. No gradient flows to A' and W'.
+    That is O((B C + S) h^2) in place of O(B C S h). Differences are taken first, so that nothing cancels while both are close:
+    W^T W is W'^T W' and what dW adds to it. No gradient flows to A' and W'.
     """
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(a: Tensor, w: Tensor, a_old: Tensor, w_old: Tensor) -> tuple[Tensor, Tensor]:
-        da, dw = a - a_old, w - w_old
-        cross = dw.T @ w
-        by_w = torch.addmm(a_old @ cross, da, w.T @ w)
-        by_dw = torch.addmm(a_old @ (dw.T @ dw), da, cross.T)
-        return (by_w * da).sum(1) + (by_dw * a_old).sum(1), by_w
+    def forward(a: Tensor, w: Tensor, a_old: Tensor, w_old: Tensor, gram_old: Tensor) -> tuple[Tensor, Tensor]:
+        da, dw = (a - a_old).flatten(0, 1), w - w_old
+        old = a_old.flatten(0, 1)
+        mixed, gram_dw = w_old.T @ dw, dw.T @ dw
+        cross = mixed.T + gram_dw  # dW^T W
+        by_cross = old @ cross
+        by_w = torch.addmm(by_cross, da, gram_old + mixed + cross)
+        far = _dot(by_cross + by_w, da, len(a)) + _dot(old @ gram_dw, old, len(a))
+        return far, by_w.reshape(a.shape)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:
-        ctx.save_for_backward(*inputs, output[1])
+        ctx.save_for_backward(*inputs[:4], output[1])
         ctx.mark_non_differentiable(output[1])
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         a, w, a_old, w_old, by_w = ctx.saved_tensors
-        twice = 2 * gradients[0][:, None]
-        ga = twice * a
-        grad_w = torch.addmm((w - w_old) @ (a_old.T @ ga), w, (a - a_old).T @ ga)
-        return twice * by_w, grad_w, None, None
+        twice = 2 * gradients[0][:, None, None]
+        ga = (twice * a).flatten(0, 1)
+        by_da, by_old = (a - a_old).flatten(0, 1).T @ ga, a_old.flatten(0, 1).T @ ga
+        return twice * by_w, ((w - w_old) @ by_old).addmm_(w, by_da), None, None, None
+
+
+def _dot(x: Tensor, y: Tensor, tasks: int) -> Tensor:
+    """Sums of x * y, task by task: [B * C, h] twice -> [B]."""
+    sums: Tensor = torch.linalg.vecdot(x.reshape(tasks, -1), y.reshape(tasks, -1))
+    return sums
 
 
 class Ruler(nn.Module):
@@ -110,23 +121,31 @@ class Ruler(nn.Module):
         constant: for each of its parameters, whether it starts at constants.
     """
 
-    uniform: Tensor
     scales: Tensor
     mixed: Tensor
     segments: Tensor
     lengths: Tensor
     constants: Tensor
+    tail: Tensor
 
     def __init__(self, part: Part, constant: Sequence[bool]) -> None:
         super().__init__()
-        for name, values in layout(part.sizes, constant, part.chunk_size)._asdict().items():
-            self.register_buffer(name, torch.tensor(values, dtype=torch.long), persistent=False)
+        found = layout(part.sizes, constant, part.chunk_size)
+        self.uniform = len(found.uniform)
+        scales = torch.full((part.chunks,), -1)
+        scales[found.uniform] = torch.tensor(found.scales, dtype=torch.long)
+        self.register_buffer("scales", scales, persistent=False)
+        for name in ("mixed", "segments", "lengths", "constants"):
+            self.register_buffer(name, torch.tensor(getattr(found, name), dtype=torch.long), persistent=False)
+        tail = torch.zeros(_width(part) - part.head.in_features)
+        tail[0] = 1
+        self.register_buffer("tail", tail, persistent=False)
 
     def pays(self, part: Part, tasks: int) -> bool:
         """Whether the factors of that many tasks are less work than the numbers, by multiplications."""
-        width, rows = part.head.in_features + 1, tasks * len(self.uniform)
-        by_factors = (5 * part.chunk_size + 6 * rows) * width**2
-        return by_factors < rows * part.chunk_size * (3 * width + PASSES)
+        width, rows = _width(part), tasks * part.chunks
+        by_factors = (4 * part.chunk_size + 5 * rows) * width**2
+        return by_factors < tasks * self.uniform * part.chunk_size * (3 * part.head.in_features + PASSES)
 
     def describe(self, part: Part, embeddings: Tensor, scale: Tensor, gain: Tensor) -> Description:
         """What a part writes for B tasks, [B, E].
@@ -136,21 +155,25 @@ class Ruler(nn.Module):
             gain: of all constants.
 
         Returns:
-            A [B, C, H + 1] of the uniform chunks; the numbers [B, M * S] of the mixed ones, constants less their initial
-            values; W [S, H + 1]. The last column is for the bias.
+            A [B, C, h], zero for mixed chunks; the numbers [B, M * S] of the mixed chunks, constants less their initial values;
+            W [S, h]. Behind the H columns comes one for the bias, and zeros.
         """
         features = part.features(embeddings)
-        own = features.index_select(1, self.uniform)
-        own = torch.cat([own, torch.ones_like(own[..., :1])], -1) * scale.index_select(0, self.scales)[:, None]
+        known = torch.cat([scale, scale.new_zeros(1)])  # -1 is the zero
+        own = torch.cat([features, self.tail.expand(*features.shape[:2], -1)], -1) * known[self.scales][:, None]
         numbers: Tensor = part.head(features.index_select(1, self.mixed)).flatten(1)
-        known = torch.cat([scale, scale.new_zeros(1)])[self.segments]  # -1 is the zero
-        factor = known.repeat_interleave(self.lengths, output_size=numbers.shape[1])
+        factor = known[self.segments].repeat_interleave(self.lengths, output_size=numbers.shape[1])
         numbers = numbers * factor.index_copy(0, self.constants, gain)
-        return own, numbers, torch.cat([part.head.weight, part.head.bias[:, None]], 1)
+        return own, numbers, torch.cat([part.head.weight, part.head.bias[:, None] * self.tail], 1)
 
 
-def compare(new: Description, old: Description) -> Tensor:
-    """Squared distances [B] of two descriptions; no gradient flows to the older one."""
+def compare(new: Description, old: Description, gram_old: Tensor) -> Tensor:
+    """Squared distances [B] of two descriptions; `gram_old` is W^T W of the older one, to which no gradient flows."""
     (a, numbers, w), (a_old, numbers_old, w_old) = new, old
-    far: Tensor = SquaredDistance.apply(a.flatten(0, 1), w, a_old.flatten(0, 1), w_old)[0]
-    return far.reshape(a.shape[:2]).sum(1) + (numbers - numbers_old).square().sum(1)
+    far: Tensor = SquaredDistance.apply(a, w, a_old, w_old, gram_old)[0]
+    return far + F.mse_loss(numbers, numbers_old, reduction="none").sum(1)
+
+
+def _width(part: Part) -> int:
+    """h: columns for the head's inputs and its bias, and so many zeros that the number is one that matrix products like."""
+    return -(-(part.head.in_features + 1) // ALIGNED) * ALIGNED

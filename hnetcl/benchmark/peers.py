@@ -1,0 +1,65 @@
+"""Other libraries, and how their hypernetworks' weights read as ours."""
+
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.util import find_spec
+from types import ModuleType
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from hnetcl.benchmark.contenders import Absent
+from hnetcl.hnets.conditioned import ConditionedHyperNetwork
+from hnetcl.hnets.part import Part
+
+
+def peer(module: str) -> ModuleType:
+    """Another library's module, or Absent where the library is not installed."""
+    if not is_installed(module.partition(".")[0]):
+        raise Absent("not installed")
+    return import_module(module)
+
+
+def is_installed(library: str) -> bool:
+    """Whether it can be imported."""
+    return find_spec(library) is not None
+
+
+def read_as_ours(ours: ConditionedHyperNetwork, shared: Sequence[Tensor], own: Sequence[Tensor]) -> dict[str, Tensor]:
+    """Tensors of a hypnettorch hypernetwork under the names and in the shapes of our parameters.
+
+    Its HMLP is our `FullHyperNetwork`, its ChunkedHMLP with `cond_chunk_embs=False` our `ChunkedHyperNetwork`. It puts the
+    chunk's embedding before the task's, we put it behind.
+
+    Args:
+        ours: of the same sizes, with one part.
+        shared: as its `unconditional_params`: weight and bias of every layer, then the chunk embeddings where it has any.
+        own: as its `conditional_params`, the task embeddings.
+    """
+    (part,) = (cast(Part, each) for each in ours.parts)
+    layers = [i for i, layer in enumerate(part.trunk) if isinstance(layer, nn.Linear)]
+    names = [f"{name}.{kind}" for name in (*(f"trunk.{i}" for i in layers), "head") for kind in ("weight", "bias")]
+    first, *rest = shared
+    if part.chunk_embedding is not None:
+        names.append("chunk_embedding")
+        first = first.roll(-part.chunk_embedding.shape[1], 1)
+    found = {f"parts.0.{name}": value for name, value in zip(names, [first, *rest], strict=True)}
+    return {**found, "embedding": torch.stack(list(own))}
+
+
+@torch.no_grad()
+def copy_hypnettorch(ours: ConditionedHyperNetwork, theirs: Any) -> None:
+    """From then on ours writes what theirs writes, to the same derivatives: scales are 1.
+
+    Args:
+        ours: made with `initial` values at random for all parameters, so that it writes none as a constant and a gain.
+        theirs: HMLP or ChunkedHMLP of the same sizes.
+    """
+    assert not any(ours.constant)
+    values = read_as_ours(ours, theirs.unconditional_params, theirs.conditional_params)
+    learned = dict(ours.named_parameters())
+    assert learned.keys() == {*values, "gain"}
+    for name, value in values.items():
+        learned[name].copy_(value)
+    ours.scale.fill_(1)

@@ -1,0 +1,135 @@
+"""Training steps of the output regularizer beside hypnettorch's, on the networks of its own example.
+
+The step is that of the last of --tasks tasks: a batch is drawn, loss and penalty are computed, Adam steps. All contenders start
+with the same weights, and draw the same batches. The penalty of hypnettorch and ours/all is over all old tasks, that of
+hypnettorch/1 and ours/1 over one drawn at random; ours/numbers writes all numbers of the old tasks, where ours/all compares by
+factors; ours/none has no penalty.
+"""
+
+from argparse import ArgumentParser, Namespace
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hnetcl.benchmark import example, inputs, speed
+from hnetcl.benchmark.contenders import Contender, Field
+from hnetcl.benchmark.example import BETA, LR, PEER, Example
+from hnetcl.benchmark.measure import Step
+from hnetcl.benchmark.peers import is_installed, peer
+from hnetcl.hnets import HyperNetwork
+from hnetcl.methods.output_regularizer import OutputRegularizer
+from hnetcl.model import HyperModel
+from hnetcl.tasks.batches import Batches
+from hnetcl.training.optimizers import OptimizerFactory
+
+
+class OurStep:
+    """A step of training as the trainer takes it.
+
+    Args:
+        model: trained.
+        method: what gives the penalty.
+        batches: of the task.
+        task: the one that is trained; all before it are old.
+    """
+
+    def __init__(self, model: HyperModel, method: OutputRegularizer, batches: Batches, task: int) -> None:
+        self.model, self.method, self.batches, self.task = model.train(), method, batches, task
+        self.optimizer, self.schedule = OptimizerFactory("adam", LR, "constant", 0.0, {}).make(model, 1)
+        method.start_task(model.hnet, task, self.optimizer, batches.generator)
+
+    def __call__(self) -> Tensor:
+        """The loss without the penalty."""
+        x, y = self.batches.draw()
+        loss = F.cross_entropy(self.model(x, self.task), y)
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.penalty()
+        self.optimizer.step()
+        self.schedule.step()
+        return loss.detach()
+
+    def penalty(self) -> None:
+        """The penalty's part of the step, its gradients included."""
+        penalty = self.method.penalty(self.model.hnet)
+        if penalty is not None:
+            penalty.backward()
+
+
+@dataclass(frozen=True)
+class Training:
+    """What all contenders do.
+
+    Args:
+        sizes: of the networks.
+        tasks: T; the last one is trained.
+        batch: images in a step.
+        device: where.
+    """
+
+    sizes: Example
+    tasks: int
+    batch: int
+    device: torch.device
+
+    def ours(self, beta: float = BETA, sample: int | None = None, by_numbers: bool = False) -> Step:
+        """A step as the trainer takes it."""
+        model = self.sizes.model(self.tasks, self.device)
+        self.sizes.start_alike(model, self.tasks)
+        step = OurStep(model, OutputRegularizer(beta, sample), example.batches(self.batch, self.device), self.tasks - 1)
+        if by_numbers:
+            old = torch.arange(self.tasks - 1, device=self.device)
+            step.method.record = HyperNetwork.record(model.hnet, old, len(old))
+        return step
+
+    def hypnettorch(self, sample: int | None = None) -> Step:
+        """A step as its documentation and example take it."""
+        regularizer = peer("hypnettorch.utils.hnet_regularizer")
+        torch.manual_seed(0)
+        main, hnet = self.sizes.hypnettorch(self.tasks, self.device)
+        batches, task = example.batches(self.batch, self.device), self.tasks - 1
+        optimizer = torch.optim.Adam(hnet.parameters(), lr=LR)
+        targets = regularizer.get_current_targets(task, hnet)
+
+        def step() -> Tensor:
+            x, y = batches.draw()
+            loss = F.cross_entropy(main.forward(x.flatten(1), weights=hnet.forward(cond_id=task)), y)
+            penalty = BETA * regularizer.calc_fix_target_reg(hnet, task, targets=targets, batch_size=sample)
+            optimizer.zero_grad()
+            (loss + penalty).backward()
+            optimizer.step()
+            return loss.detach()
+
+        return step
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("--tasks", type=int, default=5, help="of which the last one is trained (default %(default)s)")
+    parser.add_argument("--batch", type=int, default=32, help="images in a step (default %(default)s)")
+    example.add_arguments(parser)
+    speed.add_arguments(parser)
+
+
+def field(arguments: Namespace, device: torch.device) -> Field:
+    """hypnettorch's steps and ours.
+
+    Raises:
+        ArgumentError: a number is too small.
+    """
+    inputs.at_least(2, arguments, "tasks")
+    inputs.at_least(1, arguments, "batch", "rounds", "turn")
+    training = Training(example.example(arguments), arguments.tasks, arguments.batch, device)
+    base = PEER if is_installed(PEER) else None
+    contenders = [
+        Contender(PEER, training.hypnettorch),
+        Contender("ours/all", training.ours, base),
+        Contender("ours/1", partial(training.ours, sample=1), base),
+        Contender("ours/numbers", partial(training.ours, by_numbers=True), base),
+        Contender("ours/none", partial(training.ours, beta=0.0), base),
+        Contender(f"{PEER}/1", partial(training.hypnettorch, sample=1), base),
+    ]
+    asked = {"tasks": arguments.tasks, "batch": arguments.batch, **example.settings(training.sizes)}
+    return Field(contenders, asked, partial(speed.speed, rounds=arguments.rounds, turn=arguments.turn, device=device))
