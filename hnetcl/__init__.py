@@ -19,7 +19,15 @@ if TYPE_CHECKING:
         using_task,
     )
     from hnetcl.errors import ArgumentError
-    from hnetcl.hnets import ChunkedHyperNetwork, DirectHyperNetwork, FullHyperNetwork, HyperNetwork
+    from hnetcl.hnets import (
+        ChunkedHyperNetwork,
+        DirectHyperNetwork,
+        FullHyperNetwork,
+        HyperNetwork,
+        LowRankHyperNetwork,
+        StructuredHyperNetwork,
+        initial_parameters,
+    )
     from hnetcl.model import HyperModel
     from hnetcl.wrapping import wrap
 
@@ -35,11 +43,14 @@ _ROOMS = {
     "FullHyperNetwork": "hnets",
     "HyperModel": "model",
     "HyperNetwork": "hnets",
+    "LowRankHyperNetwork": "hnets",
     "QUATERNION": "algebra",
     "REAL": "algebra",
+    "StructuredHyperNetwork": "hnets",
     "VirtualBatchNormLayer": "bn",
     "convert_batchnorm": "bn",
     "fold_batchnorm": "bn",
+    "initial_parameters": "hnets",
     "recalibrate": "bn",
     "reference_pass": "bn",
     "using_task": "bn",
@@ -58,9 +69,12 @@ __all__ = [
     "FullHyperNetwork",
     "HyperModel",
     "HyperNetwork",
+    "LowRankHyperNetwork",
+    "StructuredHyperNetwork",
     "VirtualBatchNormLayer",
     "convert_batchnorm",
     "fold_batchnorm",
+    "initial_parameters",
     "recalibrate",
     "reference_pass",
     "using_task",

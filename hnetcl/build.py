@@ -11,7 +11,14 @@ from torch import nn
 from hnetcl.bn import BatchNormLayer
 from hnetcl.config import Checked, Config
 from hnetcl.errors import ArgumentError
-from hnetcl.hnets import ChunkedHyperNetwork, DirectHyperNetwork, FullHyperNetwork, HyperNetwork
+from hnetcl.hnets import (
+    ChunkedHyperNetwork,
+    DirectHyperNetwork,
+    FullHyperNetwork,
+    HyperNetwork,
+    LowRankHyperNetwork,
+    StructuredHyperNetwork,
+)
 from hnetcl.methods import Finetune, Joint, Method, OutputRegularizer
 from hnetcl.model import HyperModel, writable_parameters
 from hnetcl.nets import MLP, LeNet
@@ -23,6 +30,8 @@ NETS: dict[str, Callable[..., nn.Module]] = {"mlp": MLP, "lenet": LeNet}
 HNETS: dict[str, Callable[..., HyperNetwork]] = {
     "full": FullHyperNetwork,
     "chunked": ChunkedHyperNetwork,
+    "structured": StructuredHyperNetwork,
+    "low_rank": LowRankHyperNetwork,
     "direct": DirectHyperNetwork,
 }
 METHODS: dict[str, Callable[..., Method]] = {

@@ -122,11 +122,11 @@ class Ruler(nn.Module):
         for name, values in layout(part.sizes, constant, part.chunk_size)._asdict().items():
             self.register_buffer(name, torch.tensor(values, dtype=torch.long), persistent=False)
 
-    def pays(self, part: Part, tasks: int) -> bool:
-        """Whether the factors of that many tasks are less work than the numbers, by multiplications."""
+    def saves(self, part: Part, tasks: int) -> int:
+        """The multiplications that factors of that many tasks need less than numbers do; negative where they need more."""
         width, rows = part.head.in_features + 1, tasks * len(self.uniform)
-        by_factors = (5 * part.chunk_size + 6 * rows) * width**2
-        return by_factors < rows * part.chunk_size * (3 * width + PASSES)
+        by_factors = (5 * part.chunk_size + 6 * rows) * width**2 if rows else 0
+        return rows * part.chunk_size * (3 * width + PASSES) - by_factors
 
     def describe(self, part: Part, embeddings: Tensor, scale: Tensor, gain: Tensor) -> Description:
         """What a part writes for B tasks, [B, E].
@@ -152,5 +152,8 @@ class Ruler(nn.Module):
 def compare(new: Description, old: Description) -> Tensor:
     """Squared distances [B] of two descriptions; no gradient flows to the older one."""
     (a, numbers, w), (a_old, numbers_old, w_old) = new, old
-    far: Tensor = SquaredDistance.apply(a.flatten(0, 1), w, a_old.flatten(0, 1), w_old)[0]
-    return far.reshape(a.shape[:2]).sum(1) + (numbers - numbers_old).square().sum(1)
+    far = (numbers - numbers_old).square().sum(1)
+    if a.shape[1]:
+        by_chunk: Tensor = SquaredDistance.apply(a.flatten(0, 1), w, a_old.flatten(0, 1), w_old)[0]
+        far = far + by_chunk.reshape(a.shape[:2]).sum(1)
+    return far
