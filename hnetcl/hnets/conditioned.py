@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from hnetcl.errors import ArgumentError
 from hnetcl.hnets.base import HyperNetwork, Shapes, initial_values
 
-VIRTUAL_TASKS = 128  # over which the variance of what is written is measured
+VIRTUAL_TASKS = 16  # over which scales are measured, if there are not more
 DRAWS = 16  # embeddings for each task, of which it starts at the most typical
 
 
@@ -45,7 +45,7 @@ class ConditionedHyperNetwork(HyperNetwork):
         self.names = list(self.shapes)  # in the order of `numbers`
         self.register_buffer("start", torch.cat([torch.zeros(0), *(v for n, v in flat.items() if self.constant[n])]))
         self.register_buffer("scale", torch.stack([torch.ones(()) if self.constant[n] else v.std() for n, v in flat.items()]))
-        self.register_buffer("level", torch.ones_like(self.scale))  # of r^2 on average, before training
+        self.register_buffer("level", torch.ones_like(self.scale))  # of r^2, before training
         self.gain = nn.Parameter(torch.zeros_like(self.start))
         self.embedding = nn.Parameter(torch.randn(num_tasks, embedding_dim))
 
@@ -58,7 +58,8 @@ class ConditionedHyperNetwork(HyperNetwork):
 
     def fresh_entries(self) -> dict[str, Tensor]:
         draws = torch.randn_like(self.embedding[:1].expand(DRAWS, -1))
-        return {"embedding": self._most_typical(draws[None], self.mean_squares(draws)[None])}
+        best = self._most_typical(self.mean_squares(draws)[None])
+        return {"embedding": draws[None].take_along_dim(best, 1).squeeze(1)}
 
     @abstractmethod
     def numbers(self, embeddings: Tensor) -> list[Tensor]:
@@ -81,20 +82,22 @@ class ConditionedHyperNetwork(HyperNetwork):
             self.start = torch.cat([self.start[:0], *(starts[name] for name in names if self.constant[name])])
             self.scale = self.scale[[self.names.index(name) for name in names]]
             self.names = list(names)
-        tasks, width = self.embedding.shape
-        draws = torch.randn(max(VIRTUAL_TASKS, DRAWS * tasks), width)
-        squares = self.mean_squares(draws)
-        self.level.copy_(squares.mean(0))
-        self.scale /= self.level.sqrt()
-        for_each = (values[: DRAWS * tasks].reshape(tasks, DRAWS, -1) for values in (draws, squares))
-        self.embedding.copy_(self._most_typical(*for_each))
+        draws = torch.randn(max(VIRTUAL_TASKS, self.num_tasks), DRAWS, self.embedding.shape[1])
+        squares = self.mean_squares(draws.flatten(0, 1)).unflatten(0, draws.shape[:2])
+        self.level.copy_(squares.sqrt().mean((0, 1)).square().clamp_min(1e-12))
+        best = self._most_typical(squares)
+        self.embedding.copy_(draws.take_along_dim(best, 1).squeeze(1)[: self.num_tasks])
+        self.scale /= squares.take_along_dim(best, 1).mean((0, 1)).clamp_min(1e-12).sqrt()
 
-    def _most_typical(self, draws: Tensor, squares: Tensor) -> Tensor:
-        """Of each task's draws the one whose worst layer is closest to its level: [T, D, E], [T, D, n] -> [T, E]."""
-        off = (squares / self.level).clamp_min(1e-9).log().abs()
-        random = [i for i, name in enumerate(self.names) if not self.constant[name]]
-        worst = torch.cat([off[..., random], torch.zeros_like(off[..., :1])], 2).amax(2)
-        return torch.take_along_dim(draws, worst.argmin(1)[:, None, None], 1).squeeze(1)
+    def varying(self) -> list[int]:
+        """Places in `names` of the parameters that start apart for different tasks."""
+        return [i for i, name in enumerate(self.names) if not self.constant[name]]
+
+    def _most_typical(self, squares: Tensor) -> Tensor:
+        """The draw for each task whose worst parameter is nearest to its level: [T, D, n] -> [T, 1, 1]."""
+        off = (squares[..., self.varying()] / self.level[self.varying()]).clamp_min(1e-9).log().abs()
+        worst = torch.cat([off, torch.zeros_like(squares[..., :1])], 2).amax(2)  # of none: the first draw
+        return worst.argmin(1)[:, None, None]
 
     def written(self, tasks: Tensor) -> dict[str, Tensor]:
         numbers = dict(zip(self.names, self.numbers(self.embedding.index_select(0, tasks)), strict=True))

@@ -100,6 +100,9 @@ class LowRankHyperNetwork(ConditionedHyperNetwork):
         squares = [torch.stack([_squared_norm(*each) for each in self.factors(few)], 1) for few in embeddings.split(AT_ONCE)]
         return torch.cat(squares) / torch.tensor([self.shapes[name].numel() for name in self.names], device=embeddings.device)
 
+    def varying(self) -> list[int]:
+        return [i for i in super().varying() if self.base is None or self.names[i] not in self.matrices]
+
     def written(self, tasks: Tensor) -> dict[str, Tensor]:
         written = super().written(tasks)
         if self.base is not None and self.share is not None:

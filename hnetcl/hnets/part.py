@@ -63,8 +63,7 @@ class Part(nn.Module):
 
         Those of W a for some rows W of the head sum up to a^T (W^T W) a, so nothing is written for it.
         """
-        weight = torch.cat([self.head.weight, self.head.bias[:, None]], 1)
-        gram, size = weight.T @ weight, self.chunk_size
+        size = self.chunk_size
         whole, cut, end = [], [], 0
         for parameter, count in enumerate(self.sizes):
             begin, end = end, end + count
@@ -73,8 +72,8 @@ class Part(nn.Module):
             edges = [(begin, end)] if first > last else [(begin, first * size), (last * size, end)]
             for low, high in edges:
                 if low < high:
-                    rows = weight[low % size : low % size + high - low]
-                    cut.append((parameter, low // size, rows.T @ rows))
+                    cut.append((parameter, low // size, self._gram(low % size, low % size + high - low)))
+        gram = self._gram(0, size if any(first < last for first, last in whole) else 0)
         squares = []
         for few in embeddings.split(AT_ONCE):
             features = self.features(few)
@@ -84,7 +83,12 @@ class Part(nn.Module):
             for parameter, chunk, own in cut:
                 found[:, parameter] += (features[:, chunk] @ own * features[:, chunk]).sum(1)
             squares.append(found)
-        return torch.cat(squares) / torch.tensor(self.sizes, device=weight.device)
+        return torch.cat(squares) / torch.tensor(self.sizes, device=embeddings.device)
+
+    def _gram(self, begin: int, end: int) -> Tensor:
+        """W^T W of some rows W of the head, with their biases as last column: [H + 1, H + 1]."""
+        rows = torch.cat([self.head.weight[begin:end], self.head.bias[begin:end, None]], 1)
+        return rows.T @ rows
 
 
 def part_size(numbers: int, embedding_dim: int, hidden: Sequence[int], chunk_size: int, chunk_embedding_dim: int = 0) -> int:
