@@ -19,7 +19,15 @@ if TYPE_CHECKING:
         using_task,
     )
     from hnetcl.errors import ArgumentError
-    from hnetcl.hnets import ChunkedHyperNetwork, DirectHyperNetwork, FullHyperNetwork, HyperNetwork
+    from hnetcl.hnets import (
+        ChunkedHyperNetwork,
+        DirectHyperNetwork,
+        FullHyperNetwork,
+        HyperNetwork,
+        LowRankHyperNetwork,
+        StructuredHyperNetwork,
+        initial_parameters,
+    )
     from hnetcl.model import HyperModel
     from hnetcl.nets import register_net
     from hnetcl.wrapping import wrap
@@ -36,11 +44,14 @@ _ROOMS = {
     "FullHyperNetwork": "hnets",
     "HyperModel": "model",
     "HyperNetwork": "hnets",
+    "LowRankHyperNetwork": "hnets",
     "QUATERNION": "algebra",
     "REAL": "algebra",
+    "StructuredHyperNetwork": "hnets",
     "VirtualBatchNormLayer": "bn",
     "convert_batchnorm": "bn",
     "fold_batchnorm": "bn",
+    "initial_parameters": "hnets",
     "recalibrate": "bn",
     "reference_pass": "bn",
     "register_net": "nets",
@@ -60,9 +71,12 @@ __all__ = [
     "FullHyperNetwork",
     "HyperModel",
     "HyperNetwork",
+    "LowRankHyperNetwork",
+    "StructuredHyperNetwork",
     "VirtualBatchNormLayer",
     "convert_batchnorm",
     "fold_batchnorm",
+    "initial_parameters",
     "recalibrate",
     "reference_pass",
     "register_net",

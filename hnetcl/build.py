@@ -11,7 +11,14 @@ from torch import nn
 from hnetcl.bn import BatchNormLayer, convert_batchnorm
 from hnetcl.config import Checked, Config, ModuleConfig
 from hnetcl.errors import ArgumentError
-from hnetcl.hnets import ChunkedHyperNetwork, DirectHyperNetwork, FullHyperNetwork, HyperNetwork
+from hnetcl.hnets import (
+    ChunkedHyperNetwork,
+    DirectHyperNetwork,
+    FullHyperNetwork,
+    HyperNetwork,
+    LowRankHyperNetwork,
+    StructuredHyperNetwork,
+)
 from hnetcl.methods import Finetune, Joint, Method, OutputRegularizer
 from hnetcl.model import HyperModel
 from hnetcl.nets import MLP, LeNet, custom_net, torchvision_net
@@ -29,6 +36,8 @@ NETS: dict[str, Callable[..., nn.Module]] = {
 HNETS: dict[str, Callable[..., HyperNetwork]] = {
     "full": FullHyperNetwork,
     "chunked": ChunkedHyperNetwork,
+    "structured": StructuredHyperNetwork,
+    "low_rank": LowRankHyperNetwork,
     "direct": DirectHyperNetwork,
 }
 METHODS: dict[str, Callable[..., Method]] = {

@@ -166,6 +166,7 @@ class ModuleConfig(Part):
 class FullConfig(Part):
     hidden: list[int] = widths()
     embedding_dim: int = number(least=1)
+    compression: float | None = number(above=0)
 
 
 @dataclass(kw_only=True)
@@ -180,6 +181,17 @@ class ChunkedConfig(Part):
         super().__post_init__()
         if self.chunk_size is not None and self.compression is not None:
             raise ArgumentError("chunk_size", self.chunk_size, f"can't be given beside compression={self.compression}")
+
+
+@dataclass(kw_only=True)
+class StructuredConfig(ChunkedConfig):
+    groups: list[list[str]] | None
+
+
+@dataclass(kw_only=True)
+class LowRankConfig(ChunkedConfig):
+    rank: int = number(least=1)
+    base: bool
 
 
 @dataclass(kw_only=True)
@@ -299,7 +311,7 @@ class Config(Settings):
     task: SplitConfig | PermutedConfig
     bn: BatchNormConfig
     net: MLPConfig | LeNetConfig | ModuleConfig
-    hnet: FullConfig | ChunkedConfig | DirectConfig
+    hnet: FullConfig | ChunkedConfig | StructuredConfig | LowRankConfig | DirectConfig
     method: OutputRegularizerConfig | FinetuneConfig | JointConfig
     optimizer: AdagradConfig | AdamConfig | RMSpropConfig | SGDConfig
     trainer: TrainerConfig
@@ -345,7 +357,13 @@ GROUPS: dict[str, dict[str, type[Checked]] | type[Checked]] = {
     "task": {"split": SplitConfig, "permuted": PermutedConfig},
     "bn": BatchNormConfig,
     "net": {"mlp": MLPConfig, "lenet": LeNetConfig, "torchvision": ModuleConfig, "custom": ModuleConfig},
-    "hnet": {"full": FullConfig, "chunked": ChunkedConfig, "direct": DirectConfig},
+    "hnet": {
+        "full": FullConfig,
+        "chunked": ChunkedConfig,
+        "structured": StructuredConfig,
+        "low_rank": LowRankConfig,
+        "direct": DirectConfig,
+    },
     "method": {"output_regularizer": OutputRegularizerConfig, "finetune": FinetuneConfig, "joint": JointConfig},
     "optimizer": {
         "adagrad": AdagradConfig,

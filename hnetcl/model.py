@@ -3,11 +3,13 @@
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.optim import Optimizer
 
 from hnetcl.bn import norm_layers, row_parameters, using_task
 from hnetcl.choices import SHARED
 from hnetcl.errors import one_of
 from hnetcl.hnets import HyperNetwork
+from hnetcl.hnets.growth import replace_parameter
 
 
 class HyperModel(nn.Module):
@@ -41,6 +43,22 @@ class HyperModel(nn.Module):
         for layer in norm_layers(net).values():
             while 0 < layer.num_stats < hnet.num_tasks:
                 layer.checkpoint_stats()
+
+    def add_task(self, optimizer: Optimizer | None = None) -> None:
+        """Opens one more task, with a row of its own in every norm layer that keeps rows; what was learned stays.
+
+        Args:
+            optimizer: of this model, if there is one already: it goes on with the grown parameters, its state kept.
+        """
+        self.hnet.add_task(optimizer)
+        for layer in norm_layers(self.net).values():
+            before = layer.rows
+            if 0 < layer.num_stats < self.hnet.num_tasks:
+                layer.checkpoint_stats()
+            for name, old in before.items():
+                new = layer.rows[name]
+                if optimizer is not None and isinstance(old, nn.Parameter) and isinstance(new, nn.Parameter) and new is not old:
+                    replace_parameter(optimizer, old, new)
 
     def start_task(self, task: int) -> None:
         """Called before a task is trained: from task 1 on, parameters that are trained once are fixed."""

@@ -1,12 +1,14 @@
 """Squared distances by factors are those of what is written."""
 
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
 
-from hnetcl.hnets import ChunkedHyperNetwork, HyperNetwork
+from hnetcl.hnets import ChunkedHyperNetwork, HyperNetwork, StructuredHyperNetwork
 from hnetcl.hnets.distance import SquaredDistance, layout
+from hnetcl.hnets.parted import PartedHyperNetwork
 
 SHAPES = {"a": (40, 30), "a.bias": (40,), "norm": (40,), "b": (50, 40), "b.bias": (50,), "c": (3, 50), "c.bias": (3,)}
 TASKS = torch.tensor([0, 1, 4, 3, 5])
@@ -16,9 +18,11 @@ def initial() -> dict[str, torch.Tensor]:
     return {name: torch.randn(shape) / 10 if len(shape) > 1 else torch.ones(shape) for name, shape in SHAPES.items()}
 
 
-def hypernetwork(chunk_size: int, dtype: torch.dtype) -> ChunkedHyperNetwork:
+def hypernetwork(
+    chunk_size: int, dtype: torch.dtype, kind: Callable[..., PartedHyperNetwork] = ChunkedHyperNetwork
+) -> PartedHyperNetwork:
     torch.manual_seed(chunk_size)
-    hnet = ChunkedHyperNetwork(SHAPES, 6, hidden=(9, 5), chunk_size=chunk_size, initial=initial()).to(dtype)
+    hnet = kind(SHAPES, 6, hidden=(9, 5), chunk_size=chunk_size, initial=initial()).to(dtype)
     move(hnet, 1.0)
     return hnet
 
@@ -32,9 +36,12 @@ def move(hnet: HyperNetwork, by: float) -> None:
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-11), (torch.float32, 2e-4)])
 @pytest.mark.parametrize("by", [1.0, 0.01])
 @pytest.mark.parametrize("chunk_size", [17, 100, 400])
-def test_factors_give_what_the_numbers_give(chunk_size: int, by: float, dtype: torch.dtype, tolerance: float) -> None:
+@pytest.mark.parametrize("kind", [ChunkedHyperNetwork, StructuredHyperNetwork])
+def test_factors_give_what_the_numbers_give(
+    kind: Callable[..., PartedHyperNetwork], chunk_size: int, by: float, dtype: torch.dtype, tolerance: float
+) -> None:
     """Values and gradients, with a weight for every task; chunks that hold one parameter, several, or the end."""
-    hnet = hypernetwork(chunk_size, dtype)
+    hnet = hypernetwork(chunk_size, dtype, kind)
     old = copy.deepcopy(hnet)
     by_factors, by_numbers = old.record(TASKS, at_once=100), HyperNetwork.record(old, TASKS, 100)
     assert by_factors.common

@@ -8,7 +8,14 @@ import torch
 from torch import nn
 
 from hnetcl.errors import ArgumentError
-from hnetcl.hnets import ChunkedHyperNetwork, DirectHyperNetwork, FullHyperNetwork, HyperNetwork
+from hnetcl.hnets import (
+    ChunkedHyperNetwork,
+    DirectHyperNetwork,
+    FullHyperNetwork,
+    HyperNetwork,
+    LowRankHyperNetwork,
+    StructuredHyperNetwork,
+)
 from hnetcl.hnets.conditioned import ConditionedHyperNetwork
 
 SHAPES = {"body.weight": (1, 12, 20), "norm.weight": (12,), "norm.bias": (12,), "head.weight": (1, 3, 12), "head.bias": (3,)}
@@ -18,12 +25,16 @@ MEMBERS: dict[str, Callable[..., HyperNetwork]] = {
     "chunked, one number at a time": partial(ChunkedHyperNetwork, chunk_size=1),
     "chunked, one chunk": partial(ChunkedHyperNetwork, chunk_size=10**6),
     "chunked, no hidden layer": partial(ChunkedHyperNetwork, hidden=(), chunk_size=50),
+    "structured": partial(StructuredHyperNetwork, hidden=(6,), chunk_size=50),
+    "structured, one group": partial(StructuredHyperNetwork, hidden=(6,), groups=["body.*"], chunk_size=7),
+    "low rank": partial(LowRankHyperNetwork, rank=2, chunk_size=50),
+    "low rank, with a base": partial(LowRankHyperNetwork, rank=1, base=True, chunk_size=50),
     "direct": DirectHyperNetwork,
     "direct, nothing shared": partial(DirectHyperNetwork, per_task=("*",)),
     "direct, all shared": partial(DirectHyperNetwork, per_task=()),
 }
 member = pytest.mark.parametrize("make", MEMBERS.values(), ids=MEMBERS.keys())
-conditioned = pytest.mark.parametrize("make", list(MEMBERS.values())[:5], ids=list(MEMBERS)[:5])
+conditioned = pytest.mark.parametrize("make", list(MEMBERS.values())[:9], ids=list(MEMBERS)[:9])
 
 
 def initial() -> dict[str, torch.Tensor]:

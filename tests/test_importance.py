@@ -183,7 +183,7 @@ class Theirs(HyperNetwork):
         values = [self.inner.forward(cond_id=int(task)) for task in tasks]
         return {name: torch.stack([each[place].flatten() for each in values]) for place, name in enumerate(self.shapes)}
 
-    def add_task(self) -> None:
+    def fresh_entries(self) -> dict[str, Tensor]:
         raise NotImplementedError
 
     def task_parameters(self) -> list[nn.Parameter]:

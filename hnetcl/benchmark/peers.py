@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from hnetcl.benchmark.contenders import Absent
-from hnetcl.hnets.conditioned import ConditionedHyperNetwork
 from hnetcl.hnets.part import Part
+from hnetcl.hnets.parted import PartedHyperNetwork
 
 
 def peer(module: str) -> ModuleType:
@@ -26,7 +26,7 @@ def is_installed(library: str) -> bool:
     return find_spec(library) is not None
 
 
-def read_as_ours(ours: ConditionedHyperNetwork, shared: Sequence[Tensor], own: Sequence[Tensor]) -> dict[str, Tensor]:
+def read_as_ours(ours: PartedHyperNetwork, shared: Sequence[Tensor], own: Sequence[Tensor]) -> dict[str, Tensor]:
     """Tensors of a hypnettorch hypernetwork under the names and in the shapes of our parameters.
 
     Its HMLP is our `FullHyperNetwork`, its ChunkedHMLP with `cond_chunk_embs=False` our `ChunkedHyperNetwork`. It puts the
@@ -49,14 +49,14 @@ def read_as_ours(ours: ConditionedHyperNetwork, shared: Sequence[Tensor], own: S
 
 
 @torch.no_grad()
-def copy_hypnettorch(ours: ConditionedHyperNetwork, theirs: Any) -> None:
+def copy_hypnettorch(ours: PartedHyperNetwork, theirs: Any) -> None:
     """From then on ours writes what theirs writes, to the same derivatives: scales are 1.
 
     Args:
         ours: made with `initial` values at random for all parameters, so that it writes none as a constant and a gain.
         theirs: HMLP or ChunkedHMLP of the same sizes.
     """
-    assert not any(ours.constant)
+    assert not any(ours.constant.values())
     values = read_as_ours(ours, theirs.unconditional_params, theirs.conditional_params)
     learned = dict(ours.named_parameters())
     assert learned.keys() == {*values, "gain"}

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from hnetcl.errors import ArgumentError
+from hnetcl.hnets.growth import replace_parameter
 
 Shapes = Mapping[str, Sequence[int]]
 
@@ -121,9 +123,23 @@ class HyperNetwork(nn.Module, ABC):
     def written(self, tasks: Tensor) -> dict[str, Tensor]:
         """The parameters of B tasks, by name, each flat: [B] -> [B, n]."""
 
+    def add_task(self, optimizer: Optimizer | None = None) -> None:
+        """Opens one more task; what was learned stays.
+
+        Args:
+            optimizer: of this hypernetwork, if there is one already: it goes on with the grown parameters, its state kept.
+        """
+        for name, fresh in self.fresh_entries().items():
+            old = self.get_parameter(name)
+            new = nn.Parameter(torch.cat([old.detach(), fresh]), old.requires_grad)
+            setattr(self, name, new)
+            if optimizer is not None:
+                replace_parameter(optimizer, old, new)
+        self.num_tasks += 1
+
     @abstractmethod
-    def add_task(self) -> None:
-        """Opens one more task; what was learned stays."""
+    def fresh_entries(self) -> dict[str, Tensor]:
+        """What a new task starts with, [1, ...] for each of `task_parameters`, by its name here."""
 
     @abstractmethod
     def task_parameters(self) -> list[nn.Parameter]:

@@ -1,24 +1,22 @@
 """Hypernetworks that write from a learned task embedding."""
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from functools import reduce
-from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from hnetcl.errors import ArgumentError
-from hnetcl.hnets.base import HyperNetwork, Record, Shapes, initial_values
-from hnetcl.hnets.distance import Description, Ruler, compare
-from hnetcl.hnets.part import Part
+from hnetcl.hnets.base import HyperNetwork, Shapes, initial_values
 
-VIRTUAL_TASKS = 16  # over which the variance of what is written is measured
+VIRTUAL_TASKS = 16  # over which scales are measured, if there are not more
+DRAWS = 16  # embeddings for each task, of which it starts at the most typical
 
 
 class ConditionedHyperNetwork(HyperNetwork):
     """Task embeddings and the last step of writing, shared by all members that have embeddings.
 
-    A member has parts, which yield numbers r. What is written is
+    A member yields numbers r for every parameter. What is written is
 
         scale * r             for a parameter that its network draws at random: one scale for each parameter, with which it has,
                               over tasks and before training, the variance of that draw;
@@ -29,26 +27,27 @@ class ConditionedHyperNetwork(HyperNetwork):
     every layer, and for chunks that cut layers anywhere. Fan-in or fan-out is what the network's own draw is.
 
     Args:
-        embedding_dim: E, the width of a task embedding; embeddings start at N(0, I).
+        embedding_dim: E, the width of a task embedding. Of some draws from N(0, I) a task starts at the one whose layers come
+            closest to the variance that they are to have: behind a narrow ReLU layer single draws are far from it.
     """
 
     start: Tensor
     scale: Tensor
+    level: Tensor
 
     def __init__(self, shapes: Shapes, num_tasks: int, embedding_dim: int, initial: Mapping[str, Tensor] | None = None) -> None:
         super().__init__(shapes, num_tasks, initial)
         if embedding_dim < 1:
             raise ArgumentError("embedding_dim", embedding_dim, "must be at least 1")
         values = initial_values(self.shapes) if initial is None else initial
-        flat = [values[name].detach().float().flatten() for name in self.shapes]
-        self.constant = [len(value.unique()) <= 2 for value in flat]  # gamma of a d-component norm starts at two values
-        pairs = list(zip(flat, self.constant, strict=True))
-        self.register_buffer("start", torch.cat([torch.zeros(0), *(value for value, constant in pairs if constant)]))
-        self.register_buffer("scale", torch.stack([torch.ones(()) if constant else value.std() for value, constant in pairs]))
+        flat = {name: values[name].detach().float().flatten() for name in self.shapes}
+        self.constant = {name: _has_two_values(value) for name, value in flat.items()}
+        self.names = list(self.shapes)  # in the order of `numbers`
+        self.register_buffer("start", torch.cat([torch.zeros(0), *(v for n, v in flat.items() if self.constant[n])]))
+        self.register_buffer("scale", torch.stack([torch.ones(()) if self.constant[n] else v.std() for n, v in flat.items()]))
+        self.register_buffer("level", torch.ones_like(self.scale))  # of r^2, before training
         self.gain = nn.Parameter(torch.zeros_like(self.start))
         self.embedding = nn.Parameter(torch.randn(num_tasks, embedding_dim))
-        self.parts = nn.ModuleList()
-        self.rulers = nn.ModuleList()
 
     @property
     def embeddings(self) -> Tensor:
@@ -57,58 +56,59 @@ class ConditionedHyperNetwork(HyperNetwork):
     def task_parameters(self) -> list[nn.Parameter]:
         return [self.embedding]
 
-    def add_task(self) -> None:
-        fresh = torch.randn_like(self.embedding[:1])
-        self.embedding = nn.Parameter(torch.cat([self.embedding.detach(), fresh]))
-        self.num_tasks += 1
+    def fresh_entries(self) -> dict[str, Tensor]:
+        draws = torch.randn_like(self.embedding[:1].expand(DRAWS, -1))
+        best = self._most_typical(self.mean_squares(draws)[None])
+        return {"embedding": draws[None].take_along_dim(best, 1).squeeze(1)}
 
-    def assemble(self, parts: Sequence[Part]) -> None:
-        """Takes the parts, which write the parameters one after the other, and sets the scales."""
-        self.parts.extend(parts)
-        constant = iter(self.constant)
-        self.rulers.extend(Ruler(part, [next(constant) for _ in part.sizes]) for part in parts)
-        with torch.no_grad():
-            embeddings = torch.randn(VIRTUAL_TASKS, 1, self.embedding.shape[1])
-            squares = [torch.stack([r.square().mean() for r in self.numbers(each)]) for each in embeddings]
-            self.scale /= torch.stack(squares).mean(0).sqrt()
-
+    @abstractmethod
     def numbers(self, embeddings: Tensor) -> list[Tensor]:
-        """r of every parameter: [B, E] -> [B, n] each, in the order of `shapes`."""
-        return [numbers for part in self.parts for numbers in part(embeddings)]
+        """r of every parameter: [B, E] -> [B, n] each, in the order of `names`."""
 
-    def written(self, tasks: Tensor) -> dict[str, Tensor]:
-        numbers = self.numbers(self.embedding.index_select(0, tasks))
-        sizes = [r.shape[1] for r, constant in zip(numbers, self.constant, strict=True) if constant]
-        starts = zip(self.start.split(sizes), self.gain.split(sizes), strict=True)
-        return {
-            name: torch.addcmul(*next(starts), r) if constant else r * scale
-            for name, r, scale, constant in zip(self.shapes, numbers, self.scale.unbind(), self.constant, strict=True)
-        }
+    @abstractmethod
+    def mean_squares(self, embeddings: Tensor) -> Tensor:
+        """The mean of r^2 of every parameter: [B, E] -> [B, len(names)]."""
 
     @torch.no_grad()
-    def record(self, tasks: Tensor, at_once: int) -> Record:
-        if not all(ruler.pays(part, at_once) for part, ruler in self._measured()):
-            return super().record(tasks, at_once)
-        found = self._describe(tasks)
-        return Record(
-            [each for a, numbers, _ in found for each in (a, numbers)], [each for *_, w in found for each in (w, w.T @ w)]
-        )
+    def calibrate(self, names: Sequence[str] | None = None) -> None:
+        """Sets the scales. A member's constructor ends with it.
 
-    def squared_distance(self, tasks: Tensor, before: Record) -> Tensor:
-        if not before.common:
-            return super().squared_distance(tasks, before)
-        by_task, common = iter(before.by_task), iter(before.common)
-        far = [compare(now, (next(by_task), next(by_task), next(common)), next(common)) for now in self._describe(tasks)]
-        return reduce(torch.add, far)
+        Args:
+            names: in the order of `numbers`, where that is not the order of `shapes`.
+        """
+        if names is not None:
+            constants = [name for name in self.names if self.constant[name]]
+            starts = dict(zip(constants, self.start.split([self.shapes[name].numel() for name in constants]), strict=True))
+            self.start = torch.cat([self.start[:0], *(starts[name] for name in names if self.constant[name])])
+            self.scale = self.scale[[self.names.index(name) for name in names]]
+            self.names = list(names)
+        draws = torch.randn(max(VIRTUAL_TASKS, self.num_tasks), DRAWS, self.embedding.shape[1])
+        squares = self.mean_squares(draws.flatten(0, 1)).unflatten(0, draws.shape[:2])
+        self.level.copy_(squares.sqrt().mean((0, 1)).square().clamp_min(1e-12))
+        best = self._most_typical(squares)
+        self.embedding.copy_(draws.take_along_dim(best, 1).squeeze(1)[: self.num_tasks])
+        self.scale /= squares.take_along_dim(best, 1).mean((0, 1)).clamp_min(1e-12).sqrt()
 
-    def _measured(self) -> list[tuple[Part, Ruler]]:
-        return [(cast(Part, part), cast(Ruler, ruler)) for part, ruler in zip(self.parts, self.rulers, strict=True)]
+    def varying(self) -> list[int]:
+        """Places in `names` of the parameters that start apart for different tasks."""
+        return [i for i, name in enumerate(self.names) if not self.constant[name]]
 
-    def _describe(self, tasks: Tensor) -> list[Description]:
-        measured, embeddings = self._measured(), self.embedding.index_select(0, tasks)
-        scales = self.scale.split([len(part.sizes) for part, _ in measured])
-        gains = self.gain.split([len(ruler.constants) for _, ruler in measured])
-        return [
-            ruler.describe(part, embeddings, scale, gain)
-            for (part, ruler), scale, gain in zip(measured, scales, gains, strict=True)
-        ]
+    def _most_typical(self, squares: Tensor) -> Tensor:
+        """The draw for each task whose worst parameter is nearest to its level: [T, D, n] -> [T, 1, 1]."""
+        off = (squares[..., self.varying()] / self.level[self.varying()]).clamp_min(1e-9).log().abs()
+        worst = torch.cat([off, torch.zeros_like(squares[..., :1])], 2).amax(2)  # of none: the first draw
+        return worst.argmin(1)[:, None, None]
+
+    def written(self, tasks: Tensor) -> dict[str, Tensor]:
+        numbers = dict(zip(self.names, self.numbers(self.embedding.index_select(0, tasks)), strict=True))
+        sizes = [r.shape[1] for name, r in numbers.items() if self.constant[name]]
+        starts = zip(self.start.split(sizes), self.gain.split(sizes), strict=True)
+        return {
+            name: torch.addcmul(*next(starts), r) if self.constant[name] else r * scale
+            for (name, r), scale in zip(numbers.items(), self.scale.unbind(), strict=True)
+        }
+
+
+def _has_two_values(value: Tensor) -> bool:
+    """At most: gamma of a d-component norm starts at two."""
+    return bool(((value == value.min()) | (value == value.max())).all())

@@ -141,11 +141,13 @@ class Ruler(nn.Module):
         tail[0] = 1
         self.register_buffer("tail", tail, persistent=False)
 
-    def pays(self, part: Part, tasks: int) -> bool:
-        """Whether the factors of that many tasks are less work than the numbers, by multiplications."""
+    def saves(self, part: Part, tasks: int) -> int:
+        """The multiplications that factors of that many tasks need less than numbers do; negative where they need more."""
+        if not self.uniform:
+            return 0
         width, rows = _width(part), tasks * part.chunks
         by_factors = (4 * part.chunk_size + 5 * rows) * width**2
-        return by_factors < tasks * self.uniform * part.chunk_size * (3 * part.head.in_features + PASSES)
+        return tasks * self.uniform * part.chunk_size * (3 * part.head.in_features + PASSES) - by_factors
 
     def describe(self, part: Part, embeddings: Tensor, scale: Tensor, gain: Tensor) -> Description:
         """What a part writes for B tasks, [B, E].

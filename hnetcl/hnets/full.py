@@ -4,18 +4,25 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
+from hnetcl.errors import ArgumentError
 from hnetcl.hnets.base import Shapes
-from hnetcl.hnets.conditioned import ConditionedHyperNetwork
-from hnetcl.hnets.part import Part
+from hnetcl.hnets.compression import largest_size
+from hnetcl.hnets.part import Part, part_size
+from hnetcl.hnets.parted import PartedHyperNetwork
 
 
-class FullHyperNetwork(ConditionedHyperNetwork):
+class FullHyperNetwork(PartedHyperNetwork):
     """w = MLP(e_t).
 
     Args:
         shapes, num_tasks, initial: as for every hypernetwork.
         hidden: widths of the MLP's hidden layers; the last one times P is the size of the hypernetwork.
         embedding_dim: E.
+        compression: the wanted ratio of trainable to written numbers; the last of `hidden` is then the largest that stays
+            within it, whatever is given there. The ratio is always above 2: each written number has a weight and a bias.
+
+    Raises:
+        ArgumentError: no hidden layer to fit to `compression`, or a ratio that no width reaches.
 
     Source: von Oswald et al. 2020 (arXiv:1906.00695), section 2.
     """
@@ -26,8 +33,21 @@ class FullHyperNetwork(ConditionedHyperNetwork):
         num_tasks: int,
         hidden: Sequence[int] = (10, 10),
         embedding_dim: int = 32,
+        compression: float | None = None,
         initial: Mapping[str, Tensor] | None = None,
     ) -> None:
         super().__init__(shapes, num_tasks, embedding_dim, initial)
-        sizes = [shape.numel() for shape in self.shapes.values()]
-        self.assemble([Part(sizes, embedding_dim, hidden, self.num_generated)])
+        written = self.num_generated
+        if compression is not None:
+            if not hidden:
+                raise ArgumentError("compression", compression, "needs a hidden layer, whose width it sets")
+            fixed, others = self.num_trainable, hidden[:-1]
+            width = largest_size(
+                compression,
+                written,
+                lambda width: fixed + part_size(written, embedding_dim, [*others, width], written),
+                range(max(1, int(compression)), 0, -1),  # a width costs a number for each that is written
+                "last hidden width",
+            )
+            hidden = [*others, width]
+        self.assemble([Part([shape.numel() for shape in self.shapes.values()], embedding_dim, hidden, written)])

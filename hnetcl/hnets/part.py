@@ -2,11 +2,14 @@
 
 from collections.abc import Sequence
 from itertools import pairwise
+from math import ceil
 
 import torch
 from torch import Tensor, nn
 
 from hnetcl.errors import ArgumentError
+
+AT_ONCE = 16  # tasks whose features are held in memory at once
 
 
 class Part(nn.Module):
@@ -32,7 +35,7 @@ class Part(nn.Module):
         if any(width < 1 for width in hidden):
             raise ArgumentError("hidden", list(hidden), "widths must be at least 1")
         self.sizes, self.chunk_size = list(sizes), chunk_size
-        self.chunks = -(-sum(sizes) // chunk_size)
+        self.chunks = ceil(sum(sizes) / chunk_size)
         embeddings = torch.randn(self.chunks, chunk_embedding_dim)
         self.chunk_embedding = nn.Parameter(embeddings) if chunk_embedding_dim else None
         widths = [embedding_dim + chunk_embedding_dim, *hidden]
@@ -55,11 +58,43 @@ class Part(nn.Module):
         numbers: Tensor = self.head(self.features(embeddings)).flatten(1)
         return list(numbers.split([*self.sizes, numbers.shape[1] - sum(self.sizes)], 1)[:-1])
 
+    def mean_squares(self, embeddings: Tensor) -> Tensor:
+        """The mean of the squares of each parameter's numbers: [B, E] -> [B, len(sizes)].
 
-def part_size(embedding_dim: int, hidden: Sequence[int], chunk_embedding_dim: int) -> tuple[int, int]:
-    """Trainable numbers of a part's trunk, and of its head per number of a chunk."""
-    widths = [embedding_dim + chunk_embedding_dim, *hidden]
-    return sum((width + 1) * out for width, out in pairwise(widths)), widths[-1] + 1
+        Those of W a for some rows W of the head sum up to a^T (W^T W) a, so nothing is written for it.
+        """
+        size = self.chunk_size
+        whole, cut, end = [], [], 0
+        for parameter, count in enumerate(self.sizes):
+            begin, end = end, end + count
+            first, last = ceil(begin / size), end // size  # the chunks that lie within the parameter
+            whole.append((first, max(first, last)))
+            edges = [(begin, end)] if first > last else [(begin, first * size), (last * size, end)]
+            for low, high in edges:
+                if low < high:
+                    cut.append((parameter, low // size, self._gram(low % size, low % size + high - low)))
+        gram = self._gram(0, size if any(first < last for first, last in whole) else 0)
+        squares = []
+        for few in embeddings.split(AT_ONCE):
+            features = self.features(few)
+            features = torch.cat([features, torch.ones_like(features[..., :1])], -1)
+            by_chunk = (features @ gram * features).sum(2)
+            found = torch.stack([by_chunk[:, first:last].sum(1) for first, last in whole], 1)
+            for parameter, chunk, own in cut:
+                found[:, parameter] += (features[:, chunk] @ own * features[:, chunk]).sum(1)
+            squares.append(found)
+        return torch.cat(squares) / torch.tensor(self.sizes, device=embeddings.device)
+
+    def _gram(self, begin: int, end: int) -> Tensor:
+        """W^T W of some rows W of the head, with their biases as last column: [H + 1, H + 1]."""
+        rows = torch.cat([self.head.weight[begin:end], self.head.bias[begin:end, None]], 1)
+        return rows.T @ rows
+
+
+def part_size(numbers: int, embedding_dim: int, hidden: Sequence[int], chunk_size: int, chunk_embedding_dim: int = 0) -> int:
+    """Trainable numbers of a part that writes so many numbers."""
+    widths = [embedding_dim + chunk_embedding_dim, *hidden, chunk_size]
+    return ceil(numbers / chunk_size) * chunk_embedding_dim + sum((width + 1) * out for width, out in pairwise(widths))
 
 
 def _linear(width: int, out: int, behind_relu: bool) -> nn.Linear:

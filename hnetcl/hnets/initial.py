@@ -1,0 +1,64 @@
+"""The initial values of a main network that a hypernetwork is to aim at."""
+
+import math
+
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+
+from hnetcl.bn import row_parameters
+from hnetcl.choices import INITS
+from hnetcl.errors import one_of
+from hnetcl.layers import Conv2d, Linear
+
+Layer = Linear | Conv2d | nn.Linear | _ConvNd
+LAYERS = (Linear, Conv2d, nn.Linear, _ConvNd)
+
+
+def initial_parameters(net: nn.Module, init: str = "own") -> dict[str, Tensor]:
+    """Values for all parameters of a network but its rows of statistics, by name; tied ones under their first name.
+
+    As `initial` of a hypernetwork they make it HyperFan-in or HyperFan-out initialised (Chang et al. 2020): every layer starts
+    with the variance 2 / fan, whatever writes it. Where their formulas split that variance between what writes the weights and
+    what writes the biases, biases and norm layers here start at their constants, so all of it is the weights'.
+
+    Args:
+        net: its own values are left as they are.
+        init: "own", copies of the network's own values. "fan_in", "fan_out": weights of linear and convolution layers, torch's
+            and ours, drawn from N(0, 2 / fan) (He et al. 2015, equations 10 and 14), zeros for their biases, and copies of all
+            else, norm layers included. Fans count real channels.
+
+    Raises:
+        ArgumentError: no such `init`.
+    """
+    if init not in INITS:
+        raise one_of("init", init, INITS)
+    rows = row_parameters(net)
+    values = {name: p.detach().clone() for name, p in net.named_parameters() if name not in rows}
+    if init == "own":
+        return values
+    names = {id(p): name for name, p in net.named_parameters()}
+    for layer in net.modules():
+        if isinstance(layer, LAYERS):
+            fan = fans(layer)[init == "fan_out"]
+            values[names[id(layer.weight)]].normal_(0, math.sqrt(2 / fan))
+            if layer.bias is not None:
+                values[names[id(layer.bias)]].zero_()
+    return values
+
+
+def fans(layer: Layer) -> tuple[int, int]:
+    """Real inputs that each real output of a layer sums, and real outputs that each real input goes to.
+
+    In an algebra of d components an output sums d products for every number of the input.
+    """
+    shape = layer.weight.shape
+    if isinstance(layer, Linear | Conv2d):
+        (d, numbers_out, numbers_in, *kernel), groups = shape, 1
+        n_out, n_in = d * numbers_out, d * numbers_in
+    elif isinstance(layer, _ConvNd):
+        groups, kernel = layer.groups, list(layer.kernel_size)
+        n_out, n_in = layer.out_channels, layer.in_channels
+    else:
+        (n_out, n_in), kernel, groups = shape, [], 1
+    places = math.prod(kernel)
+    return n_in // groups * places, n_out // groups * places

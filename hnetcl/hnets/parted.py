@@ -1,0 +1,71 @@
+"""Hypernetworks whose numbers come straight from parts."""
+
+from collections.abc import Mapping, Sequence
+from functools import reduce
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from hnetcl.hnets.base import Record, Shapes
+from hnetcl.hnets.conditioned import ConditionedHyperNetwork
+from hnetcl.hnets.distance import Description, Ruler, compare
+from hnetcl.hnets.part import Part
+
+
+class PartedHyperNetwork(ConditionedHyperNetwork):
+    """Parts write the parameters one after the other; squared distances are taken by factors where that is less work.
+
+    Args:
+        shapes, num_tasks, embedding_dim, initial: as for every hypernetwork with embeddings.
+    """
+
+    def __init__(self, shapes: Shapes, num_tasks: int, embedding_dim: int, initial: Mapping[str, Tensor] | None = None) -> None:
+        super().__init__(shapes, num_tasks, embedding_dim, initial)
+        self.parts = nn.ModuleList()
+        self.rulers = nn.ModuleList()
+
+    def assemble(self, parts: Sequence[Part], names: Sequence[str] | None = None) -> None:
+        """Takes the parts and sets the scales.
+
+        Args:
+            parts: what they write lies one behind the other.
+            names: of the parameters that they write, where the order is not that of `shapes`.
+        """
+        self.parts.extend(parts)
+        self.calibrate(names)
+        constant = iter([self.constant[name] for name in self.names])
+        self.rulers.extend(Ruler(part, [next(constant) for _ in part.sizes]) for part in parts)
+
+    def numbers(self, embeddings: Tensor) -> list[Tensor]:
+        return [numbers for part in self.parts for numbers in part(embeddings)]
+
+    def mean_squares(self, embeddings: Tensor) -> Tensor:
+        return torch.cat([cast(Part, part).mean_squares(embeddings) for part in self.parts], 1)
+
+    @torch.no_grad()
+    def record(self, tasks: Tensor, at_once: int) -> Record:
+        if sum(ruler.saves(part, at_once) for part, ruler in self._measured()) <= 0:
+            return super().record(tasks, at_once)
+        found = self._describe(tasks)
+        by_task = [each for a, numbers, _ in found for each in (a, numbers)]
+        return Record(by_task, [each for *_, w in found for each in (w, w.T @ w)])
+
+    def squared_distance(self, tasks: Tensor, before: Record) -> Tensor:
+        if not before.common:
+            return super().squared_distance(tasks, before)
+        by_task, common = iter(before.by_task), iter(before.common)
+        far = [compare(now, (next(by_task), next(by_task), next(common)), next(common)) for now in self._describe(tasks)]
+        return reduce(torch.add, far)
+
+    def _measured(self) -> list[tuple[Part, Ruler]]:
+        return [(cast(Part, part), cast(Ruler, ruler)) for part, ruler in zip(self.parts, self.rulers, strict=True)]
+
+    def _describe(self, tasks: Tensor) -> list[Description]:
+        measured, embeddings = self._measured(), self.embedding.index_select(0, tasks)
+        scales = self.scale.split([len(part.sizes) for part, _ in measured])
+        gains = self.gain.split([len(ruler.constants) for _, ruler in measured])
+        return [
+            ruler.describe(part, embeddings, scale, gain)
+            for (part, ruler), scale, gain in zip(measured, scales, gains, strict=True)
+        ]
