@@ -56,7 +56,7 @@ def build(config: Config, device: torch.device) -> Parts:
     hnet = _make("hnet", HNETS, config.hnet, shapes=shapes, num_tasks=len(sequence), initial=initial)
     method = _make("method", METHODS, config.method)
     optimizer = build_optimizer(config)
-    return Parts(sequence, HyperModel(net, hnet).to(device), method, optimizer)
+    return Parts(sequence, HyperModel(net, hnet, precision=config.trainer.precision).to(device), method, optimizer)
 
 
 def build_sequence(config: Config, device: torch.device) -> TaskSequence:

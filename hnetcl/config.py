@@ -9,7 +9,19 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from hnetcl.choices import ALGEBRA_DIMS, BACKENDS, CLASS_ORDERS, INFERENCES, SCENARIOS, SCHEDULES, STATS, TARGETS, WHITENINGS
+from hnetcl.choices import (
+    ALGEBRA_DIMS,
+    BACKENDS,
+    CLASS_ORDERS,
+    COMPILES,
+    INFERENCES,
+    PRECISIONS,
+    SCENARIOS,
+    SCHEDULES,
+    STATS,
+    TARGETS,
+    WHITENINGS,
+)
 from hnetcl.errors import ArgumentError, one_of
 
 Check = Callable[[Any], str]
@@ -215,6 +227,8 @@ class TrainerConfig(Checked):
     log_every: int = number(least=1)
     threads: int | None = number(least=1)
     deterministic: bool
+    precision: str = choice(PRECISIONS)
+    compile: str = choice(COMPILES)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from hnetcl.choices import TARGETS
 from hnetcl.errors import ArgumentError, one_of
 from hnetcl.hnets import HyperNetwork, Record
-from hnetcl.methods.base import Method
+from hnetcl.methods.base import Method, Rows
 
 
 class OutputRegularizer(Method):
@@ -56,6 +56,10 @@ class OutputRegularizer(Method):
         self.record: Record | None = None
         self.snapshot: HyperNetwork | None = None
         self.generator: torch.Generator | None = None
+        self.distances: Rows = _distances
+
+    def compile(self, compiler: Callable[[Rows], Rows]) -> None:
+        self.distances = compiler(_distances)
 
     def start_task(self, hnet: HyperNetwork, task: int, optimizer: Optimizer, generator: torch.Generator) -> None:
         self.tasks = self.weights = self.record = self.snapshot = None
@@ -86,10 +90,15 @@ class OutputRegularizer(Method):
         if before is None:
             assert self.snapshot is not None
             before = self.snapshot.record(tasks, count)
-        far = hnet.squared_distance(tasks, before)
+        far = self.distances(hnet, [tasks, *before.by_task], before.common)
         if self.weights is not None:
             far = far * self.weights.index_select(0, tasks)
         return self.beta / count * far.sum()
 
     def _at_once(self, tasks: Tensor) -> int:
         return len(tasks) if self.sample is None else min(self.sample, len(tasks))
+
+
+def _distances(hnet: HyperNetwork, by_task: list[Tensor], common: list[Tensor]) -> Tensor:
+    tasks, *before = by_task
+    return hnet.squared_distance(tasks, Record(before, common))
