@@ -18,6 +18,8 @@ from hnetcl.methods import Method
 from hnetcl.methods.base import Rows
 from hnetcl.model import HyperModel
 
+Backend = str | Callable[..., Any]
+
 
 class Losses(NamedTuple):
     """What a step found, on the device and with no graph.
@@ -57,7 +59,7 @@ class TrainingStep:
     """
 
     def __init__(
-        self, model: HyperModel, method: Method, device: torch.device, compile: str = "auto", backend: str = "inductor"
+        self, model: HyperModel, method: Method, device: torch.device, compile: str = "auto", backend: Backend = "inductor"
     ) -> None:
         if compile not in COMPILES:
             raise one_of("trainer.compile", compile, COMPILES)
@@ -102,7 +104,7 @@ def _loss(model: HyperModel, x: Tensor, y: Tensor, task: Tensor) -> tuple[Tensor
 class _Whole:
     """A function as one graph."""
 
-    def __init__(self, function: Callable[..., Any], compile: str, backend: str, graphed: bool) -> None:
+    def __init__(self, function: Callable[..., Any], compile: str, backend: Backend, graphed: bool) -> None:
         from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 
         self.plain, self.setting = function, compile
