@@ -13,9 +13,11 @@ from hnetcl.choices import (
     ALGEBRA_DIMS,
     BACKENDS,
     CLASS_ORDERS,
+    COMPILES,
     IMPORTANCES,
     INFERENCES,
     NORMS,
+    PRECISIONS,
     SCENARIOS,
     SCHEDULES,
     SHARED,
@@ -272,6 +274,8 @@ class TrainerConfig(Checked):
     log_every: int = number(least=1)
     threads: int | None = number(least=1)
     deterministic: bool
+    precision: str = choice(PRECISIONS)
+    compile: str = choice(COMPILES)
 
     def __post_init__(self) -> None:
         super().__post_init__()

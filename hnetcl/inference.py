@@ -3,6 +3,8 @@
 All scores are [T, N], the higher the surer, and computed in log space: finite for any finite logits.
 """
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 from torch.func import functional_call
@@ -36,30 +38,54 @@ def agreement(logits: Tensor) -> Tensor:
     return -(log.exp() * (log - average)).sum(-1).mean(0)
 
 
-@torch.no_grad()
-def infer_tasks(model: HyperModel, x: Tensor, criterion: str, seen: int | None = None) -> tuple[Tensor, Tensor]:
-    """The inferred task of each sample, and its logits under that task.
+@dataclass(frozen=True)
+class Candidates:
+    """The tasks that come into question, written once for any number of batches.
 
     Args:
-        model: in evaluation mode.
-        x: a batch of N samples of any tasks.
         criterion: "entropy", "confidence", or "agreement" under small noise on the task embeddings.
-        seen: only the first so many tasks come into question; all where left out.
+        tasks: [B].
+        params: what the hypernetwork writes for them, [B, ...] by name.
+        noisy: the same from embeddings with noise, several times; empty where the criterion needs none.
+    """
 
-    Returns:
-        tasks [N], logits [N, K].
+    criterion: str
+    tasks: Tensor
+    params: dict[str, Tensor]
+    noisy: list[dict[str, Tensor]]
+
+
+@torch.no_grad()
+def candidates(model: HyperModel, criterion: str, seen: int | None = None) -> Candidates:
+    """The first `seen` tasks, or all, as candidates.
 
     Raises:
         ArgumentError: there is no such criterion, or it needs task embeddings and the hypernetwork has none.
     """
     if criterion not in INFERENCES:
         raise one_of("inference", criterion, INFERENCES)
-    tasks = torch.arange(model.hnet.num_tasks if seen is None else seen, device=x.device)
-    logits = model.some_tasks(x, tasks, model.hnet(tasks))
-    if criterion == "agreement":
-        score = agreement(torch.stack([model.some_tasks(x, tasks, params) for params in _noisy(model, tasks)]))
+    device = next(model.hnet.parameters()).device
+    tasks = torch.arange(model.hnet.num_tasks if seen is None else seen, device=device)
+    return Candidates(criterion, tasks, model.hnet(tasks), _noisy(model, tasks) if criterion == "agreement" else [])
+
+
+@torch.no_grad()
+def infer_tasks(model: HyperModel, x: Tensor, among: Candidates) -> tuple[Tensor, Tensor]:
+    """The inferred task of each sample, and its logits under that task.
+
+    Args:
+        model: in evaluation mode.
+        x: a batch of N samples of any tasks.
+        among: as `candidates` writes them.
+
+    Returns:
+        tasks [N], logits [N, K].
+    """
+    logits = model.some_tasks(x, among.tasks, among.params)
+    if among.criterion == "agreement":
+        score = agreement(torch.stack([model.some_tasks(x, among.tasks, params) for params in among.noisy]))
     else:
-        score = {"entropy": entropy, "confidence": confidence}[criterion](logits)
+        score = {"entropy": entropy, "confidence": confidence}[among.criterion](logits)
     chosen = score.argmax(0)
     return chosen, logits[chosen, torch.arange(len(x), device=x.device)]
 

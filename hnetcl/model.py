@@ -1,12 +1,14 @@
 """A main network and the hypernetwork that writes it, as one module."""
 
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.optim import Optimizer
 
 from hnetcl.bn import norm_layers, row_parameters, using_task
-from hnetcl.choices import SHARED
+from hnetcl.choices import PRECISIONS, SHARED
 from hnetcl.errors import one_of
 from hnetcl.hnets import HyperNetwork
 from hnetcl.hnets.growth import replace_parameter
@@ -22,22 +24,26 @@ class HyperModel(nn.Module):
         net: maps x to logits.
         hnet: writes some or all of `writable_parameters(net)`.
         shared: what becomes of the others: "trained" with every task, "trained_once" (with task 0 only), or "fixed".
+        precision: "float32"; or "bfloat16": the network runs under autocast, and only it. Parameters, logits and all that the
+            hypernetwork writes stay float32, for a regularizer looks at changes smaller than bfloat16's steps, 1 in 256.
 
     Raises:
-        ArgumentError: `shared` is none of these.
+        ArgumentError: `shared` or `precision` is none of these.
         ValueError: the hypernetwork writes a parameter that the network has not, or of another shape.
     """
 
-    def __init__(self, net: nn.Module, hnet: HyperNetwork, shared: str = "trained") -> None:
+    def __init__(self, net: nn.Module, hnet: HyperNetwork, shared: str = "trained", precision: str = "float32") -> None:
         super().__init__()
         if shared not in SHARED:
             raise one_of("shared", shared, SHARED)
+        if precision not in PRECISIONS:
+            raise one_of("precision", precision, PRECISIONS)
         parameters = writable_parameters(net)
         shapes = {name: parameter.shape for name, parameter in parameters.items()}
         differing = sorted(set(hnet.shapes.items()) - set(shapes.items()))
         if differing:
             raise ValueError(f"the hypernetwork must write parameters of the network; it has none of these: {differing}")
-        self.net, self.hnet, self.shared = net, hnet, shared
+        self.net, self.hnet, self.shared, self.precision = net, hnet, shared, precision
         for name, parameter in parameters.items():
             parameter.requires_grad_(parameter.requires_grad and name not in hnet.shapes and shared != "fixed")
         for layer in norm_layers(net).values():
@@ -70,12 +76,12 @@ class HyperModel(nn.Module):
         """Those of the network that learn and that all tasks share."""
         return [parameter for parameter in writable_parameters(self.net).values() if parameter.requires_grad]
 
-    def forward(self, x: Tensor, task: int, stats: int | Tensor | str | None = None) -> Tensor:
+    def forward(self, x: Tensor, task: int | Tensor, stats: int | Tensor | str | None = None) -> Tensor:
         """Logits [N, K] of a task.
 
         Args:
             x: a batch for the network.
-            task: whose parameters.
+            task: whose parameters, an int or a 0-dim tensor.
             stats: whose row of statistics, or `bn.BATCH`; the task's own where left out.
         """
         return self.run(self.hnet(task), x, task if stats is None else stats)
@@ -102,9 +108,10 @@ class HyperModel(nn.Module):
 
     def run(self, params: dict[str, Tensor], x: Tensor, stats: int | Tensor | str) -> Tensor:
         """Logits [N, K] of the network with these parameters and that row of statistics."""
-        with using_task(self.net, stats):
+        low = self.precision == "bfloat16"
+        with using_task(self.net, stats), torch.autocast(x.device.type, torch.bfloat16) if low else nullcontext():
             logits: Tensor = functional_call(self.net, params, (x,))
-        return logits
+        return logits.float() if low else logits
 
     def saved_tensors(self) -> dict[str, Tensor]:
         """All that a reload needs: the hypernetwork, and of the network what it does not write, statistics rows included."""

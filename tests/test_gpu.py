@@ -10,13 +10,14 @@ import torch.nn.functional as F
 
 from hnetcl.algebra import ALGEBRAS
 from hnetcl.bn import BatchNormLayer, using_task
-from hnetcl.choices import STATS
+from hnetcl.choices import PRECISIONS, STATS
 from hnetcl.cli.jobs import train
 from hnetcl.config import Config
 from hnetcl.hnets import ChunkedHyperNetwork
 from hnetcl.methods import OutputRegularizer
 from hnetcl.model import HyperModel
 from hnetcl.nets import MLP
+from hnetcl.training import OptimizerFactory, TrainingStep
 
 pytestmark = [
     pytest.mark.gpu,
@@ -96,6 +97,49 @@ def test_a_step_never_waits_for_the_gpu(algebra: str, options: dict[str, Any]) -
             optimizer.step()
         finally:
             torch.cuda.set_sync_debug_mode("default")
+
+
+def steps(compile: str, precision: str, algebra: str) -> dict[str, torch.Tensor]:
+    """What four tasks of eight steps each leave; a step that waits for the GPU is an error.
+
+    The first steps of a task may wait: they compile, and record CUDA graphs.
+    """
+    torch.manual_seed(0)
+    net = MLP((1, 8, 8), 3, (16, 16), algebra, norm=lambda width: BatchNormLayer(width, algebra))
+    initial = {name: value.detach().clone() for name, value in net.named_parameters()}
+    hnet = ChunkedHyperNetwork({name: value.shape for name, value in initial.items()}, 4, (8,), chunk_size=50, initial=initial)
+    model, method = HyperModel(net, hnet, precision=precision).cuda(), OutputRegularizer(0.1)
+    step = TrainingStep(model, method, torch.device("cuda"), compile)
+    generator = torch.Generator("cuda").manual_seed(0)
+    for task in range(4):
+        optimizer, schedule = OptimizerFactory("sgd", 0.05, "cosine", 0.0, {}).make(model, 8)
+        method.start_task(hnet, task, optimizer, generator)
+        for number in range(8):
+            torch.cuda.set_sync_debug_mode("error" if number > 4 else "default")
+            try:
+                x = torch.randn(32, 1, 8, 8, generator=generator, device="cuda")
+                y = torch.randint(3, (32,), generator=generator, device="cuda")
+                step(x, y, task, optimizer)
+                optimizer.step()
+                schedule.step()
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+    return {name: value.cpu() for name, value in model.saved_tensors().items()}
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # raised inside torch's compiler
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+@pytest.mark.parametrize("algebra", ALGEBRAS)
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_compiled_step_replays_cuda_graphs(algebra: str, precision: str) -> None:
+    """It never waits for the GPU, leaves no part of it out of the graphs, and trains as plain code does."""
+    from torch._dynamo.utils import counters
+
+    skipped = counters["inductor"]["cudagraph_skips"]
+    found = steps("on", precision, algebra)
+    assert counters["inductor"]["cudagraph_skips"] == skipped
+    rtol, atol = (1e-2, 1e-3) if precision == "float32" else (0.1, 0.1)
+    torch.testing.assert_close(found, steps("off", precision, algebra), rtol=rtol, atol=atol)
 
 
 def test_the_main_job_runs(tiny: list[str], compose: Callable[..., Config], tmp_path: Path) -> None:

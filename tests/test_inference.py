@@ -16,7 +16,7 @@ from hnetcl.cli.parse import parse_evaluation
 from hnetcl.config import Config
 from hnetcl.errors import ArgumentError
 from hnetcl.hnets import DirectHyperNetwork, FullHyperNetwork
-from hnetcl.inference import agreement, confidence, entropy, infer_tasks
+from hnetcl.inference import agreement, candidates, confidence, entropy, infer_tasks
 from hnetcl.model import HyperModel
 from hnetcl.training import Protocol
 
@@ -58,15 +58,16 @@ def test_scores_are_always_numbers(score: Callable[[Tensor], Tensor], scale: flo
 def test_each_sample_is_judged_for_itself(criterion: str) -> None:
     """Samples of all tasks may stand in one batch; the logits are those of the inferred task, and the same at every call."""
     model, x = build(), 5 * torch.randn(40, 6)
-    tasks, logits = infer_tasks(model, x, criterion)
+    among = candidates(model, criterion)
+    tasks, logits = infer_tasks(model, x, among)
     assert len(tasks.unique()) > 1
     for sample, task, expected in zip(x.split(1), tasks.tolist(), logits, strict=True):
-        alone, _ = infer_tasks(model, sample, criterion)
+        alone, _ = infer_tasks(model, sample, among)
         assert alone.tolist() == [task]
         torch.testing.assert_close(model(sample, task)[0], expected)
-    again, _ = infer_tasks(model, x, criterion)
+    again, _ = infer_tasks(model, x, candidates(model, criterion))
     assert torch.equal(again, tasks)
-    few, _ = infer_tasks(model, x, criterion, seen=2)
+    few, _ = infer_tasks(model, x, candidates(model, criterion, seen=2))
     assert few.max() <= 1
 
 
@@ -74,15 +75,15 @@ def test_refused() -> None:
     """An unknown criterion, noise where there are no embeddings, and models in training are errors."""
     model, x = build(), torch.randn(3, 6)
     with pytest.raises(ArgumentError, match="inference=luck: allowed: agreement, confidence, entropy"):
-        infer_tasks(model, x, "luck")
+        candidates(model, "luck")
     with pytest.raises(ArgumentError, match="scenario=all: allowed: class, domain, task"):
         Protocol("all")
     with pytest.raises(ValueError, match="for evaluation"):
-        infer_tasks(model.train(), x, "entropy")
+        infer_tasks(model.train(), x, candidates(model, "entropy"))
     direct = wrap(nn.Sequential(nn.Linear(6, 3), BatchNormLayer(3)), 2, hnet=DirectHyperNetwork, per_task=["*"]).eval()
-    infer_tasks(direct, x, "entropy")
+    infer_tasks(direct, x, candidates(direct, "entropy"))
     with pytest.raises(ArgumentError, match="DirectHyperNetwork has no task embeddings"):
-        infer_tasks(direct, x, "agreement")
+        candidates(direct, "agreement")
 
 
 @pytest.mark.parametrize(("scenario", "inference"), [("class", "entropy"), ("domain", "confidence"), ("class", "agreement")])

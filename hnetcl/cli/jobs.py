@@ -41,7 +41,7 @@ def train(config: Config, job_directory: str | None = None) -> Path:
     if config.data.root is not None:
         config.data.root = str(Path(config.data.root).absolute())
     values = asdict(config.trainer)
-    threads, deterministic = values.pop("threads"), values.pop("deterministic")
+    threads, deterministic, _ = (values.pop(key) for key in ("threads", "deterministic", "precision"))
     device = resolve_device(config.device)
     with engine(config.seed, threads, deterministic):
         parts = build(config, device)
@@ -263,14 +263,11 @@ def _manifest(config: Config, parts: Parts) -> dict[str, Any]:
 def _metrics(parts: Parts, result: Result, config: Config) -> dict[str, float]:
     metrics = summary(result.matrix, result.untrained)
     if config.scenario != "task":
-        batch_size = config.trainer.eval_batch_size
-        aware, _ = accuracies(parts.model, parts.sequence, Protocol(batch_size=batch_size))
-        protocol = Protocol(config.scenario, config.inference, batch_size)
-        _, known = accuracies(parts.model, parts.sequence, protocol)
+        aware, _ = accuracies(parts.model, parts.sequence, Protocol(batch_size=config.trainer.eval_batch_size))
         metrics |= {
             "task_aware": float(aware.mean()),
             "task_agnostic": metrics["average_accuracy"],
-            "task_inference_accuracy": float(known.mean()),
+            "task_inference_accuracy": float(result.known.mean()),
         }
     return {
         **metrics,

@@ -1,7 +1,7 @@
 """The passes through torch.compile: each becomes one loop over memory on a CPU, one kernel on a GPU.
 
 The first call for a kind of tensor takes seconds, for it compiles; shapes are symbolic, so that others reuse what it made. The
-only file that compiles anything.
+only file that calls torch.compile.
 """
 
 from collections.abc import Callable
@@ -30,6 +30,17 @@ def _add(x: Tensor) -> Tensor:
     return x + 1
 
 
+def compile_whole(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+    """A function as one graph, with the options of torch.compile.
+
+    torch counts the variants of one code object and gives up after eight; so this compiles a copy, with a count of its own.
+    """
+    assert isinstance(function, FunctionType)
+    f = function
+    copy = FunctionType(f.__code__.replace(), f.__globals__, f.__name__, f.__defaults__, f.__closure__)
+    return torch.compile(copy, fullgraph=True, **options)
+
+
 def _kind(value: Any) -> Any:
     """What a compiled function depends on: all but the sizes, of which 1 is special to torch's compiler."""
     if isinstance(value, Tensor):
@@ -38,13 +49,9 @@ def _kind(value: Any) -> Any:
 
 
 class _Compiled:
-    """A function that is compiled once for every kind of arguments.
-
-    torch counts the variants of one code object and gives up after eight; a copy for each kind has a count of its own.
-    """
+    """A function that is compiled once for every kind of arguments."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
-        assert isinstance(function, FunctionType)
         self.function = function
         self.variants: dict[Any, Callable[..., Any]] = {}
 
@@ -52,9 +59,7 @@ class _Compiled:
         args = tuple(a.detach() if isinstance(a, Tensor) else a for a in args)  # a derivative is never taken through a pass
         kind = tuple(map(_kind, args)), torch.is_grad_enabled()
         if kind not in self.variants:
-            f = self.function
-            copy = FunctionType(f.__code__.replace(), f.__globals__, f.__name__, f.__defaults__, f.__closure__)
-            self.variants[kind] = torch.compile(copy, dynamic=True, fullgraph=True)
+            self.variants[kind] = compile_whole(self.function, dynamic=True)
         return self.variants[kind](*args)
 
 

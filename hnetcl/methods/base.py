@@ -1,7 +1,7 @@
 """The part of training that methods differ in."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -10,6 +10,9 @@ from torch.optim import Optimizer
 from hnetcl.hnets import HyperNetwork
 from hnetcl.model import HyperModel
 from hnetcl.tasks import Task
+
+Rows = Callable[[HyperNetwork, list[Tensor], list[Tensor]], Tensor]
+"""A function of a hypernetwork, tensors [B, ...] and tensors that are the same for all B tasks -> [B, ...], task by task."""
 
 
 class Method(ABC):
@@ -31,6 +34,12 @@ class Method(ABC):
     @abstractmethod
     def batch_task(self, task: int, step: int) -> int:
         """The task whose batch the step trains on, while `task` is the current one."""
+
+    def compile(self, compiler: Callable[[Rows], Rows]) -> None:  # noqa: B027, for not every method has what to compile
+        """Passes what `penalty` computes at length through `compiler`; here there is nothing.
+
+        Called before the first task. What a compiled function returns may be overwritten after the step.
+        """
 
     @abstractmethod
     def penalty(self, hnet: HyperNetwork) -> Tensor | None:

@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import torch
@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from hnetcl.choices import TARGET_DEVICES, TARGET_DTYPES, TARGETS
 from hnetcl.errors import ArgumentError, one_of
 from hnetcl.hnets import HyperNetwork, Record
-from hnetcl.methods.base import Method
+from hnetcl.methods.base import Method, Rows
 from hnetcl.methods.importance import Importance
 from hnetcl.methods.lookahead import Lookahead, evaluate
 from hnetcl.methods.targets import fetched, joined, kept, sent
@@ -100,6 +100,11 @@ class OutputRegularizer(Method):
         self.snapshot: HyperNetwork | None = None
         self.ahead: Lookahead | None = None
         self.generator: torch.Generator | None = None
+        self.distances: Rows = _distances
+        self.weighted_distances: Rows = _weighted_distances
+
+    def compile(self, compiler: Callable[[Rows], Rows]) -> None:
+        self.distances, self.weighted_distances = compiler(_distances), compiler(_weighted_distances)
 
     def start_task(self, hnet: HyperNetwork, task: int, optimizer: Optimizer, generator: torch.Generator) -> None:
         self.tasks = self.weights = self.record = self.factors = self.snapshot = self.ahead = None
@@ -181,12 +186,22 @@ class OutputRegularizer(Method):
         else:
             assert self.snapshot is not None
             before = self._written(self.snapshot, tasks)
-        factors = fetched(self.factors, places, like).by_task[0] if self.factors is not None else None
+        by_task, distances = [tasks, *before.by_task], self.distances
+        if self.factors is not None:
+            by_task, distances = [*by_task, *fetched(self.factors, places, like).by_task], self.weighted_distances
 
         def distance(hnet: HyperNetwork) -> Tensor:
-            if factors is None:
-                return hnet.squared_distance(tasks, before)
-            return ((hnet.flat(tasks) - before.by_task[0]).square() * factors).sum(1)
+            return distances(hnet, by_task, before.common)
 
         far = distance(hnet) if values is None else evaluate(hnet, values, distance)
         return far if self.weights is None else far * self.weights.index_select(0, tasks)
+
+
+def _distances(hnet: HyperNetwork, by_task: list[Tensor], common: list[Tensor]) -> Tensor:
+    tasks, *before = by_task
+    return hnet.squared_distance(tasks, Record(before, common))
+
+
+def _weighted_distances(hnet: HyperNetwork, by_task: list[Tensor], common: list[Tensor]) -> Tensor:
+    tasks, before, factors = by_task
+    return ((hnet.flat(tasks) - before).square() * factors).sum(1)

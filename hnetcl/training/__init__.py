@@ -6,11 +6,13 @@ from hnetcl.training.observer import Observer, Step, TaskEnd
 from hnetcl.training.optimizers import OPTIMIZERS, SCHEDULES, OptimizerFactory
 from hnetcl.training.rundir import RunDirectory
 from hnetcl.training.statistics import statistics_report
+from hnetcl.training.step import Losses, TrainingStep
 from hnetcl.training.trainer import Result, Trainer
 
 __all__ = [
     "OPTIMIZERS",
     "SCHEDULES",
+    "Losses",
     "Observer",
     "OptimizerFactory",
     "Protocol",
@@ -19,6 +21,7 @@ __all__ = [
     "Step",
     "TaskEnd",
     "Trainer",
+    "TrainingStep",
     "accuracies",
     "accuracy",
     "engine",

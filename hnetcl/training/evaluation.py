@@ -8,7 +8,7 @@ from torch import Tensor
 
 from hnetcl.choices import INFERENCES, SCENARIOS
 from hnetcl.errors import one_of
-from hnetcl.inference import infer_tasks
+from hnetcl.inference import Candidates, candidates, infer_tasks
 from hnetcl.model import HyperModel
 from hnetcl.tasks import Split, Task, TaskSequence
 
@@ -47,6 +47,7 @@ def accuracy(
     protocol: Protocol,
     stats: int | str | None = None,
     seen: int | None = None,
+    among: Candidates | None = None,
 ) -> tuple[float, float]:
     """The fraction of a split that the model classifies right, and the fraction whose task it knows (1 where it is told).
 
@@ -55,19 +56,24 @@ def accuracy(
         stats: whose row of statistics, or `bn.BATCH` for each batch's own; the task's row where left out. Only where the task
             is told.
         seen: tasks that come into question, the first so many.
+        among: these tasks, where they have been written already.
     """
     training = model.training
     model.eval()
-    params = model.hnet(number) if protocol.scenario == "task" else {}
+    params: dict[str, Tensor] = {}
+    if protocol.scenario == "task":
+        params = model.hnet(number)
+    elif among is None:
+        among = candidates(model, protocol.inference, seen)
     right = torch.zeros((), dtype=torch.long, device=split.labels.device)
     known = torch.zeros_like(right)
     for images, labels in zip(split.images.split(protocol.batch_size), split.labels.split(protocol.batch_size), strict=True):
         x = task.preprocess(images)
-        if protocol.scenario == "task":
+        if among is None:
             logits = model.run(params, x, number if stats is None else stats)
             found = torch.ones_like(labels, dtype=torch.bool)
         else:
-            tasks, logits = infer_tasks(model, x, protocol.inference, seen)
+            tasks, logits = infer_tasks(model, x, among)
             found = tasks == number
         correct = logits.argmax(1) == labels
         right += (correct & found if protocol.scenario == "class" else correct).sum()
@@ -86,6 +92,10 @@ def accuracies(
 ) -> tuple[Tensor, Tensor]:
     """Test accuracy, and how often the task was known, on some tasks, or on all, in float64; the rest as in `accuracy`."""
     chosen = range(len(sequence)) if tasks is None else tasks
-    values = [accuracy(model, t, sequence[t], sequence[t].test, protocol, stats, seen) for t in chosen]
+    training = model.training
+    model.eval()
+    among = None if protocol.scenario == "task" else candidates(model, protocol.inference, seen)
+    values = [accuracy(model, t, sequence[t], sequence[t].test, protocol, stats, seen, among) for t in chosen]
+    model.train(training)
     right, known = torch.tensor(values, dtype=torch.float64).reshape(-1, 2).unbind(1)
     return right, known

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from hnetcl.errors import ArgumentError
@@ -18,6 +17,7 @@ from hnetcl.training.observer import Observer, Step, TaskEnd
 from hnetcl.training.optimizers import OptimizerFactory
 from hnetcl.training.rundir import RunDirectory
 from hnetcl.training.statistics import statistics_report
+from hnetcl.training.step import Losses, TrainingStep
 
 
 @dataclass(frozen=True)
@@ -27,12 +27,14 @@ class Result:
     Args:
         matrix: R [T, T] in float64.
         untrained: b [T] in float64.
+        known: how often the task of a test image was known after the last task [T] in float64; 1 where it is told.
         seconds: training time of all tasks, evaluation not included.
         steps: training steps of all tasks.
     """
 
     matrix: Tensor
     untrained: Tensor
+    known: Tensor
     seconds: float
     steps: int
 
@@ -55,9 +57,10 @@ class Trainer:
         scenario, inference: what R is: see `Protocol`. Tasks that were not trained yet never come into question.
         log_every: observers hear of every so many steps. Only then numbers travel to the host.
         observers: who is told.
+        compile: see `TrainingStep`; evaluation is never compiled.
 
     Raises:
-        ArgumentError: both or none of steps and epochs, or a number below 1.
+        ArgumentError: both or none of steps and epochs, a number below 1, or what `TrainingStep` refuses.
     """
 
     def __init__(
@@ -76,6 +79,7 @@ class Trainer:
         scenario: str = "task",
         inference: str = "entropy",
         observers: Sequence[Observer] = (),
+        compile: str = "auto",
     ) -> None:
         if (steps is None) == (epochs is None):
             raise ArgumentError("steps", steps, f"give steps or epochs, not both or none (epochs={epochs})")
@@ -89,11 +93,13 @@ class Trainer:
                 raise ArgumentError(name, value, "must be at least 1")
 
         self.protocol = Protocol(scenario, inference, eval_batch_size)
+        self.step = TrainingStep(model, method, generator.device, compile)
 
         tasks = len(sequence)
         self.done = 0
         self.matrix = torch.full((tasks, tasks), torch.nan, dtype=torch.float64)
         self.untrained = torch.full((tasks,), torch.nan, dtype=torch.float64)
+        self.known = torch.full((tasks,), torch.nan, dtype=torch.float64)
         self.misfits: dict[str, Tensor] = {}
         self.seconds, self.steps_done = 0.0, 0
 
@@ -101,12 +107,12 @@ class Trainer:
         """Trains the tasks that are not done yet."""
         state = self.directory.load_checkpoint() if self.directory else None
         if state is None:
-            self.untrained, _ = accuracies(self.model, self.sequence, self.protocol)
+            self.untrained, self.known = accuracies(self.model, self.sequence, self.protocol)
         else:
             self._restore(state)
         for task in range(self.done, len(self.sequence)):
             self._run_task(task)
-        return Result(self.matrix, self.untrained, self.seconds, self.steps_done)
+        return Result(self.matrix, self.untrained, self.known, self.seconds, self.steps_done)
 
     def _run_task(self, task: int) -> None:
         batches = [Batches(t, self.batch_size, self.generator) for t in self.sequence.tasks[: task + 1]]
@@ -118,7 +124,7 @@ class Trainer:
         self.method.end_task(self.model, task, self.sequence[task], self.generator)
         seconds = time.perf_counter() - started
 
-        self.matrix[task], _ = accuracies(self.model, self.sequence, self.protocol, seen=task + 1)
+        self.matrix[task], self.known = accuracies(self.model, self.sequence, self.protocol, seen=task + 1)
         self.done, self.seconds, self.steps_done = task + 1, self.seconds + seconds, self.steps_done + steps
         now, embeddings = self.sequence[task], self.model.hnet.embeddings
         distances, misfits = statistics_report(self.model, self.sequence, task + 1, self.eval_batch_size)
@@ -149,28 +155,20 @@ class Trainer:
         for step in range(steps):
             source = method.batch_task(task, step)
             x, y = batches[source].draw()
-            logits = model(x, source)
-            loss = F.cross_entropy(logits, y)
-            optimizer.zero_grad()
-            loss.backward()
-            penalty = method.penalty(model.hnet)
-            if penalty is not None:
-                penalty.backward()
+            losses = self.step(x, y, source, optimizer)
             if self.observers and (step % self.log_every == 0 or step == steps - 1):
-                self._tell(task, step + 1, steps, logits, y, loss, penalty, optimizer.param_groups[0]["lr"])
+                self._tell(task, step + 1, steps, losses, y, optimizer.param_groups[0]["lr"])
             optimizer.step()
             schedule.step()
-        if torch.cuda.is_available() and loss.is_cuda:
-            torch.cuda.synchronize(loss.device)  # so that the seconds are those of the work, not of its launch
+        if self.generator.device.type == "cuda":
+            torch.cuda.synchronize(self.generator.device)  # so that the seconds are those of the work, not of its launch
 
-    def _tell(
-        self, task: int, step: int, steps: int, logits: Tensor, y: Tensor, loss: Tensor, penalty: Tensor | None, lr: float
-    ) -> None:
+    def _tell(self, task: int, step: int, steps: int, losses: Losses, y: Tensor, lr: float) -> None:
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
         numbers = [
-            loss.detach(),
-            loss.new_zeros(()) if penalty is None else penalty.detach(),
-            (logits.detach().argmax(1) == y).float().mean(),
+            losses.loss,
+            losses.loss.new_zeros(()) if losses.penalty is None else losses.penalty,
+            (losses.logits.argmax(1) == y).float().mean(),
             torch.nn.utils.get_total_norm(gradients),
         ]
         values = torch.stack(numbers).tolist()  # one transfer to the host for all of them
@@ -188,6 +186,7 @@ class Trainer:
             "random": torch.get_rng_state(),
             "matrix": self.matrix,
             "untrained": self.untrained,
+            "known": self.known,
             "misfits": self.misfits,
             "seconds": self.seconds,
             "steps": self.steps_done,
@@ -199,4 +198,5 @@ class Trainer:
         self.generator.set_state(state["generator"])
         torch.set_rng_state(state["random"])
         self.done, self.seconds, self.steps_done = state["done"], state["seconds"], state["steps"]
-        self.matrix, self.untrained, self.misfits = state["matrix"], state["untrained"], state["misfits"]
+        self.matrix, self.untrained, self.known = state["matrix"], state["untrained"], state["known"]
+        self.misfits = state["misfits"]
