@@ -10,10 +10,12 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from hnetcl.choices import (
+    ACTIVATIONS,
     ALGEBRA_DIMS,
     BACKENDS,
     CLASS_ORDERS,
     COMPILES,
+    HEAD_SCALES,
     IMPORTANCES,
     INFERENCES,
     NORMS,
@@ -169,15 +171,18 @@ class FullConfig(Part):
     hidden: list[int] = widths()
     embedding_dim: int = number(least=1)
     compression: float | None = number(above=0)
+    activation: str = choice(ACTIVATIONS)
+    head_scale: str = choice(HEAD_SCALES)
 
 
 @dataclass(kw_only=True)
-class ChunkedConfig(Part):
+class PiecewiseConfig(Part):
     hidden: list[int] = widths()
     embedding_dim: int = number(least=1)
     chunk_embedding_dim: int = number(least=1)
     chunk_size: int | None = number(least=1)
     compression: float | None = number(above=0)
+    activation: str = choice(ACTIVATIONS)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -186,12 +191,17 @@ class ChunkedConfig(Part):
 
 
 @dataclass(kw_only=True)
+class ChunkedConfig(PiecewiseConfig):
+    head_scale: str = choice(HEAD_SCALES)
+
+
+@dataclass(kw_only=True)
 class StructuredConfig(ChunkedConfig):
     groups: list[list[str]] | None
 
 
 @dataclass(kw_only=True)
-class LowRankConfig(ChunkedConfig):
+class LowRankConfig(PiecewiseConfig):
     rank: int = number(least=1)
     base: bool
 

@@ -20,6 +20,7 @@ def wrap(
     generate: Sequence[str] | str = "all",
     shared: str = "trained",
     stats: str = "tracked",
+    precision: str = "float32",
     hnet: Callable[..., HyperNetwork] = ChunkedHyperNetwork,
     **options: Any,
 ) -> HyperModel:
@@ -37,6 +38,7 @@ def wrap(
         generate: what is written: "all", "norm" (the parameters of norm layers), or name patterns as in a shell.
         shared: what becomes of all other parameters, see `HyperModel`.
         stats: of the batch-norm layers, see `BatchNormLayer`.
+        precision: of the network, see `HyperModel`.
         hnet: a kind of hypernetwork.
         options: further arguments of it.
 
@@ -47,7 +49,7 @@ def wrap(
     parameters = writable_parameters(net)
     initial = {name: parameters[name].detach().clone() for name in _chosen(net, list(parameters), generate)}
     shapes = {name: value.shape for name, value in initial.items()}
-    return HyperModel(net, hnet(shapes=shapes, num_tasks=num_tasks, initial=initial, **options), shared)
+    return HyperModel(net, hnet(shapes=shapes, num_tasks=num_tasks, initial=initial, **options), shared, precision)
 
 
 def _chosen(net: nn.Module, names: list[str], generate: Sequence[str] | str) -> list[str]:

@@ -23,6 +23,8 @@ class ChunkedHyperNetwork(PartedHyperNetwork):
         chunk_size: numbers in a chunk; give it or `compression`.
         compression: the wanted ratio of trainable to written numbers; the chunk size is then the largest that stays within it.
             0.95 where neither is given.
+        activation: of the MLP, "relu" or "elu".
+        head_scale: "unit" or "own", how wide the numbers of the MLP are, see `PartedHyperNetwork.assemble`.
 
     Raises:
         ArgumentError: both sizes given, a size below 1, or a ratio that no chunk size reaches.
@@ -39,6 +41,8 @@ class ChunkedHyperNetwork(PartedHyperNetwork):
         chunk_embedding_dim: int = 32,
         chunk_size: int | None = None,
         compression: float | None = None,
+        activation: str = "relu",
+        head_scale: str = "unit",
         initial: Mapping[str, Tensor] | None = None,
     ) -> None:
         super().__init__(shapes, num_tasks, embedding_dim, initial)
@@ -53,7 +57,7 @@ class ChunkedHyperNetwork(PartedHyperNetwork):
             lambda size: fixed + part_size(written, embedding_dim, hidden, size, chunk_embedding_dim),
         )
         sizes = [shape.numel() for shape in self.shapes.values()]
-        self.assemble([Part(sizes, embedding_dim, hidden, size, chunk_embedding_dim)])
+        self.assemble([Part(sizes, embedding_dim, hidden, size, chunk_embedding_dim, activation)], head_scale)
 
     @property
     def num_chunks(self) -> int:

@@ -20,8 +20,9 @@ class ConditionedHyperNetwork(HyperNetwork):
 
         scale * r             for a parameter that its network draws at random: one scale for each parameter, with which it has,
                               over tasks and before training, the variance of that draw;
-        initial + gain * r    for one that its network starts at constants (norm layers, biases), so that it starts there
-                              exactly: gain is learned from zero, one for each number (as in ReZero, Bachlechner et al. 2021).
+        initial + gain * scale * r    for one that its network starts at constants (norm layers, biases), so that it starts
+                              there exactly: gain is learned from zero, one for each number (as in ReZero, Bachlechner et al.
+                              2021), and scale * r has unit variance before training.
 
     The first is the aim of HyperFan initialisation (Chang et al. 2020, Principled weight initialization for hypernetworks), for
     every layer, and for chunks that cut layers anywhere. Fan-in or fan-out is what the network's own draw is.
@@ -104,7 +105,7 @@ class ConditionedHyperNetwork(HyperNetwork):
         sizes = [r.shape[1] for name, r in numbers.items() if self.constant[name]]
         starts = zip(self.start.split(sizes), self.gain.split(sizes), strict=True)
         return {
-            name: torch.addcmul(*next(starts), r) if self.constant[name] else r * scale
+            name: torch.addcmul(*next(starts), r * scale) if self.constant[name] else r * scale
             for (name, r), scale in zip(numbers.items(), self.scale.unbind(), strict=True)
         }
 

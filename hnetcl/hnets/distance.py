@@ -21,8 +21,7 @@ class Layout(NamedTuple):
         uniform: numbers of these chunks.
         scales: for each of them, the parameter.
         mixed: numbers of all other chunks.
-        segments: runs of equal scale in the mixed chunks laid end to end: the parameter, or -1 for constants and what lies
-            behind the end.
+        segments: runs of equal scale in the mixed chunks laid end to end: the parameter, or -1 behind the end.
         lengths: of the segments.
         constants: places of the constants there.
     """
@@ -49,11 +48,10 @@ def layout(sizes: Sequence[int], constant: Sequence[bool], chunk_size: int) -> L
             continue
         found.mixed.append(chunk)
         for parameter, length in cut:
-            is_random = parameter < len(sizes) and not constant[parameter]
-            if parameter < len(sizes) and not is_random:
+            if parameter < len(sizes) and constant[parameter]:
                 begin = sum(found.lengths)
                 found.constants.extend(range(begin, begin + length))
-            found.segments.append(parameter if is_random else -1)
+            found.segments.append(parameter if parameter < len(sizes) else -1)
             found.lengths.append(length)
     return found
 
@@ -153,7 +151,7 @@ class Ruler(nn.Module):
         """What a part writes for B tasks, [B, E].
 
         Args:
-            scale: of every parameter; that of constants is not used.
+            scale: of every parameter.
             gain: of all constants.
 
         Returns:
@@ -165,7 +163,7 @@ class Ruler(nn.Module):
         own = torch.cat([features, self.tail.expand(*features.shape[:2], -1)], -1) * known[self.scales][:, None]
         numbers: Tensor = part.head(features.index_select(1, self.mixed)).flatten(1)
         factor = known[self.segments].repeat_interleave(self.lengths, output_size=numbers.shape[1])
-        numbers = numbers * factor.index_copy(0, self.constants, gain)
+        numbers = numbers * factor.index_copy(0, self.constants, factor.index_select(0, self.constants) * gain)
         return own, numbers, torch.cat([part.head.weight, part.head.bias[:, None] * self.tail], 1)
 
 

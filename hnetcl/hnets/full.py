@@ -20,6 +20,8 @@ class FullHyperNetwork(PartedHyperNetwork):
         embedding_dim: E.
         compression: the wanted ratio of trainable to written numbers; the last of `hidden` is then the largest that stays
             within it, whatever is given there. The ratio is always above 2: each written number has a weight and a bias.
+        activation: of the MLP, "relu" or "elu".
+        head_scale: "unit" or "own", how wide the numbers of the MLP are, see `PartedHyperNetwork.assemble`.
 
     Raises:
         ArgumentError: no hidden layer to fit to `compression`, or a ratio that no width reaches.
@@ -34,6 +36,8 @@ class FullHyperNetwork(PartedHyperNetwork):
         hidden: Sequence[int] = (10, 10),
         embedding_dim: int = 32,
         compression: float | None = None,
+        activation: str = "relu",
+        head_scale: str = "unit",
         initial: Mapping[str, Tensor] | None = None,
     ) -> None:
         super().__init__(shapes, num_tasks, embedding_dim, initial)
@@ -50,4 +54,5 @@ class FullHyperNetwork(PartedHyperNetwork):
                 "last hidden width",
             )
             hidden = [*others, width]
-        self.assemble([Part([shape.numel() for shape in self.shapes.values()], embedding_dim, hidden, written)])
+        sizes = [shape.numel() for shape in self.shapes.values()]
+        self.assemble([Part(sizes, embedding_dim, hidden, written, activation=activation)], head_scale)

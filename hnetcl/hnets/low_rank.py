@@ -35,6 +35,7 @@ class LowRankHyperNetwork(ConditionedHyperNetwork):
         base: whether there is a base.
         compression: the wanted ratio of trainable numbers, the base included, to those of the network; the chunk size is then
             the largest that stays within it. Where neither is given 0.95, with a base 1.95.
+        activation: of the MLP, "relu" or "elu".
 
     Raises:
         ArgumentError: a rank below 1, both sizes given, a size below 1, or a ratio that no chunk size reaches.
@@ -53,6 +54,7 @@ class LowRankHyperNetwork(ConditionedHyperNetwork):
         base: bool = False,
         chunk_size: int | None = None,
         compression: float | None = None,
+        activation: str = "relu",
         initial: Mapping[str, Tensor] | None = None,
     ) -> None:
         values = initial_values({name: torch.Size(shape) for name, shape in shapes.items()}) if initial is None else initial
@@ -78,7 +80,7 @@ class LowRankHyperNetwork(ConditionedHyperNetwork):
             self.num_generated,
             lambda size: fixed + part_size(sum(sizes), embedding_dim, hidden, size, chunk_embedding_dim),
         )
-        self.part = Part(sizes, embedding_dim, hidden, size, chunk_embedding_dim)
+        self.part = Part(sizes, embedding_dim, hidden, size, chunk_embedding_dim, activation)
         self.calibrate()
 
     def factors(self, embeddings: Tensor) -> list[tuple[Tensor, ...]]:

@@ -1,15 +1,21 @@
 """What writes: a small network that yields many numbers, chunk by chunk, from the same last layer."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from math import ceil
 
 import torch
 from torch import Tensor, nn
 
-from hnetcl.errors import ArgumentError
+from hnetcl.errors import ArgumentError, one_of
 
 AT_ONCE = 16  # tasks whose features are held in memory at once
+
+
+ACTIVATIONS: dict[str, tuple[Callable[[], nn.Module], float]] = {  # with E f(x)^2 for x ~ N(0, 1)
+    "relu": (nn.ReLU, 0.5),
+    "elu": (nn.ELU, 0.644944),
+}
 
 
 class Part(nn.Module):
@@ -20,20 +26,30 @@ class Part(nn.Module):
     Args:
         sizes: of the parameters to write, which lie one after the other in the chunks.
         embedding_dim: E, of task embeddings.
-        hidden: widths of the trunk's layers, each with a ReLU.
+        hidden: widths of the trunk's layers.
         chunk_size: S, numbers in a chunk; the last chunk may hold more than there is to write.
         chunk_embedding_dim: of the chunk embeddings c_k, which all tasks share; 0 for none.
+        activation: behind the trunk's layers, "relu" or "elu".
 
     Raises:
-        ArgumentError: a width below 1.
+        ArgumentError: a width below 1, or there is no such activation.
     """
 
     def __init__(
-        self, sizes: Sequence[int], embedding_dim: int, hidden: Sequence[int], chunk_size: int, chunk_embedding_dim: int = 0
+        self,
+        sizes: Sequence[int],
+        embedding_dim: int,
+        hidden: Sequence[int],
+        chunk_size: int,
+        chunk_embedding_dim: int = 0,
+        activation: str = "relu",
     ) -> None:
         super().__init__()
         if any(width < 1 for width in hidden):
             raise ArgumentError("hidden", list(hidden), "widths must be at least 1")
+        if activation not in ACTIVATIONS:
+            raise one_of("activation", activation, ACTIVATIONS)
+        kind, square = ACTIVATIONS[activation]
         self.sizes, self.chunk_size = list(sizes), chunk_size
         self.chunks = ceil(sum(sizes) / chunk_size)
         embeddings = torch.randn(self.chunks, chunk_embedding_dim)
@@ -41,9 +57,9 @@ class Part(nn.Module):
         widths = [embedding_dim + chunk_embedding_dim, *hidden]
         layers: list[nn.Module] = []
         for i, (width, out) in enumerate(pairwise(widths)):
-            layers += [_linear(width, out, behind_relu=i > 0), nn.ReLU()]
+            layers += [_linear(width, out, square if i else 1), kind()]
         self.trunk = nn.Sequential(*layers)
-        self.head = _linear(widths[-1], chunk_size, behind_relu=bool(hidden))
+        self.head = _linear(widths[-1], chunk_size, square if hidden else 1)
 
     def features(self, embeddings: Tensor) -> Tensor:
         """What the head sees: [B, E] -> [B, C, H]."""
@@ -97,8 +113,9 @@ def part_size(numbers: int, embedding_dim: int, hidden: Sequence[int], chunk_siz
     return ceil(numbers / chunk_size) * chunk_embedding_dim + sum((width + 1) * out for width, out in pairwise(widths))
 
 
-def _linear(width: int, out: int, behind_relu: bool) -> nn.Linear:
+def _linear(width: int, out: int, square: float) -> nn.Linear:
+    """Makes outputs of unit variance from inputs with that mean square."""
     linear = nn.Linear(width, out)
-    nn.init.normal_(linear.weight, std=((2 if behind_relu else 1) / width) ** 0.5)
+    nn.init.normal_(linear.weight, std=(square * width) ** -0.5)
     nn.init.zeros_(linear.bias)
     return linear

@@ -7,6 +7,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from hnetcl.choices import HEAD_SCALES
+from hnetcl.errors import one_of
 from hnetcl.hnets.base import Record, Shapes
 from hnetcl.hnets.conditioned import ConditionedHyperNetwork
 from hnetcl.hnets.distance import Description, Ruler, compare
@@ -25,17 +27,38 @@ class PartedHyperNetwork(ConditionedHyperNetwork):
         self.parts = nn.ModuleList()
         self.rulers = nn.ModuleList()
 
-    def assemble(self, parts: Sequence[Part], names: Sequence[str] | None = None) -> None:
+    def assemble(self, parts: Sequence[Part], head_scale: str, names: Sequence[str] | None = None) -> None:
         """Takes the parts and sets the scales.
 
         Args:
             parts: what they write lies one behind the other.
+            head_scale: "unit", the heads yield numbers of unit variance, which the scales make as narrow as the network's
+                weights; or "own", numbers as narrow as these, as in published code: a step of the optimizer then moves what is
+                written farther, by the inverse of that width.
             names: of the parameters that they write, where the order is not that of `shapes`.
+
+        Raises:
+            ArgumentError: there is no such head_scale.
         """
+        if head_scale not in HEAD_SCALES:
+            raise one_of("head_scale", head_scale, HEAD_SCALES)
         self.parts.extend(parts)
+        if head_scale == "own":
+            self._scale_heads(parts, names or list(self.shapes))
         self.calibrate(names)
         constant = iter([self.constant[name] for name in self.names])
         self.rulers.extend(Ruler(part, [next(constant) for _ in part.sizes]) for part in parts)
+
+    @torch.no_grad()
+    def _scale_heads(self, parts: Sequence[Part], names: Sequence[str]) -> None:
+        """Makes each head's numbers as wide as the random parameters that it writes are on average."""
+        widths = dict(zip(self.shapes, self.scale.tolist(), strict=True))
+        left = iter(names)
+        for part in parts:
+            own = [(size, name) for size, name in zip(part.sizes, left, strict=False) if not self.constant[name]]
+            if own:
+                square = sum(size * widths[name] ** 2 for size, name in own) / sum(size for size, _ in own)
+                part.head.weight *= square**0.5
 
     def numbers(self, embeddings: Tensor) -> list[Tensor]:
         return [numbers for part in self.parts for numbers in part(embeddings)]

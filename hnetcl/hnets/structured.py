@@ -36,6 +36,8 @@ class StructuredHyperNetwork(PartedHyperNetwork):
         chunk_size: most numbers in a chunk; give it or `compression`.
         compression: the wanted ratio of trainable to written numbers; the chunk size is then the largest that stays within it.
             0.95 where neither is given.
+        activation: of the MLP, "relu" or "elu".
+        head_scale: "unit" or "own", how wide the numbers of the MLP are, see `PartedHyperNetwork.assemble`.
 
     Raises:
         ArgumentError: a pattern that no name matches, both sizes given, a size below 1, or a ratio that no chunk size reaches.
@@ -53,6 +55,8 @@ class StructuredHyperNetwork(PartedHyperNetwork):
         groups: Groups | None = None,
         chunk_size: int | None = None,
         compression: float | None = None,
+        activation: str = "relu",
+        head_scale: str = "unit",
         initial: Mapping[str, Tensor] | None = None,
     ) -> None:
         super().__init__(shapes, num_tasks, embedding_dim, initial)
@@ -77,10 +81,10 @@ class StructuredHyperNetwork(PartedHyperNetwork):
         fixed = self.num_trainable
         size = find_chunk_size(chunk_size, compression, max(units), self.num_generated, trainable)
         parts = [
-            Part(own, embedding_dim, hidden, piece(unit, size), chunk_embedding_dim)
+            Part(own, embedding_dim, hidden, piece(unit, size), chunk_embedding_dim, activation)
             for own, unit in zip(sizes, units, strict=True)
         ]
-        self.assemble(parts, [name for names in self.groups for name in names])
+        self.assemble(parts, head_scale, [name for names in self.groups for name in names])
 
 
 def group_alike(shapes: Mapping[str, torch.Size], layers: Sequence[str], groups: Groups | None) -> list[list[str]]:
