@@ -11,7 +11,7 @@ from hnetcl.hnets.part import Part
 
 Description = tuple[Tensor, Tensor, Tensor]
 PASSES = 40  # multiplications that take as long as what is done to each number apart from matrix products
-ALIGNED = 8  # floats
+ALIGNED = 4  # floats
 
 
 class Layout(NamedTuple):
@@ -79,7 +79,7 @@ class SquaredDistance(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(a: Tensor, w: Tensor, a_old: Tensor, w_old: Tensor, gram_old: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(a: Tensor, w: Tensor, a_old: Tensor, w_old: Tensor, gram_old: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         da, dw = (a - a_old).flatten(0, 1), w - w_old
         old = a_old.flatten(0, 1)
         mixed, gram_dw = w_old.T @ dw, dw.T @ dw
@@ -87,20 +87,21 @@ class SquaredDistance(torch.autograd.Function):
         by_cross = old @ cross
         by_w = torch.addmm(by_cross, da, gram_old + mixed + cross)
         far = _dot(by_cross + by_w, da, len(a)) + _dot(old @ gram_dw, old, len(a))
-        return far, by_w.reshape(a.shape)
+        return far, by_w.reshape(a.shape), dw
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:
-        ctx.save_for_backward(*inputs[:4], output[1])
-        ctx.mark_non_differentiable(output[1])
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+        ctx.save_for_backward(*inputs[:3], *output[1:])
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.set_materialize_grads(False)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
-        a, w, a_old, w_old, by_w = ctx.saved_tensors
+        a, w, a_old, by_w, dw = ctx.saved_tensors
         twice = 2 * gradients[0][:, None, None]
         ga = (twice * a).flatten(0, 1)
         by_da, by_old = (a - a_old).flatten(0, 1).T @ ga, a_old.flatten(0, 1).T @ ga
-        return twice * by_w, ((w - w_old) @ by_old).addmm_(w, by_da), None, None, None
+        return twice * by_w, (dw @ by_old).addmm_(w, by_da), None, None, None
 
 
 def _dot(x: Tensor, y: Tensor, tasks: int) -> Tensor:
