@@ -96,7 +96,9 @@ class SquaredDistance(torch.autograd.Function):
         ctx.set_materialize_grads(False)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+        if gradients[0] is None:
+            return None, None, None, None, None
         a, w, a_old, by_w, dw = ctx.saved_tensors
         twice = 2 * gradients[0][:, None, None]
         ga = (twice * a).flatten(0, 1)
