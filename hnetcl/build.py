@@ -66,7 +66,9 @@ def build(config: Config, device: torch.device) -> Parts:
     sequence = build_sequence(config, device)
     net = build_net(config, sequence)
     hnet = partial(_make, "hnet", HNETS, config.hnet)
-    model = wrap(net, len(sequence), config.generate, config.shared, config.bn.stats, config.trainer.precision, hnet)
+    model = wrap(
+        *(net, len(sequence), config.generate, config.shared, config.init, config.bn.stats, config.trainer.precision, hnet)
+    )
     method = _make("method", METHODS, config.method)
     optimizer = build_optimizer(config)
     return Parts(sequence, model.to(device), method, optimizer)

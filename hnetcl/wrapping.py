@@ -7,8 +7,8 @@ from torch import nn
 
 from hnetcl.bn import NormLayer, convert_batchnorm
 from hnetcl.errors import ArgumentError
-from hnetcl.hnets import ChunkedHyperNetwork, HyperNetwork
-from hnetcl.model import HyperModel, writable_parameters
+from hnetcl.hnets import ChunkedHyperNetwork, HyperNetwork, initial_parameters
+from hnetcl.model import HyperModel
 from hnetcl.patterns import matching
 
 NORMS = (NormLayer, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.instancenorm._InstanceNorm)
@@ -19,6 +19,7 @@ def wrap(
     num_tasks: int,
     generate: Sequence[str] | str = "all",
     shared: str = "trained",
+    init: str = "own",
     stats: str = "tracked",
     precision: str = "float32",
     hnet: Callable[..., HyperNetwork] = ChunkedHyperNetwork,
@@ -37,6 +38,7 @@ def wrap(
         num_tasks: known from the start.
         generate: what is written: "all", "norm" (the parameters of norm layers), or name patterns as in a shell.
         shared: what becomes of all other parameters, see `HyperModel`.
+        init: the values whose variance the written parameters start with, see `initial_parameters`.
         stats: of the batch-norm layers, see `BatchNormLayer`.
         precision: of the network, see `HyperModel`.
         hnet: a kind of hypernetwork.
@@ -46,8 +48,8 @@ def wrap(
         ArgumentError: a pattern that no parameter matches, nothing to write, or an argument of a part is refused.
     """
     net = convert_batchnorm(module, stats=stats)
-    parameters = writable_parameters(net)
-    initial = {name: parameters[name].detach().clone() for name in _chosen(net, list(parameters), generate)}
+    values = initial_parameters(net, init)
+    initial = {name: values[name] for name in _chosen(net, list(values), generate)}
     shapes = {name: value.shape for name, value in initial.items()}
     return HyperModel(net, hnet(shapes=shapes, num_tasks=num_tasks, initial=initial, **options), shared, precision)
 
