@@ -59,7 +59,7 @@ def test_hypernetworks_learn_every_task_and_keep_it(
     bn: str, hnet: str, tiny: list[str], compose: Callable[..., Config], tmp_path: Path
 ) -> None:
     overrides = [value for value in tiny if hnet == "chunked" or "chunk_embedding" not in value]
-    run = train(compose(*overrides, f"bn={bn}", f"hnet={hnet}", "trainer.steps=60", f"run.dir={tmp_path}"))
+    run = train(compose(*overrides, f"bn={bn}", f"hnet={hnet}", "trainer.steps=60", "method.beta=0.3", f"run.dir={tmp_path}"))
     metrics = json.loads((run / "metrics.json").read_text())
     assert metrics["average_accuracy"] > 0.95
     assert metrics["forgetting"] < 0.03
@@ -76,7 +76,8 @@ def test_every_mode_learns_and_reloads(
     stats: str, bn: str, tiny: list[str], compose: Callable[..., Config], tmp_path: Path
 ) -> None:
     """Every kind of statistics keeps all tasks, and a reload in a fresh model gives the recorded numbers."""
-    run = train(compose(*tiny, f"bn={bn}", f"bn.stats={stats}", "trainer.steps=80", f"run.dir={tmp_path}"))
+    overrides = [f"bn={bn}", f"bn.stats={stats}", "trainer.steps=80", "method.beta=0.3", f"run.dir={tmp_path}"]
+    run = train(compose(*tiny, *overrides))
     recorded = [float(value) for value in (run / "accuracy.csv").read_text().splitlines()[-1].split(",")[1:]]
     assert evaluate(parse_evaluation(arguments(run))) == recorded
     assert sum(recorded) / 3 > 0.9
@@ -102,8 +103,9 @@ def test_statistics_that_a_run_has_not(
         evaluate(parse_evaluation(arguments(run, stats=asked)))
 
 
-def test_recalibrated_rows_serve_as_well(run: Path) -> None:
-    """Statistics taken anew from the training images serve better than running averages of a few steps, or a wrong row."""
+def test_recalibrated_rows_serve_as_well(tiny: list[str], compose: Callable[..., Config], tmp_path: Path) -> None:
+    """Statistics taken anew from the training images serve as well as running averages, and better than a wrong row."""
+    run = train(compose(*tiny, "trainer.steps=60", "method.beta=0.3", f"run.dir={tmp_path}"))
     own, anew, wrong = (sum(evaluate(parse_evaluation(arguments(run, stats=s)))) / 3 for s in ("own", "recalibrated", "0"))
     assert anew > own - 0.05
     assert anew > wrong

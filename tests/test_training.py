@@ -169,7 +169,7 @@ def test_weight_decay_leaves_other_tasks_alone(name: str, options: dict[str, Any
     model = HyperModel(net, hnet)
     rows = [value.detach().clone() for value in row_parameters(net).values()]
     own, shared = hnet.own.detach().clone(), hnet.shared.detach().clone()
-    optimizer, schedule = OptimizerFactory(name, 0.1, "constant", 0.5, options).make(model, 5)
+    optimizer, schedule = OptimizerFactory(name, 0.01, "constant", 0.5, options).make(model, 5)
     for _ in range(5):
         optimizer.zero_grad()
         (0 * model(torch.randn(8, 3) + 1, 1).sum() + hnet(1)["head.weight"].sum()).backward()

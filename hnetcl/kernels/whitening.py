@@ -94,6 +94,8 @@ def _inverse_cholesky(cov: Tensor) -> Tensor:
 
 def _eigh(cov: Tensor) -> tuple[Tensor, Tensor]:
     """Eigenvalues [Q, d] and eigenvectors [Q, d, d] of a symmetric matrix; nan where it is not finite."""
+    if cov.shape[-1] == 1:
+        return cov.squeeze(-1), torch.ones_like(cov)
     if cov.shape[-1] != 2:
         finite = cov.isfinite().all(-1).all(-1, keepdim=True)
         values, vectors = torch.linalg.eigh(torch.where(finite.unsqueeze(-1), cov, 0))  # which raises otherwise

@@ -41,9 +41,14 @@ class Method(ABC):
         Called before the first task. What a compiled function returns may be overwritten after the step.
         """
 
+    @property
+    def wants_gradients(self) -> bool:
+        """Whether the loss's gradients must be in place when `penalty` is called."""
+        return False
+
     @abstractmethod
     def penalty(self, hnet: HyperNetwork) -> Tensor | None:
-        """What is added to the loss, a 0-dim tensor; None for nothing. The loss's gradients are in place when it is called."""
+        """What is added to the loss, a 0-dim tensor; None for nothing."""
 
     def end_task(  # noqa: B027 most methods learn nothing
         self, model: HyperModel, task: int, data: Task, generator: torch.Generator

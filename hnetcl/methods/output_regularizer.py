@@ -137,6 +137,10 @@ class OutputRegularizer(Method):
     def batch_task(self, task: int, step: int) -> int:
         return task
 
+    @property
+    def wants_gradients(self) -> bool:
+        return self.ahead is not None
+
     def penalty(self, hnet: HyperNetwork) -> Tensor | None:
         if self.tasks is None:
             return None

@@ -89,10 +89,14 @@ class TrainingStep:
         optimizer.zero_grad()  # before the graphs run again, for they write where these gradients lie
         number = torch.full((), task, device=self.device)  # filled there: a copy would wait for the GPU
         loss, logits = self._loss(self.model, x, y, number)
-        loss.backward()
-        penalty = self.method.penalty(self.model.hnet)
-        if penalty is not None:
-            penalty.backward()
+        if self.method.wants_gradients:
+            loss.backward()
+            penalty = self.method.penalty(self.model.hnet)
+            if penalty is not None:
+                penalty.backward()
+        else:  # one backward pass is less work than two
+            penalty = self.method.penalty(self.model.hnet)
+            (loss if penalty is None else loss + penalty).backward()
         return Losses(loss.detach(), None if penalty is None else penalty.detach(), logits.detach())
 
 
