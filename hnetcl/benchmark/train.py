@@ -24,6 +24,7 @@ from hnetcl.methods.output_regularizer import OutputRegularizer
 from hnetcl.model import HyperModel
 from hnetcl.tasks.batches import Batches
 from hnetcl.training.optimizers import OptimizerFactory
+from hnetcl.training.step import TrainingStep
 
 
 class OurStep:
@@ -39,18 +40,16 @@ class OurStep:
     def __init__(self, model: HyperModel, method: OutputRegularizer, batches: Batches, task: int) -> None:
         self.model, self.method, self.batches, self.task = model.train(), method, batches, task
         self.optimizer, self.schedule = OptimizerFactory("adam", LR, "constant", 0.0, {}).make(model, 1)
+        self.step = TrainingStep(model, method, batches.generator.device, compile="off")
         method.start_task(model.hnet, task, self.optimizer, batches.generator)
 
     def __call__(self) -> Tensor:
         """The loss without the penalty."""
         x, y = self.batches.draw()
-        loss = F.cross_entropy(self.model(x, self.task), y)
-        self.optimizer.zero_grad()
-        loss.backward()
-        self.penalty()
+        losses = self.step(x, y, self.task, self.optimizer)
         self.optimizer.step()
         self.schedule.step()
-        return loss.detach()
+        return losses.loss
 
     def penalty(self) -> None:
         """The penalty's part of the step, its gradients included."""

@@ -33,9 +33,8 @@ class Record:
         return Record([value.index_select(0, places.to(value.device)) for value in self.by_task], self.common)
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "Record":
-        """The same elsewhere, or in another dtype."""
-        by_task, common = ([value.to(device, dtype) for value in values] for values in (self.by_task, self.common))
-        return Record(by_task, common)
+        """The same elsewhere, what is kept for each task in another dtype."""
+        return Record([value.to(device, dtype) for value in self.by_task], [value.to(device) for value in self.common])
 
 
 class HyperNetwork(nn.Module, ABC):

@@ -150,23 +150,32 @@ class Ruler(nn.Module):
         by_factors = (4 * part.chunk_size + 5 * rows) * width**2
         return tasks * self.uniform * part.chunk_size * (3 * part.head.in_features + PASSES) - by_factors
 
-    def describe(self, part: Part, embeddings: Tensor, scale: Tensor, gain: Tensor) -> Description:
-        """What a part writes for B tasks, [B, E].
+    def widths(self, part: Part, scale: Tensor) -> tuple[Tensor, Tensor]:
+        """The scale of every chunk, 0 for mixed ones [C, 1], and of every number of the mixed ones [M * S].
 
         Args:
             scale: of every parameter.
+        """
+        known = torch.cat([scale, scale.new_zeros(1)])  # -1 is the zero
+        numbers = len(self.mixed) * part.chunk_size
+        return known[self.scales][:, None], known[self.segments].repeat_interleave(self.lengths, output_size=numbers)
+
+    def describe(self, part: Part, embeddings: Tensor, gain: Tensor, by_chunk: Tensor, by_number: Tensor) -> Description:
+        """What a part writes for B tasks, [B, E].
+
+        Args:
             gain: of all constants.
+            by_chunk, by_number: the `widths`.
 
         Returns:
             A [B, C, h], zero for mixed chunks; the numbers [B, M * S] of the mixed chunks, constants less their initial values;
             W [S, h]. Behind the H columns comes one for the bias, and zeros.
         """
         features = part.features(embeddings)
-        known = torch.cat([scale, scale.new_zeros(1)])  # -1 is the zero
-        own = torch.cat([features, self.tail.expand(*features.shape[:2], -1)], -1) * known[self.scales][:, None]
-        numbers: Tensor = part.head(features.index_select(1, self.mixed)).flatten(1)
-        factor = known[self.segments].repeat_interleave(self.lengths, output_size=numbers.shape[1])
-        numbers = numbers * factor.index_copy(0, self.constants, factor.index_select(0, self.constants) * gain)
+        own = torch.cat([features, self.tail.expand(*features.shape[:2], -1)], -1) * by_chunk
+        if len(gain):
+            by_number = by_number.index_copy(0, self.constants, by_number.index_select(0, self.constants) * gain)
+        numbers: Tensor = part.head(features.index_select(1, self.mixed)).flatten(1) * by_number
         return own, numbers, torch.cat([part.head.weight, part.head.bias[:, None] * self.tail], 1)
 
 

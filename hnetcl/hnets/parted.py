@@ -70,25 +70,28 @@ class PartedHyperNetwork(ConditionedHyperNetwork):
     def record(self, tasks: Tensor, at_once: int) -> Record:
         if sum(ruler.saves(part, at_once) for part, ruler in self._measured()) <= 0:
             return super().record(tasks, at_once)
-        found = self._describe(tasks)
+        scales = self.scale.split([len(cast(Part, part).sizes) for part in self.parts])
+        widths = [ruler.widths(part, scale) for (part, ruler), scale in zip(self._measured(), scales, strict=True)]
+        found = self._describe(tasks, widths)
         by_task = [each for a, numbers, _ in found for each in (a, numbers)]
-        return Record(by_task, [each for *_, w in found for each in (w, w.T @ w)])
+        common = [each for (*_, w), own in zip(found, widths, strict=True) for each in (w, w.T @ w, *own)]
+        return Record(by_task, common)
 
     def squared_distance(self, tasks: Tensor, before: Record) -> Tensor:
         if not before.common:
             return super().squared_distance(tasks, before)
-        by_task, common = iter(before.by_task), iter(before.common)
-        far = [compare(now, (next(by_task), next(by_task), next(common)), next(common)) for now in self._describe(tasks)]
-        return reduce(torch.add, far)
+        by_task, common = before.by_task, before.common
+        found = self._describe(tasks, list(zip(common[2::4], common[3::4], strict=True)))
+        olds = zip(by_task[::2], by_task[1::2], common[::4], strict=True)
+        return reduce(torch.add, (compare(now, old, gram) for now, old, gram in zip(found, olds, common[1::4], strict=True)))
 
     def _measured(self) -> list[tuple[Part, Ruler]]:
         return [(cast(Part, part), cast(Ruler, ruler)) for part, ruler in zip(self.parts, self.rulers, strict=True)]
 
-    def _describe(self, tasks: Tensor) -> list[Description]:
+    def _describe(self, tasks: Tensor, widths: Sequence[tuple[Tensor, Tensor]]) -> list[Description]:
         measured, embeddings = self._measured(), self.embedding.index_select(0, tasks)
-        scales = self.scale.split([len(part.sizes) for part, _ in measured])
         gains = self.gain.split([len(ruler.constants) for _, ruler in measured])
         return [
-            ruler.describe(part, embeddings, scale, gain)
-            for (part, ruler), scale, gain in zip(measured, scales, gains, strict=True)
+            ruler.describe(part, embeddings, gain, *own)
+            for (part, ruler), gain, own in zip(measured, gains, widths, strict=True)
         ]
