@@ -7,6 +7,8 @@ import pytest
 import torch
 from torch import nn
 
+from hnetcl import choices
+from hnetcl.choices import HEAD_SCALES
 from hnetcl.errors import ArgumentError
 from hnetcl.hnets import (
     ChunkedHyperNetwork,
@@ -17,6 +19,7 @@ from hnetcl.hnets import (
     StructuredHyperNetwork,
 )
 from hnetcl.hnets.conditioned import ConditionedHyperNetwork
+from hnetcl.hnets.part import ACTIVATIONS, Part
 
 SHAPES = {"body.weight": (1, 12, 20), "norm.weight": (12,), "norm.bias": (12,), "head.weight": (1, 3, 12), "head.bias": (3,)}
 MEMBERS: dict[str, Callable[..., HyperNetwork]] = {
@@ -182,3 +185,37 @@ def test_task_parameters_are_those_with_an_entry_per_task() -> None:
         hnet = make(SHAPES, 7)
         assert all(len(parameter) == 7 for parameter in hnet.task_parameters())
         assert isinstance(hnet, DirectHyperNetwork | ConditionedHyperNetwork)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_parts_keep_unit_variance(activation: str) -> None:
+    """Whatever stands behind the trunk's layers."""
+    assert set(ACTIVATIONS) == set(choices.ACTIVATIONS)
+    torch.manual_seed(0)
+    squares = [
+        Part([500], 40, (300, 300), 500, activation=activation)(torch.randn(20, 40))[0].square().mean() for _ in range(10)
+    ]
+    assert torch.stack(squares).mean().item() == pytest.approx(1, rel=0.1)
+    with pytest.raises(ArgumentError, match="activation=relo: did you mean relu"):
+        Part([5], 4, (3,), 5, activation="relo")
+
+
+@pytest.mark.parametrize(
+    "make",
+    [FullHyperNetwork, partial(ChunkedHyperNetwork, chunk_size=50), partial(StructuredHyperNetwork, chunk_size=50)],
+)
+def test_heads_as_wide_as_the_weights_write_the_same_weights(make: Callable[..., HyperNetwork]) -> None:
+    """To begin with: their numbers are smaller, their scales larger, and constants can move as far."""
+    start = initial()
+    start["body.weight"] /= 30
+    start["head.weight"] /= 30
+    written = {}
+    for head_scale in HEAD_SCALES:
+        torch.manual_seed(0)
+        hnet = make(SHAPES, 3, hidden=(16,), head_scale=head_scale, initial=start)
+        with torch.no_grad():
+            hnet.get_parameter("gain").fill_(0.5)
+            written[head_scale] = hnet.flat(torch.arange(3))
+    torch.testing.assert_close(*written.values())
+    with pytest.raises(ArgumentError, match="head_scale=units: did you mean unit"):
+        make(SHAPES, 3, head_scale="units")
