@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -94,7 +95,14 @@ def test_a_run_that_is_not_told_the_task(
     run = train(compose(*tiny, f"scenario={scenario}", f"inference={inference}", "trainer.steps=60", f"run.dir={tmp_path}"))
     metrics = json.loads((run / "metrics.json").read_text())
     rows = [[float(v) for v in line.split(",")[1:]] for line in (run / "accuracy.csv").read_text().splitlines()[1:]]
-    values = {"run": str(run), "task": None, "stats": "own", "device": "auto", "data": {"root": None}}
+    values: dict[str, Any] = {
+        "run": str(run),
+        "task": None,
+        "stats": "own",
+        "device": "auto",
+        "imports": [],
+        "data": {"root": None},
+    }
     own = {"scenario": None, "inference": None}
     assert evaluate(parse_evaluation(values | own)) == rows[-1]
     told = evaluate(parse_evaluation(values | own | {"scenario": "task"}))

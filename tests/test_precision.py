@@ -79,6 +79,6 @@ def test_a_reload_gives_the_same_numbers(
     run = train(compose(*tiny, *options, f"run.dir={tmp_path}"))
     rows = [[float(v) for v in line.split(",")[1:]] for line in (run / "accuracy.csv").read_text().splitlines()[1:]]
     values = {"run": str(run), "task": None, "stats": "own", "scenario": None, "inference": None, "device": "auto"}
-    assert evaluate(parse_evaluation(values | {"data": {"root": None}})) == rows[-1]
+    assert evaluate(parse_evaluation(values | {"imports": [], "data": {"root": None}})) == rows[-1]
     if scenario == "task":
         assert json.loads((run / "metrics.json").read_text())["average_accuracy"] > 0.9
