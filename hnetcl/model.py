@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.optim import Optimizer
 
-from hnetcl.bn import norm_layers, row_parameters, using_task
+from hnetcl.bn import norm_layers, using_task, writable_parameters
 from hnetcl.choices import PRECISIONS, SHARED
 from hnetcl.errors import one_of
 from hnetcl.hnets import HyperNetwork
@@ -143,9 +143,3 @@ class HyperModel(nn.Module):
         with torch.no_grad():
             for name, value in tensors.items():
                 own[name].copy_(value)
-
-
-def writable_parameters(net: nn.Module) -> dict[str, nn.Parameter]:
-    """What a hypernetwork may write: all parameters but rows of statistics, by name; tied ones under their first name."""
-    rows = row_parameters(net)
-    return {name: parameter for name, parameter in net.named_parameters() if name not in rows}

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from hnetcl.algebra import ALGEBRAS
-from hnetcl.bn import BatchNormLayer
+from hnetcl.bn import BatchNormLayer, writable_parameters
 from hnetcl.errors import ArgumentError
 from hnetcl.hnets import ChunkedHyperNetwork, DirectHyperNetwork, FullHyperNetwork
 from hnetcl.kernels.compiled import can_compile
 from hnetcl.methods import Finetune, Method, OutputRegularizer
-from hnetcl.model import HyperModel, writable_parameters
+from hnetcl.model import HyperModel
 from hnetcl.nets import MLP, LeNet
 from hnetcl.tasks import load_images, permuted_sequence
 from hnetcl.training import OptimizerFactory, Result, Trainer, TrainingStep

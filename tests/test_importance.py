@@ -10,14 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hnetcl.algebra import ALGEBRAS
-from hnetcl.bn import BatchNormLayer
+from hnetcl.bn import BatchNormLayer, writable_parameters
 from hnetcl.choices import STATS
 from hnetcl.cli.jobs import train
 from hnetcl.config import Config
 from hnetcl.errors import ArgumentError
 from hnetcl.hnets import ChunkedHyperNetwork, DirectHyperNetwork, HyperNetwork
 from hnetcl.methods import OutputRegularizer, fisher_information, head_masks
-from hnetcl.model import HyperModel, writable_parameters
+from hnetcl.model import HyperModel
 from hnetcl.nets import MLP, LeNet
 from hnetcl.training import RunDirectory, Trainer
 

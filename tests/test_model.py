@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from hnetcl.algebra import ALGEBRAS
-from hnetcl.bn import BATCH, BatchNormLayer
+from hnetcl.bn import BATCH, BatchNormLayer, writable_parameters
 from hnetcl.choices import STATS
 from hnetcl.hnets import DirectHyperNetwork, FullHyperNetwork
-from hnetcl.model import HyperModel, writable_parameters
+from hnetcl.model import HyperModel
 from hnetcl.nets import MLP, LeNet
 
 

@@ -11,11 +11,19 @@ from torch._dynamo.testing import CompileCounter
 from torch.func import functional_call
 
 from hnetcl.algebra import ALGEBRAS
-from hnetcl.bn import BATCH, BatchNormLayer, ConvBatchNorm, VirtualBatchNormLayer, batchnorm_layers, recalibrate, using_task
+from hnetcl.bn import (
+    BATCH,
+    BatchNormLayer,
+    ConvBatchNorm,
+    VirtualBatchNormLayer,
+    batchnorm_layers,
+    recalibrate,
+    using_task,
+    writable_parameters,
+)
 from hnetcl.bn.gaussian import distance, divergence, parameters, statistics
 from hnetcl.choices import STATS
 from hnetcl.kernels.layout import complex_to_real
-from hnetcl.model import writable_parameters
 
 every_algebra = pytest.mark.parametrize("algebra", ALGEBRAS)
 every_dim = pytest.mark.parametrize("d", [1, 2, 4, 8])

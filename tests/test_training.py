@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from hnetcl.bn import BatchNormLayer, row_parameters
+from hnetcl.bn import BatchNormLayer, row_parameters, writable_parameters
 from hnetcl.errors import ArgumentError
 from hnetcl.hnets import ChunkedHyperNetwork, DirectHyperNetwork, HyperNetwork
 from hnetcl.methods import Finetune, Method, OutputRegularizer
-from hnetcl.model import HyperModel, writable_parameters
+from hnetcl.model import HyperModel
 from hnetcl.nets import MLP
 from hnetcl.tasks import TaskSequence, load_images, split_sequence
 from hnetcl.training import (

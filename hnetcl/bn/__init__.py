@@ -6,7 +6,7 @@ from hnetcl.bn.convert import convert_batchnorm
 from hnetcl.bn.fold import fold_batchnorm
 from hnetcl.bn.layer import BatchNormLayer
 from hnetcl.bn.measure import recalibrate
-from hnetcl.bn.rows import batchnorm_layers, norm_layers, row_parameters, using_task
+from hnetcl.bn.rows import batchnorm_layers, norm_layers, row_parameters, using_task, writable_parameters
 from hnetcl.bn.virtual import VirtualBatchNormLayer, reference_pass
 
 __all__ = [
@@ -23,4 +23,5 @@ __all__ = [
     "reference_pass",
     "row_parameters",
     "using_task",
+    "writable_parameters",
 ]

@@ -29,6 +29,12 @@ def row_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
     }
 
 
+def writable_parameters(net: nn.Module) -> dict[str, nn.Parameter]:
+    """What a hypernetwork may write: all parameters but rows of statistics, by name; tied ones under their first name."""
+    rows = row_parameters(net)
+    return {name: parameter for name, parameter in net.named_parameters() if name not in rows}
+
+
 @contextmanager
 def using_task(module: nn.Module, row: int | Tensor | str) -> Iterator[None]:
     """Within, every norm layer of `module` reads and updates that row.

@@ -5,7 +5,7 @@ import math
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from hnetcl.bn import row_parameters
+from hnetcl.bn import writable_parameters
 from hnetcl.choices import INITS
 from hnetcl.errors import one_of
 from hnetcl.layers import Conv2d, Linear
@@ -32,8 +32,7 @@ def initial_parameters(net: nn.Module, init: str = "own") -> dict[str, Tensor]:
     """
     if init not in INITS:
         raise one_of("init", init, INITS)
-    rows = row_parameters(net)
-    values = {name: p.detach().clone() for name, p in net.named_parameters() if name not in rows}
+    values = {name: p.detach().clone() for name, p in writable_parameters(net).items()}
     if init == "own":
         return values
     names = {id(p): name for name, p in net.named_parameters()}
