@@ -1,4 +1,4 @@
-"""The compiled training step: one graph for the loss and one for the penalty, whatever the task."""
+"""The compiled training step: one graph for the loss and one for loss and penalty, whatever the task."""
 
 from collections.abc import Callable
 from functools import partial
@@ -29,6 +29,7 @@ CHUNKED = partial(ChunkedHyperNetwork, hidden=(8,), embedding_dim=4, chunk_embed
 pytestmark = [  # raised inside torch's compiler
     pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning"),
 ]
 
 
@@ -82,11 +83,14 @@ def fit(data_root: Path, compile: str, backend: Any, algebra: str, number: int) 
         ("learnable", CHUNKED, OutputRegularizer(0.1, task_weights=[1.0, 2.0, 0.0, 1.0])),
         ("distilled", partial(FullHyperNetwork, hidden=(4,), embedding_dim=4), OutputRegularizer(0.1, targets="online")),
         ("tracked", partial(FullHyperNetwork, hidden=(4,), embedding_dim=4), OutputRegularizer(0.1, sample=2)),
+        ("tracked", CHUNKED, OutputRegularizer(0.1, sample=1)),
+        ("tracked", CHUNKED, OutputRegularizer(0.1, sample=1, lookahead=True)),
+        ("tracked", CHUNKED, OutputRegularizer(0.1, tasks_at_once=2)),
         ("tracked", partial(DirectHyperNetwork, per_task=("head.*",)), Finetune()),
     ],
 )
 def test_nothing_is_compiled_after_the_second_task(stats: str, hnet: Any, method: Method) -> None:
-    """One graph for the loss, in the first task, and one for the penalty, in the second."""
+    """One graph for the loss, in the first task; in the second one for loss and penalty, or for the penalty after the loss."""
     compiler = Counting()
     step = TrainingStep(model(stats=stats, hnet=hnet), method, CPU, "on", compiler)
     found = []

@@ -136,6 +136,39 @@ def test_all_options_together_are_the_formula(
         optimizer.step()
 
 
+@pytest.mark.parametrize("kind", HNETS)
+@pytest.mark.parametrize("targets", TARGETS)
+@pytest.mark.parametrize("sample", [None, 1, 3])
+@pytest.mark.parametrize("importance", ["none", "fisher"])
+def test_beside_the_parameters_it_is_the_same(kind: str, targets: str, sample: int | None, importance: str) -> None:
+    """Parameters, penalty and gradients of one forward are those of two."""
+    hnet = HNETS[kind]().double()
+    move(hnet)
+    options: dict[str, Any] = {"targets": targets, "sample": sample, "task_weights": [1, 0.5, 2, 3], "importance": importance}
+    torch.manual_seed(0)
+    one = started(hnet, **options)
+    torch.manual_seed(0)
+    two = started(hnet, **options)
+    move(hnet)
+    beside = one.beside(hnet)
+    assert beside is not None
+    params, rows = beside.write(hnet, torch.tensor(OLD), beside.by_task, beside.common)
+    torch.testing.assert_close(params, hnet(OLD))
+    penalties = beside.total(rows), penalty(two, hnet)
+    torch.testing.assert_close(*penalties)
+    losses = (torch.cat([value.flatten() for value in written.values()]).square().sum() for written in (params, hnet(OLD)))
+    sums = [loss + penalty for loss, penalty in zip(losses, penalties, strict=True)]
+    torch.testing.assert_close(*(gradients(value, hnet) for value in sums))
+
+
+@pytest.mark.parametrize("options", [{"lookahead": True}, {"tasks_at_once": 2}, {"tasks_at_once": 2, "sample": 3}])
+def test_what_comes_after_the_loss(options: dict[str, Any]) -> None:
+    """Lookahead, which needs the loss's gradients, and forwards whose graphs are dropped."""
+    hnet = HNETS["full"]()
+    assert started(hnet, **options).beside(hnet) is None
+    assert started(hnet, tasks_at_once=2, sample=2).beside(hnet) is not None
+
+
 def sequence_of(data_root: Path) -> TaskSequence:
     return split_sequence(load_images("tiny", data_root), num_tasks=3, val_size=20)
 

@@ -3,7 +3,7 @@
 The step is that of the last of --tasks tasks: a batch is drawn, loss and penalty are computed, Adam steps. All contenders start
 with the same weights, and draw the same batches. The penalty of hypnettorch and ours/all is over all old tasks, that of
 hypnettorch/1 and ours/1 over one drawn at random; ours/numbers writes all numbers of the old tasks, where ours/all compares by
-factors; ours/none has no penalty.
+factors; ours/none has no penalty. Of the compiled ones the step is one graph (trainer.compile=on).
 """
 
 from argparse import ArgumentParser, Namespace
@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hnetcl.benchmark import example, inputs, speed
-from hnetcl.benchmark.contenders import Contender, Field
+from hnetcl.benchmark.contenders import Contender, Field, need_compiler
 from hnetcl.benchmark.example import BETA, LR, PEER, Example
 from hnetcl.benchmark.measure import Step
 from hnetcl.benchmark.peers import is_installed, peer
@@ -35,12 +35,13 @@ class OurStep:
         method: what gives the penalty.
         batches: of the task.
         task: the one that is trained; all before it are old.
+        compile: the trainer's option.
     """
 
-    def __init__(self, model: HyperModel, method: OutputRegularizer, batches: Batches, task: int) -> None:
+    def __init__(self, model: HyperModel, method: OutputRegularizer, batches: Batches, task: int, compile: str = "off") -> None:
         self.model, self.method, self.batches, self.task = model.train(), method, batches, task
         self.optimizer, self.schedule = OptimizerFactory("adam", LR, "constant", 0.0, {}).make(model, 1)
-        self.step = TrainingStep(model, method, batches.generator.device, compile="off")
+        self.step = TrainingStep(model, method, batches.generator.device, compile)
         method.start_task(model.hnet, task, self.optimizer, batches.generator)
 
     def __call__(self) -> Tensor:
@@ -74,11 +75,14 @@ class Training:
     batch: int
     device: torch.device
 
-    def ours(self, beta: float = BETA, sample: int | None = None, by_numbers: bool = False) -> Step:
+    def ours(self, beta: float = BETA, sample: int | None = None, by_numbers: bool = False, compile: str = "off") -> Step:
         """A step as the trainer takes it."""
+        if compile == "on":
+            need_compiler(self.device)
         model = self.sizes.model(self.tasks, self.device)
         self.sizes.start_alike(model, self.tasks)
-        step = OurStep(model, OutputRegularizer(beta, sample), example.batches(self.batch, self.device), self.tasks - 1)
+        method, batches = OutputRegularizer(beta, sample), example.batches(self.batch, self.device)
+        step = OurStep(model, method, batches, self.tasks - 1, compile)
         if by_numbers:
             old = torch.arange(self.tasks - 1, device=self.device)
             step.method.record = HyperNetwork.record(model.hnet, old, len(old))
@@ -125,7 +129,9 @@ def field(arguments: Namespace, device: torch.device) -> Field:
     contenders = [
         Contender(PEER, training.hypnettorch),
         Contender("ours/all", training.ours, base),
+        Contender("ours/all/compiled", partial(training.ours, compile="on"), base),
         Contender("ours/1", partial(training.ours, sample=1), base),
+        Contender("ours/1/compiled", partial(training.ours, sample=1, compile="on"), base),
         Contender("ours/numbers", partial(training.ours, by_numbers=True), base),
         Contender("ours/none", partial(training.ours, beta=0.0), base),
         Contender(f"{PEER}/1", partial(training.hypnettorch, sample=1), base),

@@ -89,14 +89,23 @@ class HyperNetwork(nn.Module, ABC):
             if not 0 <= task < self.num_tasks:
                 raise ValueError(f"task={task}: there are tasks 0 to {self.num_tasks - 1}")
             task = torch.full((), task, device=next(self.parameters()).device)  # filled there: a copy would wait for the GPU
-        written = self.written(task.reshape(-1))
-        lead = (-1,) if task.ndim else ()
+        return self.shaped(self.written(task.reshape(-1)), (-1,) if task.ndim else ())
+
+    def shaped(self, written: Mapping[str, Tensor], lead: Sequence[int] = ()) -> dict[str, Tensor]:
+        """What is written as parameters, in the order of `shapes`: [B, n] each -> [*lead, *shape] each."""
         return {name: written[name].reshape(*lead, *shape) for name, shape in self.shapes.items()}
 
     def flat(self, tasks: Tensor) -> Tensor:
         """The parameters of B tasks in one row each: [B] -> [B, P], in the order of `shapes`."""
         written = self.written(tasks)
         return torch.cat([written[name] for name in self.shapes], 1)
+
+    def with_flat(self, task: Tensor, tasks: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """`forward(task)`, of a 0-dim task, and `flat(tasks)`, in one forward."""
+        written = self.written(torch.cat([task.reshape(1), tasks]))
+        split = {name: value.split([1, len(tasks)]) for name, value in written.items()}  # gradients of slices would be padded
+        flat = torch.cat([split[name][1] for name in self.shapes], 1)
+        return self.shaped({name: own for name, (own, _) in split.items()}), flat
 
     @torch.no_grad()
     def record(self, tasks: Tensor, at_once: int) -> Record:
@@ -115,8 +124,12 @@ class HyperNetwork(nn.Module, ABC):
             tasks: [B].
             before: their record, made by this hypernetwork or a copy of it.
         """
-        (flat,) = before.by_task
-        return F.mse_loss(self.flat(tasks), flat, reduction="none").sum(1)  # one pass each way over all numbers
+        return _squared_distance(self.flat(tasks), before)
+
+    def with_squared_distance(self, task: Tensor, tasks: Tensor, before: Record) -> tuple[dict[str, Tensor], Tensor]:
+        """`forward(task)`, of a 0-dim task, and `squared_distance(tasks, before)`, in one forward."""
+        params, flat = self.with_flat(task, tasks)
+        return params, _squared_distance(flat, before)
 
     @abstractmethod
     def written(self, tasks: Tensor) -> dict[str, Tensor]:
@@ -148,6 +161,10 @@ class HyperNetwork(nn.Module, ABC):
     @abstractmethod
     def embeddings(self) -> Tensor | None:
         """Task embeddings [T, E], or None where tasks have none."""
+
+
+def _squared_distance(flat: Tensor, before: Record) -> Tensor:
+    return F.mse_loss(flat, before.by_task[0], reduction="none").sum(1)  # one pass each way over all numbers
 
 
 def initial_values(shapes: Mapping[str, torch.Size]) -> dict[str, Tensor]:

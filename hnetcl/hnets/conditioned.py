@@ -101,12 +101,16 @@ class ConditionedHyperNetwork(HyperNetwork):
         return worst.argmin(1)[:, None, None]
 
     def written(self, tasks: Tensor) -> dict[str, Tensor]:
-        numbers = dict(zip(self.names, self.numbers(self.embedding.index_select(0, tasks)), strict=True))
-        sizes = [r.shape[1] for name, r in numbers.items() if self.constant[name]]
+        return self.scaled(self.numbers(self.embedding.index_select(0, tasks)))
+
+    def scaled(self, numbers: Sequence[Tensor]) -> dict[str, Tensor]:
+        """The parameters, by name, of r in the order of `names`: [B, n] each."""
+        named = dict(zip(self.names, numbers, strict=True))
+        sizes = [r.shape[1] for name, r in named.items() if self.constant[name]]
         starts = zip(self.start.split(sizes), self.gain.split(sizes), strict=True)
         return {
             name: torch.addcmul(*next(starts), r * scale) if self.constant[name] else r * scale
-            for (name, r), scale in zip(numbers.items(), self.scale.unbind(), strict=True)
+            for (name, r), scale in zip(named.items(), self.scale.unbind(), strict=True)
         }
 
 

@@ -160,10 +160,11 @@ class Ruler(nn.Module):
         numbers = len(self.mixed) * part.chunk_size
         return known[self.scales][:, None], known[self.segments].repeat_interleave(self.lengths, output_size=numbers)
 
-    def describe(self, part: Part, embeddings: Tensor, gain: Tensor, by_chunk: Tensor, by_number: Tensor) -> Description:
-        """What a part writes for B tasks, [B, E].
+    def describe(self, part: Part, features: Tensor, gain: Tensor, by_chunk: Tensor, by_number: Tensor) -> Description:
+        """What a part writes for B tasks.
 
         Args:
+            features: of the part [B, C, H].
             gain: of all constants.
             by_chunk, by_number: the `widths`.
 
@@ -171,7 +172,6 @@ class Ruler(nn.Module):
             A [B, C, h], zero for mixed chunks; the numbers [B, M * S] of the mixed chunks, constants less their initial values;
             W [S, h]. Behind the H columns comes one for the bias, and zeros.
         """
-        features = part.features(embeddings)
         own = torch.cat([features, self.tail.expand(*features.shape[:2], -1)], -1) * by_chunk
         if len(gain):
             by_number = by_number.index_copy(0, self.constants, by_number.index_select(0, self.constants) * gain)

@@ -71,7 +71,11 @@ class Part(nn.Module):
 
     def forward(self, embeddings: Tensor) -> list[Tensor]:
         """The numbers of every parameter: [B, E] -> [B, n] for each n of `sizes`."""
-        numbers: Tensor = self.head(self.features(embeddings)).flatten(1)
+        return self.write(self.features(embeddings))
+
+    def write(self, features: Tensor) -> list[Tensor]:
+        """The numbers of every parameter: [B, C, H] -> [B, n] for each n of `sizes`."""
+        numbers: Tensor = self.head(features).flatten(1)
         return list(numbers.split([*self.sizes, numbers.shape[1] - sum(self.sizes)], 1)[:-1])
 
     def mean_squares(self, embeddings: Tensor) -> Tensor:

@@ -72,7 +72,7 @@ class PartedHyperNetwork(ConditionedHyperNetwork):
             return super().record(tasks, at_once)
         scales = self.scale.split([len(cast(Part, part).sizes) for part in self.parts])
         widths = [ruler.widths(part, scale) for (part, ruler), scale in zip(self._measured(), scales, strict=True)]
-        found = self._describe(tasks, widths)
+        found = self._describe(self._features(tasks), widths)
         by_task = [each for a, numbers, _ in found for each in (a, numbers)]
         common = [each for (*_, w), own in zip(found, widths, strict=True) for each in (w, w.T @ w, *own)]
         return Record(by_task, common)
@@ -80,18 +80,34 @@ class PartedHyperNetwork(ConditionedHyperNetwork):
     def squared_distance(self, tasks: Tensor, before: Record) -> Tensor:
         if not before.common:
             return super().squared_distance(tasks, before)
+        return self._compared(self._features(tasks), before)
+
+    def with_squared_distance(self, task: Tensor, tasks: Tensor, before: Record) -> tuple[dict[str, Tensor], Tensor]:
+        if not before.common:
+            return super().with_squared_distance(task, tasks, before)
+        split = [each.split([1, len(tasks)]) for each in self._features(torch.cat([task.reshape(1), tasks]))]
+        numbers = [r for (part, _), (own, _) in zip(self._measured(), split, strict=True) for r in part.write(own)]
+        return self.shaped(self.scaled(numbers)), self._compared([others for _, others in split], before)
+
+    def _compared(self, features: Sequence[Tensor], before: Record) -> Tensor:
+        """Squared distances [B] of what is written with these features of all parts."""
         by_task, common = before.by_task, before.common
-        found = self._describe(tasks, list(zip(common[2::4], common[3::4], strict=True)))
+        found = self._describe(features, list(zip(common[2::4], common[3::4], strict=True)))
         olds = zip(by_task[::2], by_task[1::2], common[::4], strict=True)
         return reduce(torch.add, (compare(now, old, gram) for now, old, gram in zip(found, olds, common[1::4], strict=True)))
 
     def _measured(self) -> list[tuple[Part, Ruler]]:
         return [(cast(Part, part), cast(Ruler, ruler)) for part, ruler in zip(self.parts, self.rulers, strict=True)]
 
-    def _describe(self, tasks: Tensor, widths: Sequence[tuple[Tensor, Tensor]]) -> list[Description]:
-        measured, embeddings = self._measured(), self.embedding.index_select(0, tasks)
+    def _features(self, tasks: Tensor) -> list[Tensor]:
+        """[B, C, H] of every part."""
+        embeddings = self.embedding.index_select(0, tasks)
+        return [part.features(embeddings) for part, _ in self._measured()]
+
+    def _describe(self, features: Sequence[Tensor], widths: Sequence[tuple[Tensor, Tensor]]) -> list[Description]:
+        measured = self._measured()
         gains = self.gain.split([len(ruler.constants) for _, ruler in measured])
         return [
-            ruler.describe(part, embeddings, gain, *own)
-            for (part, ruler), gain, own in zip(measured, gains, widths, strict=True)
+            ruler.describe(part, seen, gain, *own)
+            for (part, ruler), seen, gain, own in zip(measured, features, gains, widths, strict=True)
         ]

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from hnetcl.kernels.passes import PLAIN, Passes, backward, forward
 
+Backend = str | Callable[..., Any]
+
 
 def can_compile(device: torch.device) -> bool:
     """Whether torch.compile works for this device: found out by compiling something small."""
@@ -39,6 +41,23 @@ def compile_whole(function: Callable[..., Any], **options: Any) -> Callable[...,
     f = function
     copy = FunctionType(f.__code__.replace(), f.__globals__, f.__name__, f.__defaults__, f.__closure__)
     return torch.compile(copy, fullgraph=True, **options)
+
+
+def compile_step(function: Callable[..., Any], backend: Backend, device: torch.device) -> Callable[..., Any]:
+    """A function with its backward as one graph each, made for thousands of calls.
+
+    On a GPU they run as CUDA graphs. On a CPU they are called from C++, and what costs little is computed again in backward:
+    masks of ReLUs are slow to store there.
+    """
+    if backend != "inductor":
+        return compile_whole(function, backend=backend)
+    if device.type == "cuda":
+        return compile_whole(function, mode="reduce-overhead")
+    from torch._functorch import config
+
+    whole = compile_whole(function, options={"cpp_wrapper": device.type == "cpu"})
+    recomputing: Callable[..., Any] = config.patch(aggressive_recomputation=True)(whole)
+    return recomputing
 
 
 def _kind(value: Any) -> Any:

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from hnetcl.choices import TARGET_DEVICES, TARGET_DTYPES, TARGETS
 from hnetcl.errors import ArgumentError, one_of
 from hnetcl.hnets import HyperNetwork, Record
-from hnetcl.methods.base import Method, Rows
+from hnetcl.methods.base import Beside, Method, Rows
 from hnetcl.methods.importance import Importance
 from hnetcl.methods.lookahead import Lookahead, evaluate
 from hnetcl.methods.targets import fetched, joined, kept, sent
@@ -103,6 +103,10 @@ class OutputRegularizer(Method):
         self.distances: Rows = _distances
         self.weighted_distances: Rows = _weighted_distances
 
+    @property
+    def single_row(self) -> bool:
+        return self.sample == 1
+
     def compile(self, compiler: Callable[[Rows], Rows]) -> None:
         self.distances, self.weighted_distances = compiler(_distances), compiler(_weighted_distances)
 
@@ -137,26 +141,25 @@ class OutputRegularizer(Method):
     def batch_task(self, task: int, step: int) -> int:
         return task
 
-    @property
-    def wants_gradients(self) -> bool:
-        return self.ahead is not None
+    def beside(self, hnet: HyperNetwork) -> Beside | None:
+        splits = self.tasks_at_once is not None and (self.sample is None or self.sample > self.tasks_at_once)
+        if self.tasks is None or self.ahead is not None or splits:
+            return None
+        by_task, common = self._operands(hnet, self._drawn(self.tasks))
+        write = _beside if self.factors is None else _weighted_beside
+        return Beside(write, by_task, common, lambda far: self._total(far, by_task[0]))
 
     def penalty(self, hnet: HyperNetwork) -> Tensor | None:
         if self.tasks is None:
             return None
-        places, count = self.tasks, min(self.sample or len(self.tasks), len(self.tasks))
-        if count < len(places):
-            places = torch.rand(len(places), generator=self.generator, device=places.device).topk(count).indices
         values = None
         if self.ahead is not None:
             values = self.ahead.ahead({p: p.grad for p in hnet.parameters() if p.grad is not None})
-        splits = places.split(self._at_once(len(self.tasks)))
+        splits = self._drawn(self.tasks).split(self._at_once(len(self.tasks)))
         if len(splits) == 1:
-            far = self._far(hnet, values, places)
-        else:
-            again = partial(checkpoint, self._far, hnet, values, use_reentrant=False, preserve_rng_state=False)
-            far = torch.cat([again(split) for split in splits])
-        return self.beta / count * far.sum()
+            return self._far(hnet, values, splits[0])
+        again = partial(checkpoint, self._far, hnet, values, use_reentrant=False, preserve_rng_state=False)
+        return torch.stack([again(split) for split in splits]).sum()
 
     def end_task(self, model: HyperModel, task: int, data: Task, generator: torch.Generator) -> None:
         if self.beta:
@@ -167,6 +170,17 @@ class OutputRegularizer(Method):
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         self.importance.load_state(state)
+
+    def _count(self, tasks: Tensor) -> int:
+        """Of so many old tasks, how many are compared at a step."""
+        return min(self.sample or len(tasks), len(tasks))
+
+    def _drawn(self, tasks: Tensor) -> Tensor:
+        """The old tasks that a step compares."""
+        count = self._count(tasks)
+        if count == len(tasks):
+            return tasks
+        return torch.rand(len(tasks), generator=self.generator, device=tasks.device).topk(count).indices
 
     def _at_once(self, tasks: int) -> int:
         """Old tasks in one forward."""
@@ -180,9 +194,8 @@ class OutputRegularizer(Method):
         with torch.no_grad():
             return Record([hnet.flat(tasks)], [])
 
-    def _far(self, hnet: HyperNetwork, values: Mapping[nn.Parameter, Tensor] | None, places: Tensor) -> Tensor:
-        """c_t times the squared distance of each of B tasks: [B] -> [B]."""
-        assert self.tasks is not None
+    def _operands(self, hnet: HyperNetwork, places: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """What is compared, for B tasks: their numbers [B] and tensors [B, ...]; tensors that are the same for all."""
         like = next(hnet.parameters())
         tasks = sent(places, like.device)
         if self.record is not None:
@@ -190,15 +203,24 @@ class OutputRegularizer(Method):
         else:
             assert self.snapshot is not None
             before = self._written(self.snapshot, tasks)
-        by_task, distances = [tasks, *before.by_task], self.distances
-        if self.factors is not None:
-            by_task, distances = [*by_task, *fetched(self.factors, places, like).by_task], self.weighted_distances
+        factors = [] if self.factors is None else fetched(self.factors, places, like).by_task
+        return [tasks, *before.by_task, *factors], before.common
+
+    def _far(self, hnet: HyperNetwork, values: Mapping[nn.Parameter, Tensor] | None, places: Tensor) -> Tensor:
+        """The part of some tasks in the penalty."""
+        by_task, common = self._operands(hnet, places)
+        distances = self.distances if self.factors is None else self.weighted_distances
 
         def distance(hnet: HyperNetwork) -> Tensor:
-            return distances(hnet, by_task, before.common)
+            return distances(hnet, by_task, common)
 
-        far = distance(hnet) if values is None else evaluate(hnet, values, distance)
-        return far if self.weights is None else far * self.weights.index_select(0, tasks)
+        return self._total(distance(hnet) if values is None else evaluate(hnet, values, distance), by_task[0])
+
+    def _total(self, far: Tensor, tasks: Tensor) -> Tensor:
+        """The penalty of squared distances [B]."""
+        assert self.tasks is not None
+        weighted = far if self.weights is None else far * self.weights.index_select(0, tasks)
+        return self.beta / self._count(self.tasks) * weighted.sum()
 
 
 def _distances(hnet: HyperNetwork, by_task: list[Tensor], common: list[Tensor]) -> Tensor:
@@ -209,3 +231,16 @@ def _distances(hnet: HyperNetwork, by_task: list[Tensor], common: list[Tensor]) 
 def _weighted_distances(hnet: HyperNetwork, by_task: list[Tensor], common: list[Tensor]) -> Tensor:
     tasks, before, factors = by_task
     return ((hnet.flat(tasks) - before).square() * factors).sum(1)
+
+
+def _beside(hnet: HyperNetwork, task: Tensor, by_task: list[Tensor], common: list[Tensor]) -> tuple[dict[str, Tensor], Tensor]:
+    tasks, *before = by_task
+    return hnet.with_squared_distance(task, tasks, Record(before, common))
+
+
+def _weighted_beside(
+    hnet: HyperNetwork, task: Tensor, by_task: list[Tensor], common: list[Tensor]
+) -> tuple[dict[str, Tensor], Tensor]:
+    tasks, before, factors = by_task
+    params, flat = hnet.with_flat(task, tasks)
+    return params, ((flat - before).square() * factors).sum(1)

@@ -12,13 +12,12 @@ from torch.optim import Optimizer
 
 from hnetcl.choices import COMPILES
 from hnetcl.errors import ArgumentError, one_of
-from hnetcl.hnets import HyperNetwork
-from hnetcl.kernels.compiled import can_compile, compile_whole
+from hnetcl.kernels.compiled import Backend, can_compile, compile_step
 from hnetcl.methods import Method
-from hnetcl.methods.base import Rows
+from hnetcl.methods.base import Write
 from hnetcl.model import HyperModel
 
-Backend = str | Callable[..., Any]
+Compiler = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
 class Losses(NamedTuple):
@@ -43,10 +42,12 @@ class TrainingStep:
         losses = step(x, y, task, optimizer)
         optimizer.step()
 
-    Compiled, it is two functions, each one graph with one backward: hypernetwork -> parameters -> logits -> cross entropy, and
-    what the method has compiled of its penalty. They are two because a method may look at the loss's gradients before it
-    computes the penalty. Neither depends on a task's number or on how many old tasks there are, so from the third task on
-    nothing is compiled. On a GPU both run as CUDA graphs; what a step returns is then overwritten by the next.
+    Loss and penalty share one forward of the hypernetwork and one backward, where the method can compute its penalty so
+    (`Method.beside`). Otherwise the penalty comes second, for it may look at the loss's gradients (lookahead).
+
+    Compiled, hypernetwork -> parameters -> logits -> cross entropy is one graph, and so are the rows of the penalty, in the
+    same graph where they can be. No graph depends on a task's number or on how many old tasks there are, so from the third task
+    on nothing is compiled. On a GPU they run as CUDA graphs; what a step returns is then overwritten by the next.
 
     Args:
         model, method: what is trained, how. The model lies on `device`.
@@ -71,9 +72,13 @@ class TrainingStep:
             )
         self._graphed = self.compiled and device.type == "cuda" and backend == "inductor"
         self._loss: Callable[..., tuple[Tensor, Tensor]] = _loss
+        self._by_task: Callable[[Callable[..., Any]], Callable[..., Any]] = _unchanged
+        self._both: dict[Write, Callable[..., tuple[Tensor, Tensor, Tensor]]] = {}
         if self.compiled:
-            self._loss = _Whole(_loss, compile, backend, self._graphed)
-        method.compile(partial(_Rows, compile=compile, backend=backend, graphed=self._graphed) if self.compiled else _unchanged)
+            compiler = partial(compile_step, backend=backend, device=device)
+            self._loss = _Whole(_loss, compile, compiler)
+            self._by_task = partial(_ByTask, compile=compile, compiler=compiler, single=method.single_row)
+        method.compile(self._by_task)
 
     def __call__(self, x: Tensor, y: Tensor, task: int, optimizer: Optimizer) -> Losses:
         """A batch's losses; their gradients replace those that were there.
@@ -88,16 +93,33 @@ class TrainingStep:
             torch.compiler.cudagraph_mark_step_begin()  # or the penalty's graph would take the memory that the gradients are in
         optimizer.zero_grad()  # before the graphs run again, for they write where these gradients lie
         number = torch.full((), task, device=self.device)  # filled there: a copy would wait for the GPU
-        loss, logits = self._loss(self.model, x, y, number)
-        if self.method.wants_gradients:
+        beside = self.method.beside(self.model.hnet)
+        penalty: Tensor | None
+        if beside is None:
+            loss, logits = self._loss(self.model, x, y, number)
             loss.backward()
             penalty = self.method.penalty(self.model.hnet)
             if penalty is not None:
                 penalty.backward()
-        else:  # one backward pass is less work than two
-            penalty = self.method.penalty(self.model.hnet)
-            (loss if penalty is None else loss + penalty).backward()
+        else:
+            loss, logits, rows = self._with_rows(beside.write)(self.model, x, y, number, beside.by_task, beside.common)
+            penalty = beside.total(rows)
+            (loss + penalty).backward()
         return Losses(loss.detach(), None if penalty is None else penalty.detach(), logits.detach())
+
+    def _with_rows(self, write: Write) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
+        """`_loss` that also returns rows of the penalty."""
+        if write not in self._both:
+
+            def both(
+                model: HyperModel, x: Tensor, y: Tensor, task: Tensor, by_task: list[Tensor], common: list[Tensor]
+            ) -> tuple[Tensor, Tensor, Tensor]:
+                params, rows = write(model.hnet, task, by_task, common)
+                logits = model.run(params, x, task)
+                return F.cross_entropy(logits, y), logits, rows
+
+            self._both[write] = self._by_task(both)
+        return self._both[write]
 
 
 def _loss(model: HyperModel, x: Tensor, y: Tensor, task: Tensor) -> tuple[Tensor, Tensor]:
@@ -108,13 +130,12 @@ def _loss(model: HyperModel, x: Tensor, y: Tensor, task: Tensor) -> tuple[Tensor
 class _Whole:
     """A function as one graph."""
 
-    def __init__(self, function: Callable[..., Any], compile: str, backend: Backend, graphed: bool) -> None:
+    def __init__(self, function: Callable[..., Any], compile: str, compiler: Compiler) -> None:
         from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 
         self.plain, self.setting = function, compile
         self.failures = (TorchDynamoException, FailOnRecompileLimitHit)
-        options = {"mode": "reduce-overhead"} if graphed else {}
-        self.function = compile_whole(function, backend=backend, **options)
+        self.function = compiler(function)
 
     def __call__(self, *args: Any) -> Any:
         try:
@@ -125,17 +146,30 @@ class _Whole:
         return self.plain(*args)
 
 
-class _Rows(_Whole):
-    """A function of B tasks (see `Method.compile`), compiled once for all B."""
+class _ByTask(_Whole):
+    """A function of tensors of B tasks and of tensors that are the same for all, its last arguments, compiled once for all B.
 
-    def __call__(self, hnet: HyperNetwork, by_task: list[Tensor], common: list[Tensor]) -> Tensor:
+    It returns rows [B], or rows as the last of several things.
+
+    Args:
+        single: B is always 1.
+    """
+
+    def __init__(self, function: Callable[..., Any], compile: str, compiler: Compiler, single: bool) -> None:
+        super().__init__(function, compile, compiler)
+        self.single = single
+
+    def __call__(self, *args: Any) -> Any:
+        if self.single:
+            return super().__call__(*args)
+        *own, by_task, common = args
         tasks = len(by_task[0])
         if tasks == 1:  # torch's compiler takes 1 for a constant, and would have to compile again for 2
             by_task = [torch.cat([each, each]) for each in by_task]
         for each in by_task:
             torch._dynamo.mark_dynamic(each, 0)
-        rows: Tensor = super().__call__(hnet, by_task, common)
-        return rows[:tasks]
+        found = super().__call__(*own, by_task, common)
+        return (*found[:-1], found[-1][:tasks]) if isinstance(found, tuple) else found[:tasks]
 
 
 def _refuse(compile: str, reason: str) -> bool:
@@ -146,5 +180,5 @@ def _refuse(compile: str, reason: str) -> bool:
     return False
 
 
-def _unchanged(function: Rows) -> Rows:
+def _unchanged(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
