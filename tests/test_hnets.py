@@ -65,6 +65,18 @@ def test_a_vector_of_tasks_is_the_tasks_one_by_one(make: Callable[..., HyperNetw
 
 
 @member
+def test_without_a_graph_the_same_is_written(make: Callable[..., HyperNetwork]) -> None:
+    """There it is written in place: twice the same, and nothing else has changed."""
+    hnet = make(SHAPES, 4)
+    expected = {name: value.detach() for name, value in hnet(torch.arange(4)).items()}
+    for mode in (torch.no_grad, torch.inference_mode):
+        with mode():
+            for _ in range(2):
+                torch.testing.assert_close(hnet(torch.arange(4)), expected)
+    torch.testing.assert_close({name: value.detach() for name, value in hnet(torch.arange(4)).items()}, expected)
+
+
+@member
 def test_gradients_reach_every_parameter(make: Callable[..., HyperNetwork]) -> None:
     hnet = make(SHAPES, 4)
     sum(value.square().sum() for value in hnet(torch.arange(4)).values()).backward()

@@ -254,13 +254,19 @@ def test_normalize_can_be_mapped(d: int, whitening: str) -> None:
     stacked = [torch.stack([v[name].detach() for v in values]) for name in names]
     x = torch.stack([v["x"].detach() for v in values])
 
-    def y(x: Tensor, *rest: Tensor) -> Tensor:
+    def y(x: Tensor, *rest: Any) -> Tensor:
         return closed_form.normalize(x, *rest, d=d, eps=EPS, whitening=whitening)
 
     each = [y(*row) for row in zip(x, *stacked, strict=True)]
     torch.testing.assert_close(torch.func.vmap(y)(x, *stacked), torch.stack(each))
     shared = [y(x[0], *row) for row in zip(*stacked, strict=True)]
     torch.testing.assert_close(torch.func.vmap(y, in_dims=(None, 0, 0, 0, 0))(x[0], *stacked), torch.stack(shared))
+
+    def bare(x: Tensor, mean: Tensor, cov: Tensor) -> Tensor:
+        return y(x, mean, cov, None, None)
+
+    each = [bare(*row) for row in zip(x, *stacked[:2], strict=True)]
+    torch.testing.assert_close(torch.func.vmap(bare)(x, *stacked[:2]), torch.stack(each))
 
 
 @every_case

@@ -64,7 +64,7 @@ class ConditionedHyperNetwork(HyperNetwork):
 
     @abstractmethod
     def numbers(self, embeddings: Tensor) -> list[Tensor]:
-        """r of every parameter: [B, E] -> [B, n] each, in the order of `names`."""
+        """r of every parameter: [B, E] -> [B, n] each, in the order of `names`; tensors of its own at every call."""
 
     @abstractmethod
     def mean_squares(self, embeddings: Tensor) -> Tensor:
@@ -104,12 +104,13 @@ class ConditionedHyperNetwork(HyperNetwork):
         return self.scaled(self.numbers(self.embedding.index_select(0, tasks)))
 
     def scaled(self, numbers: Sequence[Tensor]) -> dict[str, Tensor]:
-        """The parameters, by name, of r in the order of `names`: [B, n] each."""
+        """The parameters, by name, of r in the order of `names`: [B, n] each; without a graph they take the place of r."""
         named = dict(zip(self.names, numbers, strict=True))
+        times = torch.mul if torch.is_grad_enabled() else Tensor.mul_
         sizes = [r.shape[1] for name, r in named.items() if self.constant[name]]
         starts = zip(self.start.split(sizes), self.gain.split(sizes), strict=True)
         return {
-            name: torch.addcmul(*next(starts), r * scale) if self.constant[name] else r * scale
+            name: torch.addcmul(*next(starts), r * scale) if self.constant[name] else times(r, scale)
             for (name, r), scale in zip(named.items(), self.scale.unbind(), strict=True)
         }
 

@@ -92,7 +92,9 @@ def normalize(
     passes: Passes | None = None,
 ) -> Tensor:
     """Normalizes by given statistics, which gradients reach; see `reference.normalize`."""
-    if d == 1 and not (learns(mean) or learns(cov) or is_mapped(mean, cov)):
+    if d == 1 and not (learns(mean) or learns(cov)):
+        if is_mapped(mean, cov):
+            return _mapped_normalize(x, mean, cov, gamma, beta, eps)
         return _torch_batch_norm(x, mean, cov.reshape(-1), gamma, beta, eps, training=False)
     y: Tensor = _GivenStatistics.apply(x, mean, cov, gamma, beta, Options(d, eps, whitening, passes))[0]
     return y.reshape(x.shape)
@@ -104,6 +106,17 @@ def _real_batch_norm(x: Tensor, gamma: Tensor | None, beta: Tensor | None, eps: 
     mean, var = torch.zeros(2, c, dtype=sum_dtype(x.dtype), device=x.device)
     y = _torch_batch_norm(x, mean, var, gamma, beta, eps, training=True)
     return y, mean, (var * ((m - 1) / m)).reshape(c, 1, 1)
+
+
+def _mapped_normalize(x: Tensor, mean: Tensor, var: Tensor, gamma: Tensor | None, beta: Tensor | None, eps: float) -> Tensor:
+    """What torch's kernel computes, which takes no statistics that vmap maps over."""
+    dtype = sum_dtype(x.dtype)
+    scale = (var.to(dtype).reshape(-1) + eps).rsqrt()
+    if gamma is not None:
+        scale = scale * gamma.reshape(-1)
+    shift = -mean * scale if beta is None else torch.addcmul(beta.to(dtype), -mean.to(dtype), scale)
+    scale, shift = (v.reshape(-1, *[1] * (x.ndim - 2)) for v in (scale, shift))
+    return torch.addcmul(shift, x.to(dtype), scale).to(x.dtype)
 
 
 def _torch_batch_norm(
