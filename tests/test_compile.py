@@ -26,6 +26,7 @@ SGD = OptimizerFactory(
     "sgd", lr=0.05, schedule="cosine", weight_decay=0.0, options={}
 )  # Adam would make steps of rounding errors
 CHUNKED = partial(ChunkedHyperNetwork, hidden=(8,), embedding_dim=4, chunk_embedding_dim=4, chunk_size=40)
+LONG = partial(ChunkedHyperNetwork, hidden=(8,), embedding_dim=4, chunk_embedding_dim=4, chunk_size=400)
 pytestmark = [  # raised inside torch's compiler
     pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning"),
@@ -83,6 +84,7 @@ def fit(data_root: Path, compile: str, backend: Any, algebra: str, number: int) 
         ("learnable", CHUNKED, OutputRegularizer(0.1, task_weights=[1.0, 2.0, 0.0, 1.0])),
         ("distilled", partial(FullHyperNetwork, hidden=(4,), embedding_dim=4), OutputRegularizer(0.1, targets="online")),
         ("tracked", partial(FullHyperNetwork, hidden=(4,), embedding_dim=4), OutputRegularizer(0.1, sample=2)),
+        ("tracked", LONG, OutputRegularizer(0.1)),
         ("tracked", CHUNKED, OutputRegularizer(0.1, sample=1)),
         ("tracked", CHUNKED, OutputRegularizer(0.1, sample=1, lookahead=True)),
         ("tracked", CHUNKED, OutputRegularizer(0.1, tasks_at_once=2)),
@@ -98,6 +100,16 @@ def test_nothing_is_compiled_after_the_second_task(stats: str, hnet: Any, method
         steps(step, task)
         found.append(len(compiler.graphs))
     assert found == [1, *[1 if isinstance(method, Finetune) else 2] * (TASKS - 1)]
+
+
+def test_one_form_of_targets_for_all_tasks() -> None:
+    """Though for a single old task numbers would be less work."""
+    long, method = model(hnet=LONG), OutputRegularizer(0.1)
+    assert not long.hnet.record(torch.arange(1), at_once=1).common
+    for task in range(1, TASKS):
+        method.start_task(long.hnet, task, SGD.make(long, 1)[0], torch.Generator())
+        assert method.record is not None
+        assert method.record.common
 
 
 @pytest.mark.parametrize("net", [MLP, LeNet])

@@ -187,10 +187,9 @@ class OutputRegularizer(Method):
         return min(self.sample or tasks, self.tasks_at_once or tasks, tasks)
 
     def _written(self, hnet: HyperNetwork, tasks: Tensor) -> Record:
-        """What is written for some tasks."""
-        assert self.tasks is not None
+        """What is written for some tasks; in one form, that which is best for the last task, or steps would compile anew."""
         if self.factors is None:
-            return hnet.record(tasks, self._at_once(len(self.tasks)))
+            return hnet.record(tasks, self._at_once(max(1, hnet.num_tasks - 1)))
         with torch.no_grad():
             return Record([hnet.flat(tasks)], [])
 
