@@ -33,7 +33,7 @@ class OutputRegularizer(Method):
     Args:
         beta: strength; 0 is fine-tuning a hypernetwork.
         sample: k, old tasks drawn at every step, each as likely as any other and none twice; their mean stands for that of all
-            and is so on average (unbiased). None takes all.
+            and is so on average (unbiased). Tasks come back only when fewer than k have not been drawn. None takes all.
         targets: "stored", f(e_t, theta*) is kept, in the form that compares fastest (see `HyperNetwork.record`); or "online",
             theta* is kept and f(e_t, theta*) written anew at every step, so that memory does not grow with the tasks.
         task_weights: c_t of the tasks, in their order; 1 for all where left out.
@@ -100,6 +100,8 @@ class OutputRegularizer(Method):
         self.snapshot: HyperNetwork | None = None
         self.ahead: Lookahead | None = None
         self.generator: torch.Generator | None = None
+        self.order: Tensor | None = None  # of the old tasks, when some are drawn; from `place` on they are still to come
+        self.place = 0
         self.distances: Rows = _distances
         self.weighted_distances: Rows = _weighted_distances
 
@@ -111,7 +113,7 @@ class OutputRegularizer(Method):
         self.distances, self.weighted_distances = compiler(_distances), compiler(_weighted_distances)
 
     def start_task(self, hnet: HyperNetwork, task: int, optimizer: Optimizer, generator: torch.Generator) -> None:
-        self.tasks = self.weights = self.record = self.factors = self.snapshot = self.ahead = None
+        self.tasks = self.weights = self.record = self.factors = self.snapshot = self.ahead = self.order = None
         if not task or not self.beta:
             return
         here = generator.device
@@ -180,7 +182,10 @@ class OutputRegularizer(Method):
         count = self._count(tasks)
         if count == len(tasks):
             return tasks
-        return torch.rand(len(tasks), generator=self.generator, device=tasks.device).topk(count).indices
+        if self.order is None or self.place + count > len(tasks):
+            self.order, self.place = torch.randperm(len(tasks), generator=self.generator, device=tasks.device), 0
+        self.place += count
+        return self.order[self.place - count : self.place]
 
     def _at_once(self, tasks: int) -> int:
         """Old tasks in one forward."""
