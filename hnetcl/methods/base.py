@@ -15,7 +15,6 @@ from hnetcl.tasks import Task
 Rows = Callable[[HyperNetwork, list[Tensor], list[Tensor]], Tensor]
 """A function of a hypernetwork, tensors [B, ...] and tensors that are the same for all B tasks -> [B, ...], task by task."""
 
-
 Write = Callable[[HyperNetwork, Tensor, list[Tensor], list[Tensor]], tuple[dict[str, Tensor], Tensor]]
 """Of a hypernetwork, a task (0-dim), tensors [B, ...], and tensors that are the same for all B tasks: parameters, rows [B]."""
 
