@@ -21,6 +21,10 @@ CPU = torch.device("cpu")
 TINY = Example((6, 5), (7, 6), 50, 4)
 OURS = ["ours/all", "ours/all/compiled", "ours/1", "ours/1/compiled", "ours/numbers", "ours/none"]
 SIZES = ["--hidden=6,5", "--trunk=7,6", "--chunk-size=50", "--embedding-dim=4", "--rounds=2", "--turn=1"]
+pytestmark = [  # raised inside torch's compiler
+    pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning"),
+]
 
 
 def record(tmp_path: Path, *arguments: str) -> dict[str, Any]:

@@ -7,13 +7,15 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hnetcl.algebra import ALGEBRAS
 from hnetcl.bn import BatchNormLayer, writable_parameters
 from hnetcl.errors import ArgumentError
 from hnetcl.hnets import ChunkedHyperNetwork, DirectHyperNetwork, FullHyperNetwork
-from hnetcl.kernels.compiled import can_compile
+from hnetcl.hnets.part import ReLU
+from hnetcl.kernels.compiled import can_compile, compile_step
 from hnetcl.methods import Finetune, Method, OutputRegularizer
 from hnetcl.model import HyperModel
 from hnetcl.nets import MLP, LeNet
@@ -134,6 +136,35 @@ def test_compiled_code_trains_as_plain_code_does(data_root: Path) -> None:
     (plain, tensors), (compiled, found) = (fit(data_root, on, "inductor", "real", 4) for on in ("off", "on"))
     torch.testing.assert_close(plain.matrix, compiled.matrix, atol=0.02, rtol=0)
     torch.testing.assert_close(tensors, found, rtol=1e-3, atol=1e-4)
+
+
+def test_what_is_drawn_in_a_compiled_step_is_drawn_once() -> None:
+    """Dropout's mask is the same in backward: for given masks the function is homogeneous of degree two."""
+    if not can_compile(CPU):
+        pytest.skip("torch.compile needs a C++ compiler")
+
+    def function(x: Tensor, w: Tensor) -> Tensor:
+        hidden = F.relu(F.dropout(x * w, 0.5) @ torch.ones(20, 20))
+        return F.relu(F.dropout2d(hidden[..., None, None], 0.3) * torch.rand(12, 20, 1, 1)).square().sum()
+
+    compiled = compile_step(function, "inductor", CPU)
+    for _ in range(3):
+        w = torch.randn(20, requires_grad=True)
+        value = compiled(torch.randn(12, 20), w)
+        (gradient,) = torch.autograd.grad(value, w)
+        torch.testing.assert_close(gradient @ w / 2, value)
+
+
+def test_the_trunks_relu_is_torchs() -> None:
+    """Compiled too, where its derivative is written in another way; zero has derivative zero."""
+    x, weights = torch.tensor([-2.0, -0.0, 0.0, 1e-38, 3.0, float("inf")]), torch.arange(6.0)
+    gradients = []
+    for relu in (nn.ReLU(), ReLU(), torch.compile(ReLU(), backend="aot_eager")):
+        leaf = x.clone().requires_grad_()
+        y = relu(leaf)
+        assert torch.equal(y, F.relu(x))
+        gradients.append(torch.autograd.grad(y, leaf, weights)[0])
+    assert all(torch.equal(each, gradients[0]) for each in gradients)
 
 
 class Reading(nn.Module):

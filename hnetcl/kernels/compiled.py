@@ -46,18 +46,13 @@ def compile_whole(function: Callable[..., Any], **options: Any) -> Callable[...,
 def compile_step(function: Callable[..., Any], backend: Backend, device: torch.device) -> Callable[..., Any]:
     """A function with its backward as one graph each, made for thousands of calls.
 
-    On a GPU they run as CUDA graphs. On a CPU they are called from C++, and what costs little is computed again in backward:
-    masks of ReLUs are slow to store there.
+    On a GPU they run as CUDA graphs, on a CPU they are called from C++.
     """
     if backend != "inductor":
         return compile_whole(function, backend=backend)
     if device.type == "cuda":
         return compile_whole(function, mode="reduce-overhead")
-    from torch._functorch import config
-
-    whole = compile_whole(function, options={"cpp_wrapper": device.type == "cpu"})
-    recomputing: Callable[..., Any] = config.patch(aggressive_recomputation=True)(whole)
-    return recomputing
+    return compile_whole(function, options={"cpp_wrapper": device.type == "cpu"})
 
 
 def _kind(value: Any) -> Any:
