@@ -66,9 +66,8 @@ def build(config: Config, device: torch.device) -> Parts:
     sequence = build_sequence(config, device)
     net = build_net(config, sequence)
     hnet = partial(_make, "hnet", HNETS, config.hnet)
-    model = wrap(
-        *(net, len(sequence), config.generate, config.shared, config.init, config.bn.stats, config.trainer.precision, hnet)
-    )
+    how = {"generate": config.generate, "shared": config.shared, "init": config.init, "stats": config.bn.stats}
+    model = wrap(net, len(sequence), **how, precision=config.trainer.precision, hnet=hnet)
     method = _make("method", METHODS, config.method)
     optimizer = build_optimizer(config)
     return Parts(sequence, model.to(device), method, optimizer)

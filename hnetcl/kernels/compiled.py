@@ -43,6 +43,11 @@ def compile_whole(function: Callable[..., Any], **options: Any) -> Callable[...,
     return torch.compile(copy, fullgraph=True, **options)
 
 
+def makes_cuda_graphs(backend: Backend, device: torch.device) -> bool:
+    """Whether what `compile_step` returns runs as CUDA graphs."""
+    return backend == "inductor" and device.type == "cuda"
+
+
 def compile_step(function: Callable[..., Any], backend: Backend, device: torch.device) -> Callable[..., Any]:
     """A function with its backward as one graph each, made for thousands of calls.
 
@@ -50,7 +55,7 @@ def compile_step(function: Callable[..., Any], backend: Backend, device: torch.d
     """
     if backend != "inductor":
         return compile_whole(function, backend=backend)
-    if device.type == "cuda":
+    if makes_cuda_graphs(backend, device):
         return compile_whole(function, mode="reduce-overhead")
     return compile_whole(function, options={"cpp_wrapper": device.type == "cpu"})
 

@@ -173,13 +173,13 @@ class OutputRegularizer(Method):
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         self.importance.load_state(state)
 
-    def _count(self, tasks: Tensor) -> int:
+    def _count(self, tasks: int) -> int:
         """Of so many old tasks, how many are compared at a step."""
-        return min(self.sample or len(tasks), len(tasks))
+        return min(self.sample or tasks, tasks)
 
     def _drawn(self, tasks: Tensor) -> Tensor:
         """The old tasks that a step compares."""
-        count = self._count(tasks)
+        count = self._count(len(tasks))
         if count == len(tasks):
             return tasks
         if self.order is None or self.place + count > len(tasks):
@@ -189,7 +189,7 @@ class OutputRegularizer(Method):
 
     def _at_once(self, tasks: int) -> int:
         """Old tasks in one forward."""
-        return min(self.sample or tasks, self.tasks_at_once or tasks, tasks)
+        return min(self._count(tasks), self.tasks_at_once or tasks)
 
     def _written(self, hnet: HyperNetwork, tasks: Tensor) -> Record:
         """What is written for some tasks; in one form, that which is best for the last task, or steps would compile anew."""
@@ -224,7 +224,7 @@ class OutputRegularizer(Method):
         """The penalty of squared distances [B]."""
         assert self.tasks is not None
         weighted = far if self.weights is None else far * self.weights.index_select(0, tasks)
-        return self.beta / self._count(self.tasks) * weighted.sum()
+        return self.beta / self._count(len(self.tasks)) * weighted.sum()
 
 
 def _distances(hnet: HyperNetwork, by_task: list[Tensor], common: list[Tensor]) -> Tensor:
@@ -234,7 +234,7 @@ def _distances(hnet: HyperNetwork, by_task: list[Tensor], common: list[Tensor]) 
 
 def _weighted_distances(hnet: HyperNetwork, by_task: list[Tensor], common: list[Tensor]) -> Tensor:
     tasks, before, factors = by_task
-    return ((hnet.flat(tasks) - before).square() * factors).sum(1)
+    return _weighted(hnet.flat(tasks), before, factors)
 
 
 def _beside(hnet: HyperNetwork, task: Tensor, by_task: list[Tensor], common: list[Tensor]) -> tuple[dict[str, Tensor], Tensor]:
@@ -247,4 +247,8 @@ def _weighted_beside(
 ) -> tuple[dict[str, Tensor], Tensor]:
     tasks, before, factors = by_task
     params, flat = hnet.with_flat(task, tasks)
-    return params, ((flat - before).square() * factors).sum(1)
+    return params, _weighted(flat, before, factors)
+
+
+def _weighted(flat: Tensor, before: Tensor, factors: Tensor) -> Tensor:
+    return ((flat - before).square() * factors).sum(1)

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from hnetcl.choices import COMPILES
 from hnetcl.errors import ArgumentError, one_of
-from hnetcl.kernels.compiled import Backend, can_compile, compile_step
+from hnetcl.kernels.compiled import Backend, can_compile, compile_step, makes_cuda_graphs
 from hnetcl.methods import Method
 from hnetcl.methods.base import Write
 from hnetcl.model import HyperModel
@@ -70,15 +70,15 @@ class TrainingStep:
             self.compiled = _refuse(
                 compile, f"torch.compile does not work for {device.type} on this machine (no C++ compiler?)"
             )
-        self._graphed = self.compiled and device.type == "cuda" and backend == "inductor"
+        self._graphed = self.compiled and makes_cuda_graphs(backend, device)
         self._loss: Callable[..., tuple[Tensor, Tensor]] = _loss
-        self._by_task: Callable[[Callable[..., Any]], Callable[..., Any]] = _unchanged
-        self._both: dict[Write, Callable[..., tuple[Tensor, Tensor, Tensor]]] = {}
+        by_task: Compiler = _unchanged
         if self.compiled:
             compiler = partial(compile_step, backend=backend, device=device)
             self._loss = _Whole(_loss, compile, compiler)
-            self._by_task = partial(_ByTask, compile=compile, compiler=compiler, single=method.single_row)
-        method.compile(self._by_task)
+            by_task = partial(_ByTask, compile=compile, compiler=compiler, single=method.single_row)
+        self._loss_and_rows: Callable[..., tuple[Tensor, Tensor, Tensor]] = by_task(_loss_and_rows)
+        method.compile(by_task)
 
     def __call__(self, x: Tensor, y: Tensor, task: int, optimizer: Optimizer) -> Losses:
         """A batch's losses; their gradients replace those that were there.
@@ -102,29 +102,24 @@ class TrainingStep:
             if penalty is not None:
                 penalty.backward()
         else:
-            loss, logits, rows = self._with_rows(beside.write)(self.model, x, y, number, beside.by_task, beside.common)
+            loss, logits, rows = self._loss_and_rows(beside.write, self.model, x, y, number, beside.by_task, beside.common)
             penalty = beside.total(rows)
             (loss + penalty).backward()
         return Losses(loss.detach(), None if penalty is None else penalty.detach(), logits.detach())
-
-    def _with_rows(self, write: Write) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
-        """`_loss` that also returns rows of the penalty."""
-        if write not in self._both:
-
-            def both(
-                model: HyperModel, x: Tensor, y: Tensor, task: Tensor, by_task: list[Tensor], common: list[Tensor]
-            ) -> tuple[Tensor, Tensor, Tensor]:
-                params, rows = write(model.hnet, task, by_task, common)
-                logits = model.run(params, x, task)
-                return F.cross_entropy(logits, y), logits, rows
-
-            self._both[write] = self._by_task(both)
-        return self._both[write]
 
 
 def _loss(model: HyperModel, x: Tensor, y: Tensor, task: Tensor) -> tuple[Tensor, Tensor]:
     logits: Tensor = model(x, task)
     return F.cross_entropy(logits, y), logits
+
+
+def _loss_and_rows(
+    write: Write, model: HyperModel, x: Tensor, y: Tensor, task: Tensor, by_task: list[Tensor], common: list[Tensor]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`_loss`, and rows of the penalty."""
+    params, rows = write(model.hnet, task, by_task, common)
+    logits = model.run(params, x, task)
+    return F.cross_entropy(logits, y), logits, rows
 
 
 class _Whole:
