@@ -12,6 +12,7 @@ from torch.func import functional_call
 from hnetcl.choices import INFERENCES
 from hnetcl.errors import ArgumentError, one_of
 from hnetcl.model import HyperModel
+from hnetcl.modules import main_logits
 
 NOISE = 0.1  # standard deviation of the noise on embeddings, which start at N(0, I)
 COPIES = 8  # of the embeddings, with noise
@@ -81,9 +82,9 @@ def infer_tasks(model: HyperModel, x: Tensor, among: Candidates) -> tuple[Tensor
     Returns:
         tasks [N], logits [N, K].
     """
-    logits = model.some_tasks(x, among.tasks, among.params)
+    logits = main_logits(model.some_tasks(x, among.tasks, among.params))
     if among.criterion == "agreement":
-        score = agreement(torch.stack([model.some_tasks(x, among.tasks, params) for params in among.noisy]))
+        score = agreement(torch.stack([main_logits(model.some_tasks(x, among.tasks, params)) for params in among.noisy]))
     else:
         score = {"entropy": entropy, "confidence": confidence}[among.criterion](logits)
     chosen = score.argmax(0)

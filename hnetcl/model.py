@@ -1,34 +1,57 @@
 """A main network and the hypernetwork that writes it, as one module."""
 
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from copy import deepcopy
+from operator import index
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.optim import Optimizer
+from torch.utils._pytree import tree_leaves, tree_map
 
 from hnetcl.bn import norm_layers, using_task, writable_parameters
 from hnetcl.choices import PRECISIONS, SHARED
-from hnetcl.errors import one_of
+from hnetcl.errors import ArgumentError, one_of
 from hnetcl.hnets import HyperNetwork
 from hnetcl.hnets.growth import replace_parameter
+from hnetcl.modules import (
+    Caches,
+    TaskBuffers,
+    as_arguments,
+    device_of,
+    parameter_places,
+    placed,
+    recomputed_within,
+    to_float,
+)
 
 
 class HyperModel(nn.Module):
     """logits = model(x, task=2): the hypernetwork writes the parameters of task 2, its norm layers use row 2.
 
     The parameters that the hypernetwork writes are switched off in the network itself; what it does not write is shared by all
-    tasks. Norm layers that keep rows get one for every task.
+    tasks. Norm layers that keep rows get one for every task, and so does every other buffer that training changes, of whatever
+    layer (see `TaskBuffers`).
+
+        logits = model((image, text), task=2)          # a tuple: several inputs; a dict is one
+        all_logits = model.eval().all_tasks(x)         # [T, N, K]
+        net = model.plain(2)                           # a task's network as a module of its own
+
+    Modules that compute again in backward what they drop (`torch.utils.checkpoint`) do so with what was written. What an
+    evaluation leaves in a module's attributes, as caches, is put back before the next (see `Caches`).
 
     Args:
-        net: maps x to logits.
+        net: maps x to logits; or to several outputs, which are returned as they are.
         hnet: writes some or all of `writable_parameters(net)`.
         shared: what becomes of the others: "trained" with every task, "trained_once" (with task 0 only), or "fixed".
         precision: "float32"; or "bfloat16": the network runs under autocast, and only it. Parameters, logits and all that the
             hypernetwork writes stay float32, for a regularizer looks at changes smaller than bfloat16's steps, 1 in 256.
 
     Raises:
-        ArgumentError: `shared` or `precision` is none of these.
+        ArgumentError: `shared` or `precision` is none of these, or the network keeps state that is no tensor
+            (`get_extra_state`).
         ValueError: the hypernetwork writes a parameter that the network has not, or of another shape.
     """
 
@@ -43,7 +66,13 @@ class HyperModel(nn.Module):
         differing = sorted(set(hnet.shapes.items()) - set(shapes.items()))
         if differing:
             raise ValueError(f"the hypernetwork must write parameters of the network; it has none of these: {differing}")
+        for name, module in net.named_modules():
+            if type(module).get_extra_state is not nn.Module.get_extra_state:
+                raise ArgumentError("net", name or type(net).__name__, "keeps extra state, which can't be saved as tensors")
         self.net, self.hnet, self.shared, self.precision = net, hnet, shared, precision
+        self.buffers_by_task = TaskBuffers(hnet.num_tasks, _row_names(net))
+        self.places = parameter_places(net)
+        self.caches = Caches()
         for name, parameter in parameters.items():
             parameter.requires_grad_(parameter.requires_grad and name not in hnet.shapes and shared != "fixed")
         for layer in norm_layers(net).values():
@@ -57,6 +86,7 @@ class HyperModel(nn.Module):
             optimizer: of this model, if there is one already: it goes on with the grown parameters, its state kept.
         """
         self.hnet.add_task(optimizer)
+        self.buffers_by_task.add_task(self.net)
         for layer in norm_layers(self.net).values():
             before = layer.rows
             if 0 < layer.num_stats < self.hnet.num_tasks:
@@ -76,50 +106,159 @@ class HyperModel(nn.Module):
         """Those of the network that learn and that all tasks share."""
         return [parameter for parameter in writable_parameters(self.net).values() if parameter.requires_grad]
 
-    def forward(self, x: Tensor, task: int | Tensor, stats: int | Tensor | str | None = None) -> Tensor:
+    def forward(self, x: Any, task: int | Tensor, stats: int | Tensor | str | None = None) -> Any:
         """Logits [N, K] of a task.
 
         Args:
-            x: a batch for the network.
-            task: whose parameters, an int or a 0-dim tensor.
+            x: what the network takes: a tensor, a dict or list as one input, or a tuple of several inputs.
+            task: whose parameters and buffers, an int or a 0-dim tensor.
             stats: whose row of statistics, or `bn.BATCH`; the task's own where left out.
-        """
-        return self.run(self.hnet(task), x, task if stats is None else stats)
 
-    def all_tasks(self, x: Tensor) -> Tensor:
+        Returns:
+            What the network returns.
+
+        Raises:
+            ValueError: there is no such task.
+            ArgumentError: training makes a buffer, or changes the shape of one, so that tasks can't have their own.
+        """
+        return self.run(self.hnet(task), x, task, stats)
+
+    def all_tasks(self, x: Any) -> Any:
         """Logits [T, N, K] of all tasks in one pass, in evaluation: each task's parameters with its own statistics.
 
         Raises:
             ValueError: the model is in training mode, where a pass would update all rows at once.
         """
-        tasks = torch.arange(self.hnet.num_tasks, device=x.device)
+        tasks = torch.arange(self.hnet.num_tasks, device=device_of(x))
         return self.some_tasks(x, tasks, self.hnet(tasks))
 
-    def some_tasks(self, x: Tensor, tasks: Tensor, params: dict[str, Tensor]) -> Tensor:
+    def some_tasks(self, x: Any, tasks: Tensor, params: dict[str, Tensor]) -> Any:
         """The same [B, N, K] for a vector of B tasks, with parameters [B, ...] that were written before.
+
+        Networks that `torch.func.vmap` can't take in one pass, such as recurrent ones, run task after task.
 
         Raises:
             ValueError: the model is in training mode.
         """
         if self.training:
             raise ValueError("the logits of several tasks are for evaluation: call model.eval() before")
-        logits: Tensor = torch.func.vmap(lambda own, task: self.run(own, x, task))(params, tasks)
-        return logits
+        try:
+            return torch.func.vmap(lambda own, task: self.run(own, x, task))(params, tasks)
+        except (NotImplementedError, RuntimeError, ValueError):  # as vmap refuses; what is wrong otherwise fails below, too
+            each = [{name: value[i] for name, value in params.items()} for i in range(len(tasks))]
+            outputs = [self.run(own, x, task) for own, task in zip(each, tasks, strict=True)]
+            return tree_map(lambda *leaves: torch.stack(leaves) if isinstance(leaves[0], Tensor) else leaves[0], *outputs)
+        finally:
+            self.caches.reset()  # what vmap has left in them lives no longer
 
-    def run(self, params: dict[str, Tensor], x: Tensor, stats: int | Tensor | str) -> Tensor:
-        """Logits [N, K] of the network with these parameters and that row of statistics."""
-        low = self.precision == "bfloat16"
-        with using_task(self.net, stats), torch.autocast(x.device.type, torch.bfloat16) if low else nullcontext():
-            logits: Tensor = functional_call(self.net, params, (x,))
-        return logits.float() if low else logits
+    def run(self, params: dict[str, Tensor], x: Any, task: int | Tensor, stats: int | Tensor | str | None = None) -> Any:
+        """The network's outputs with these parameters, a task's buffers, and the task's row of statistics or another."""
+        task = task if isinstance(task, Tensor) else index(task)
+        eager, low = not torch.compiler.is_compiling(), self.precision == "bfloat16"
+        if eager:
+            self.caches.reset()
+            self.buffers_by_task.look(self.net)
+        elif self.net.training and not self.buffers_by_task.looked and self.buffers_by_task.shared(self.net):
+            raise ValueError(
+                "which buffers training changes is not known yet: run the model once in training before it is compiled"
+            )
+        before = [] if self.net.training or not eager else self.caches.look(self.net)
+        tensors, row = params | self.buffers_by_task.of(task), task if stats is None else stats
+        places = self.places | self.buffers_by_task.places
+
+        def capture() -> Callable[[], AbstractContextManager[None]]:
+            kept = params | {name: self.net.get_buffer(name).clone() for name in self.buffers_by_task.rows}
+            return lambda: self._again(kept, places, row)
+
+        autocast = torch.autocast(device_of(x).type, torch.bfloat16) if low else nullcontext()
+        with recomputed_within(capture), using_task(self.net, row), autocast, placed(self.net, tensors, places) as left:
+            outputs = self.net(*as_arguments(x))
+        if self.net.training:
+            self.buffers_by_task.store(task, left)
+        if eager:
+            self.buffers_by_task.settle(self.net, task if self.net.training else None)
+            self.caches.settle(before)
+        return to_float(outputs) if low else outputs
+
+    @torch.no_grad()
+    def find_buffers(self, x: Any, task: int | Tensor) -> None:
+        """Finds the buffers that training changes, by a forward in training mode that leaves no other trace.
+
+        A compiled step can't find them itself. Where the network has no buffers but batch norm's, nothing is run.
+        """
+        if not self.buffers_by_task.shared(self.net):
+            self.buffers_by_task.looked = True
+        if self.buffers_by_task.looked:
+            return
+        live, known = self._norm_rows(), self.buffers_by_task.rows
+        before = [value.clone() for value in live], {name: value.clone() for name, value in known.items()}
+        device = device_of(x)
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            self(x, task)
+        for value, old in zip(live, before[0], strict=True):
+            value.copy_(old)
+        for name, value in self.buffers_by_task.rows.items():
+            value.copy_(before[1].get(name, self.net.get_buffer(name)))
+
+    @torch.no_grad()
+    def plain(self, task: int) -> nn.Module:
+        """A task's network as a module of its own, which knows of no other task: its parameters, its buffers, its row of
+        statistics as the only one. A copy; it computes in the parameters' own precision, whatever `precision` is.
+
+        Raises:
+            ValueError: there is no such task.
+        """
+        task = index(task)
+        params = self.hnet(task)
+        self.caches.reset()
+        # deepcopy refuses what attributes hold with a graph: it is told what to take in its place.
+        leaves = [leaf for module in self.net.modules() for leaf in tree_leaves(vars(module))]
+        net = deepcopy(self.net, {id(v): v.detach().clone() for v in leaves if isinstance(v, Tensor) and not v.is_leaf})
+        for name, parameter in net.named_parameters():
+            parameter.requires_grad_(name in params or parameter.requires_grad)
+        for name, written in params.items():
+            net.get_parameter(name).copy_(written)
+        for name, row in self.buffers_by_task.of(task).items():
+            net.get_buffer(name).copy_(row)
+        for layer in norm_layers(net).values():
+            if layer.num_stats:
+                layer.keep_only(task)
+        return net
+
+    def _norm_rows(self) -> list[Tensor]:
+        """All rows of statistics."""
+        return [value for layer in norm_layers(self.net).values() for value in layer.rows.values()]
+
+    @contextmanager
+    def _again(self, tensors: dict[str, Tensor], places: dict[str, list[str]], row: int | Tensor | str) -> Iterator[None]:
+        """Within, the network computes again what it has dropped, with the tensors and the row of that time.
+
+        No statistics and no buffers move, for they have moved then.
+        """
+        self.buffers_by_task.look(self.net)
+        rows = [(value, value.detach().clone()) for value in self._norm_rows()]
+        opened = {name: self.net.get_buffer(name).clone() for name in self.buffers_by_task.rows if name not in tensors}
+        places = places | self.buffers_by_task.places
+        with using_task(self.net, row), placed(self.net, opened | tensors, places):
+            try:
+                yield
+            finally:
+                with torch.no_grad():
+                    for value, before in rows:
+                        value.copy_(before)
+                self.buffers_by_task.settle(self.net, None)
 
     def saved_tensors(self) -> dict[str, Tensor]:
-        """All that a reload needs: the hypernetwork, and of the network what it does not write, statistics rows included."""
+        """All that a reload needs: the hypernetwork; of the network what it does not write, statistics rows included, each
+        tensor once; and the rows of other buffers.
+        """
         tensors = {f"hnet.{name}": value for name, value in self.hnet.state_dict().items()}
-        own = dict(self.net.named_parameters())
-        written = {id(own[name]) for name in self.hnet.shapes}
-        tied = {name for name, value in self.net.named_parameters(remove_duplicate=False) if id(value) in written}
-        return tensors | {f"net.{n}": v for n, v in self.net.state_dict().items() if n not in tied}
+        own: dict[str, Tensor] = {**dict(self.net.named_parameters()), **dict(self.net.named_buffers())}
+        state = self.net.state_dict()
+        tensors |= {
+            f"net.{name}": value.detach() for name, value in own.items() if name in state and name not in self.hnet.shapes
+        }
+        return tensors | {f"buffers.{name}": value for name, value in self.buffers_by_task.rows.items()}
 
     def load_tensors(self, tensors: dict[str, Tensor]) -> None:
         """The inverse of `saved_tensors`.
@@ -127,6 +266,14 @@ class HyperModel(nn.Module):
         Raises:
             ValueError: a tensor is missing, unknown or of the wrong shape; a batch-norm layer has not one row for each task.
         """
+        for name, value in tensors.items():
+            kind, _, buffer = name.partition(".")
+            if (
+                kind == "buffers"
+                and buffer in self.buffers_by_task.shared(self.net)
+                and value.shape[:1] == (self.hnet.num_tasks,)
+            ):
+                self.buffers_by_task.open(self.net, buffer, value[0])
         own = self.saved_tensors()
         if own.keys() != tensors.keys():
             raise ValueError(f"tensors missing or unknown: {', '.join(sorted(own.keys() ^ tensors.keys()))}")
@@ -143,3 +290,16 @@ class HyperModel(nn.Module):
         with torch.no_grad():
             for name, value in tensors.items():
                 own[name].copy_(value)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        """Opens rows for the buffers that had them where the state was saved."""
+        for name in self.buffers_by_task.shared(self.net):
+            rows = state_dict.get(f"{prefix}buffers_by_task.{name.replace('.', '/')}")
+            if rows is not None:
+                self.buffers_by_task.open(self.net, name, rows[0])
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def _row_names(net: nn.Module) -> set[str]:
+    """The buffers that norm layers keep rows in."""
+    return {f"{prefix}.{row}" if prefix else row for prefix, layer in norm_layers(net).items() for row in layer.row_names}

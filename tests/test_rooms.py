@@ -15,6 +15,7 @@ ROOMS = [
     "vision",
     "algebra",
     "kernels",
+    "modules",
     "layers",
     "bn",
     "nets",

@@ -59,7 +59,8 @@ def step(sizes: Example, tasks: int, batch: int, kind: str, kept: bool, in_one: 
     @torch.inference_mode()
     def run() -> Tensor:
         if in_one:
-            return model.some_tasks(x, every, together) if kept else model.all_tasks(x)
+            logits: Tensor = model.some_tasks(x, every, together) if kept else model.all_tasks(x)
+            return logits
         if kept:
             return torch.stack([model.run(params, x, task) for task, params in enumerate(each)])
         return torch.stack([model(x, task) for task in range(tasks)])

@@ -86,6 +86,16 @@ class NormLayer(nn.Module):
             old: Tensor = getattr(self, name)
             self._set(name, torch.cat([old.detach(), fresh.to(old)]))
 
+    def keep_only(self, row: SupportsIndex) -> None:
+        """Drops all rows but one, which becomes row 0.
+
+        Raises:
+            ValueError: there is no such row.
+        """
+        row = self._existing(row)
+        for name, value in self.rows.items():
+            self._set(name, value.detach()[row : row + 1].clone())
+
     def choose(self, row: int | Tensor | str | None) -> int | Tensor | str | None:
         """What `using_task` stores: a row that is known to exist, as a tensor, for a compiled step is then the same for all.
 

@@ -249,11 +249,11 @@ def _recalibrate(parts: Parts, tasks: list[int], batch_size: int) -> None:
     for task in tasks:
         data, params = parts.sequence[task], model.hnet(task)
         batches = (data.preprocess(images) for images in data.train.images.split(batch_size))
-        recalibrate(model.net, batches, task, call=partial(_run_by_batch, model, params))
+        recalibrate(model.net, batches, task, call=partial(_run_by_batch, model, params, task))
 
 
-def _run_by_batch(model: HyperModel, params: dict[str, Tensor], x: Tensor) -> Tensor:
-    return model.run(params, x, BATCH)
+def _run_by_batch(model: HyperModel, params: dict[str, Tensor], task: int, x: Tensor) -> Any:
+    return model.run(params, x, task, BATCH)
 
 
 def _manifest(config: Config, parts: Parts) -> dict[str, Any]:

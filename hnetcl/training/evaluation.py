@@ -10,6 +10,7 @@ from hnetcl.choices import INFERENCES, SCENARIOS
 from hnetcl.errors import one_of
 from hnetcl.inference import Candidates, candidates, infer_tasks
 from hnetcl.model import HyperModel
+from hnetcl.modules import main_logits
 from hnetcl.tasks import Split, Task, TaskSequence
 
 
@@ -70,7 +71,7 @@ def accuracy(
     for images, labels in zip(split.images.split(protocol.batch_size), split.labels.split(protocol.batch_size), strict=True):
         x = task.preprocess(images)
         if among is None:
-            logits = model.run(params, x, number if stats is None else stats)
+            logits = main_logits(model.run(params, x, number, stats))
             found = torch.ones_like(labels, dtype=torch.bool)
         else:
             tasks, logits = infer_tasks(model, x, among)

@@ -16,6 +16,9 @@ from hnetcl.kernels.compiled import Backend, can_compile, compile_step, makes_cu
 from hnetcl.methods import Method
 from hnetcl.methods.base import Write
 from hnetcl.model import HyperModel
+from hnetcl.modules import auxiliary_logits, main_logits
+
+AUXILIARY_WEIGHT = 0.3  # of the loss of auxiliary classifiers, as in Szegedy et al. 2015 (arXiv:1409.4842), section 5
 
 Compiler = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -93,6 +96,9 @@ class TrainingStep:
             torch.compiler.cudagraph_mark_step_begin()  # or the penalty's graph would take the memory that the gradients are in
         optimizer.zero_grad()  # before the graphs run again, for they write where these gradients lie
         number = torch.full((), task, device=self.device)  # filled there: a copy would wait for the GPU
+        if self.compiled:
+            self.model.find_buffers(x, task)
+            self.model.buffers_by_task.look(self.model.net)
         beside = self.method.beside(self.model.hnet)
         penalty: Tensor | None
         if beside is None:
@@ -105,12 +111,13 @@ class TrainingStep:
             loss, logits, rows = self._loss_and_rows(beside.write, self.model, x, y, number, beside.by_task, beside.common)
             penalty = beside.total(rows)
             (loss + penalty).backward()
+        if self.compiled:
+            self.model.buffers_by_task.settle(self.model.net, task)  # a buffer that has changed for the first time
         return Losses(loss.detach(), None if penalty is None else penalty.detach(), logits.detach())
 
 
 def _loss(model: HyperModel, x: Tensor, y: Tensor, task: Tensor) -> tuple[Tensor, Tensor]:
-    logits: Tensor = model(x, task)
-    return F.cross_entropy(logits, y), logits
+    return _cross_entropy(model(x, task), y)
 
 
 def _loss_and_rows(
@@ -118,8 +125,17 @@ def _loss_and_rows(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`_loss`, and rows of the penalty."""
     params, rows = write(model.hnet, task, by_task, common)
-    logits = model.run(params, x, task)
-    return F.cross_entropy(logits, y), logits, rows
+    loss, logits = _cross_entropy(model.run(params, x, task), y)
+    return loss, logits, rows
+
+
+def _cross_entropy(outputs: Any, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Of a network's logits, with a share of its auxiliary classifiers' where it has some; and the logits."""
+    logits = main_logits(outputs)
+    loss = F.cross_entropy(logits, y)
+    for auxiliary in auxiliary_logits(outputs):
+        loss = loss + AUXILIARY_WEIGHT * F.cross_entropy(auxiliary, y)
+    return loss, logits
 
 
 class _Whole:

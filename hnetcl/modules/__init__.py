@@ -1,0 +1,21 @@
+"""What holds for any module: its parameters' places, its buffers and caches, recomputation, its outputs."""
+
+from hnetcl.modules.buffers import TaskBuffers
+from hnetcl.modules.caches import Caches
+from hnetcl.modules.outputs import as_arguments, auxiliary_logits, device_of, main_logits, to_float
+from hnetcl.modules.places import buffer_places, parameter_places, placed
+from hnetcl.modules.recompute import recomputed_within
+
+__all__ = [
+    "Caches",
+    "TaskBuffers",
+    "as_arguments",
+    "auxiliary_logits",
+    "buffer_places",
+    "device_of",
+    "main_logits",
+    "parameter_places",
+    "placed",
+    "recomputed_within",
+    "to_float",
+]

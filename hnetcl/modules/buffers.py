@@ -1,0 +1,138 @@
+"""Buffers that training changes: a row per task of each."""
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from hnetcl.errors import ArgumentError
+from hnetcl.modules.places import buffer_places
+
+
+class _Seen(NamedTuple):
+    """A buffer, its version then, and its value then."""
+
+    buffer: Tensor
+    version: int
+    value: Tensor
+
+
+class TaskBuffers(nn.Module):
+    """Keeps a row per task of every buffer of a network that changes in training; what never changes stays shared.
+
+    Which these are is written nowhere: spectral norm, other libraries' norm layers and users' own layers count, average or
+    update as they like. So every training forward is looked at (torch counts the changes of a tensor on the host), and the
+    first change of a buffer opens its rows: all start at the value that the buffer had, and the network's own buffer goes back
+    to it. In evaluation nothing is kept: a buffer that changes then, as a cache does, is put back. Values are
+    compared after the first training forward, too, for not every function of torch has its changes counted.
+
+    Args:
+        num_tasks: T.
+        others: names of buffers that are kept elsewhere, as batch-norm layers keep their rows.
+    """
+
+    def __init__(self, num_tasks: int, others: Collection[str] = ()) -> None:
+        super().__init__()
+        self.num_tasks, self.others = num_tasks, frozenset(others)
+        self.looked = False  # at a training forward
+        self.places: dict[str, list[str]] = {}  # in the network, of the buffers that have rows
+        self._seen: dict[str, _Seen] = {}
+
+    @property
+    def rows(self) -> dict[str, Tensor]:
+        """[T, ...] by the name of the buffer."""
+        return {key.replace("/", "."): value for key, value in self._buffers.items() if value is not None}
+
+    def shared(self, net: nn.Module) -> dict[str, list[str]]:
+        """The places of all buffers that have no rows, here or elsewhere."""
+        rows = self.rows
+        return {name: at for name, at in buffer_places(net).items() if name not in rows and name not in self.others}
+
+    def of(self, task: int | Tensor) -> dict[str, Tensor]:
+        """Copies of a task's rows; `task` is an int or a 0-dim tensor."""
+        if isinstance(task, int):
+            return {name: value[task].clone() for name, value in self.rows.items()}
+        place = task.reshape(1)
+        return {name: value.index_select(0, place).squeeze(0) for name, value in self.rows.items()}
+
+    @torch.no_grad()
+    def store(self, task: int | Tensor, values: Mapping[str, Tensor]) -> None:
+        """Overwrites a task's rows.
+
+        Raises:
+            ArgumentError: a value that has got another shape.
+        """
+        for name, row in self.rows.items():
+            if values[name].shape != row.shape[1:]:
+                raise _refuse(name, "changes its shape in training")
+            if isinstance(task, int):
+                row[task] = values[name]
+            else:
+                row.index_copy_(0, task.reshape(1), values[name].detach()[None].to(row.dtype))
+
+    def look(self, net: nn.Module) -> None:
+        """Called before a forward: remembers the shared buffers as they are now."""
+        now = {}
+        for name, (place, *_) in self.shared(net).items():
+            buffer, seen = net.get_buffer(place), self._seen.get(name)
+            if seen is None or seen.buffer is not buffer or seen.version != _version(buffer):
+                seen = _Seen(buffer, _version(buffer), buffer.detach().clone())
+            now[name] = seen
+        self._seen = now
+
+    @torch.no_grad()
+    def settle(self, net: nn.Module, task: int | Tensor | None) -> None:
+        """Called after a forward: opens rows for what has changed in the training of a task, and puts the buffer back.
+
+        Args:
+            task: whose rows; None where nothing is to be kept, as in evaluation.
+
+        Raises:
+            ArgumentError: a buffer that was made in training, or has got another shape.
+        """
+        first = task is not None and not self.looked
+        self.looked = self.looked or first
+        for name, places in self.shared(net).items():
+            seen, buffer = self._seen.get(name), net.get_buffer(places[0])
+            if seen is None:
+                if task is not None:
+                    raise _refuse(name, "is made in the forward: make it in the constructor")
+                for owner, key in _owners(net, places):
+                    del owner._buffers[key]
+                continue
+            uncounted = first and not torch.equal(buffer, seen.value)  # torch's batch norm does not have its changes counted
+            if seen.buffer is buffer and seen.version == _version(buffer) and not uncounted:
+                continue
+            value = seen.value.clone()  # a new tensor, for a graph may still need the changed one
+            for owner, key in _owners(net, places):
+                owner._buffers[key] = value
+            if task is not None:
+                self.open(net, name, value)
+                self.store(task, {**self.of(task), name: buffer})
+
+    def open(self, net: nn.Module, name: str, value: Tensor) -> None:
+        """Rows for a buffer, all of which start at `value`."""
+        self.places[name] = buffer_places(net)[name]
+        self._seen.pop(name, None)
+        self.register_buffer(name.replace(".", "/"), value.detach().expand(self.num_tasks, *value.shape).clone())
+
+    def add_task(self, net: nn.Module) -> None:
+        """One more row, which starts where the first ones did."""
+        self.num_tasks += 1
+        for name, rows in self.rows.items():
+            fresh = net.get_buffer(name).detach().to(rows)
+            self._buffers[name.replace(".", "/")] = torch.cat([rows, fresh[None]])
+
+
+def _owners(net: nn.Module, places: Sequence[str]) -> list[tuple[nn.Module, str]]:
+    """The modules at these places, and the buffer's name in each."""
+    return [(net.get_submodule(place.rpartition(".")[0]), place.rpartition(".")[2]) for place in places]
+
+
+def _version(buffer: Tensor) -> int:
+    return 0 if buffer.is_inference() else buffer._version
+
+
+def _refuse(name: str, what: str) -> ArgumentError:
+    return ArgumentError("net", name, f"this buffer {what}, so no row per task can be kept of it")
