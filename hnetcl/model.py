@@ -12,6 +12,7 @@ from hnetcl.choices import PRECISIONS, SHARED
 from hnetcl.errors import one_of
 from hnetcl.hnets import HyperNetwork
 from hnetcl.hnets.growth import replace_parameter
+from hnetcl.numbers import as_parameter, real_view
 
 
 class HyperModel(nn.Module):
@@ -39,7 +40,7 @@ class HyperModel(nn.Module):
         if precision not in PRECISIONS:
             raise one_of("precision", precision, PRECISIONS)
         parameters = writable_parameters(net)
-        shapes = {name: parameter.shape for name, parameter in parameters.items()}
+        shapes = {name: real_view(parameter).shape for name, parameter in parameters.items()}
         differing = sorted(set(hnet.shapes.items()) - set(shapes.items()))
         if differing:
             raise ValueError(f"the hypernetwork must write parameters of the network; it has none of these: {differing}")
@@ -110,8 +111,12 @@ class HyperModel(nn.Module):
         """Logits [N, K] of the network with these parameters and that row of statistics."""
         low = self.precision == "bfloat16"
         with using_task(self.net, stats), torch.autocast(x.device.type, torch.bfloat16) if low else nullcontext():
-            logits: Tensor = functional_call(self.net, params, (x,))
+            logits: Tensor = functional_call(self.net, self.in_own_dtypes(params), (x,))
         return logits.float() if low else logits
+
+    def in_own_dtypes(self, params: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What was written, real numbers, in the dtypes of the parameters that it stands for, complex ones too."""
+        return {name: as_parameter(value, self.net.get_parameter(name)) for name, value in params.items()}
 
     def saved_tensors(self) -> dict[str, Tensor]:
         """All that a reload needs: the hypernetwork, and of the network what it does not write, statistics rows included."""
