@@ -18,4 +18,4 @@ def flat_numbers(value: Tensor) -> Tensor:
 def as_parameter(numbers: Tensor, like: Tensor) -> Tensor:
     """Real numbers [..., *S], or [..., *S, 2], as a tensor [..., *S] of a parameter's dtype; gradients pass."""
     own = numbers.to(like.dtype.to_real())
-    return torch.view_as_complex(own.contiguous()) if like.is_complex() else own
+    return torch.complex(*own.unbind(-1)) if like.is_complex() else own  # view_as_complex is picky about strides
