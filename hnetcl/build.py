@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from hnetcl.bn import BatchNormLayer, convert_batchnorm
-from hnetcl.config import Checked, Config, ModuleConfig
+from hnetcl.config import Checked, Config, DirectConfig, ModuleConfig
 from hnetcl.errors import ArgumentError
 from hnetcl.hnets import (
     ChunkedHyperNetwork,
@@ -24,7 +24,7 @@ from hnetcl.model import HyperModel
 from hnetcl.nets import MLP, LeNet, custom_net, torchvision_net
 from hnetcl.tasks import TaskSequence, load_images, permuted_sequence, split_sequence
 from hnetcl.training import OptimizerFactory
-from hnetcl.wrapping import wrap
+from hnetcl.wrapping import trained_layers, untold_init, wrap
 
 SEQUENCES: dict[str, Callable[..., TaskSequence]] = {"split": split_sequence, "permuted": permuted_sequence}
 NETS: dict[str, Callable[..., nn.Module]] = {
@@ -65,7 +65,8 @@ def build(config: Config, device: torch.device) -> Parts:
     """
     sequence = build_sequence(config, device)
     net = build_net(config, sequence)
-    hnet = partial(_make, "hnet", HNETS, config.hnet)
+    known = {"num_outputs": sequence.num_classes} if isinstance(config.hnet, DirectConfig) else {}
+    hnet = partial(_make, "hnet", HNETS, config.hnet, **known)
     how = {"generate": config.generate, "shared": config.shared, "init": config.init, "stats": config.bn.stats}
     model = wrap(net, len(sequence), **how, precision=config.trainer.precision, hnet=hnet)
     method = _make("method", METHODS, config.method)
@@ -93,6 +94,9 @@ def build_net(config: Config, sequence: TaskSequence) -> nn.Module:
         made: nn.Module = _make("net", NETS, config.net, **shape, norm=norm)
         return made
     net = _make("net", NETS, config.net, **shape)
+    direct = isinstance(config.hnet, DirectConfig)
+    if config.init is None and not direct and config.bn.algebra != "real" and trained_layers(net):
+        raise untold_init(net)  # `wrap` could not tell any more: layers of another algebra start afresh
     # Layers without Gamma and beta stay so, synchronised ones too, unless all are told to be.
     kept = {key for key, default in (("affine", True), ("sync", False)) if bn[key] == default}
     try:

@@ -26,6 +26,7 @@ from hnetcl.modules import (
     recomputed_within,
     to_float,
 )
+from hnetcl.numbers import as_parameter, real_view
 
 
 class HyperModel(nn.Module):
@@ -62,7 +63,7 @@ class HyperModel(nn.Module):
         if precision not in PRECISIONS:
             raise one_of("precision", precision, PRECISIONS)
         parameters = writable_parameters(net)
-        shapes = {name: parameter.shape for name, parameter in parameters.items()}
+        shapes = {name: real_view(parameter).shape for name, parameter in parameters.items()}
         differing = sorted(set(hnet.shapes.items()) - set(shapes.items()))
         if differing:
             raise ValueError(f"the hypernetwork must write parameters of the network; it has none of these: {differing}")
@@ -163,7 +164,8 @@ class HyperModel(nn.Module):
                 "which buffers training changes is not known yet: run the model once in training before it is compiled"
             )
         before = [] if self.net.training or not eager else self.caches.look(self.net)
-        tensors, row = params | self.buffers_by_task.of(task), task if stats is None else stats
+        params, row = self.in_own_dtypes(params), task if stats is None else stats
+        tensors = params | self.buffers_by_task.of(task)
         places = self.places | self.buffers_by_task.places
 
         def capture() -> Callable[[], AbstractContextManager[None]]:
@@ -209,7 +211,7 @@ class HyperModel(nn.Module):
             ValueError: there is no such task.
         """
         task = index(task)
-        params = self.hnet(task)
+        params = self.in_own_dtypes(self.hnet(task))
         self.caches.reset()
         # deepcopy refuses what attributes hold with a graph: it is told what to take in its place.
         leaves = [leaf for module in self.net.modules() for leaf in tree_leaves(vars(module))]
@@ -247,6 +249,10 @@ class HyperModel(nn.Module):
                     for value, before in rows:
                         value.copy_(before)
                 self.buffers_by_task.settle(self.net, None)
+
+    def in_own_dtypes(self, params: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What was written, real numbers, in the dtypes of the parameters that it stands for, complex ones too."""
+        return {name: as_parameter(value, self.net.get_parameter(name)) for name, value in params.items()}
 
     def saved_tensors(self) -> dict[str, Tensor]:
         """All that a reload needs: the hypernetwork; of the network what it does not write, statistics rows included, each

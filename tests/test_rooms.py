@@ -14,6 +14,7 @@ ROOMS = [
     "patterns",
     "vision",
     "algebra",
+    "numbers",
     "kernels",
     "modules",
     "layers",

@@ -15,6 +15,7 @@ from hnetcl.errors import one_line
 from hnetcl.kernels import reference
 from hnetcl.kernels.layout import regularize
 from hnetcl.layers import Conv2d, Linear
+from hnetcl.numbers import as_parameter, real_view
 
 Transposed = nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
 Real = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d | Transposed
@@ -47,7 +48,7 @@ def fold_batchnorm(
         ValueError: torch.fx can't trace the module, several rows and none chosen, an unknown row, or a tensor in `params`
             that fits no parameter.
     """
-    folded = deepcopy(module).eval()
+    folded = _copy(module).eval()
     _write(folded, params or {})
     if stats_id is not None:
         for layer in norm_layers(folded).values():
@@ -61,15 +62,21 @@ def fold_batchnorm(
     return folded.eval()
 
 
+def _copy(module: nn.Module) -> nn.Module:
+    """A deep copy, also where hooks have left a tensor with a graph in a module, as `torch.nn.utils.weight_norm` does."""
+    held = (value for each in module.modules() for value in vars(each).values() if isinstance(value, Tensor))
+    return deepcopy(module, {id(value): value.detach().clone() for value in held if not value.is_leaf})
+
+
 @torch.no_grad()
 def _write(module: nn.Module, params: Mapping[str, Tensor]) -> None:
     own = dict(module.named_parameters(remove_duplicate=False))
     for name, value in params.items():
         if name not in own:
             raise ValueError(f"params has {name!r}, but {type(module).__name__} has no such parameter")
-        if own[name].shape != value.shape:
+        if value.shape not in (own[name].shape, real_view(own[name]).shape):
             raise ValueError(f"params[{name!r}] must have shape {tuple(own[name].shape)}, got {tuple(value.shape)}")
-        own[name].copy_(value)
+        own[name].copy_(value if value.shape == own[name].shape else as_parameter(value, own[name]))
 
 
 class _Tracer(fx.Tracer):

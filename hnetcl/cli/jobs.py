@@ -149,6 +149,7 @@ def describe(parts: Parts, device: torch.device) -> str:
     return (
         f"{parts.sequence.name}, {len(parts.sequence)} tasks, on {device}: {type(hnet).__name__} with "
         f"{hnet.num_trainable:,} trainable parameters writes {hnet.num_generated:,} (compression {hnet.compression:.3f})"
+        f"{hnet.note and f'; {hnet.note}'}"
     )
 
 

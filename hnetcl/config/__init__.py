@@ -5,7 +5,17 @@ once. Keys bear the names of the arguments that they become.
 """
 
 from hnetcl.config.fields import Checked
-from hnetcl.config.parts import MLPConfig, ModuleConfig
+from hnetcl.config.parts import DirectConfig, MLPConfig, ModuleConfig
 from hnetcl.config.root import GROUPS, Config, EvaluationConfig, EvaluationSettings, Settings
 
-__all__ = ["GROUPS", "Checked", "Config", "EvaluationConfig", "EvaluationSettings", "MLPConfig", "ModuleConfig", "Settings"]
+__all__ = [
+    "GROUPS",
+    "Checked",
+    "Config",
+    "DirectConfig",
+    "EvaluationConfig",
+    "EvaluationSettings",
+    "MLPConfig",
+    "ModuleConfig",
+    "Settings",
+]

@@ -133,7 +133,7 @@ class LowRankConfig(PiecewiseConfig):
 
 @dataclass(kw_only=True)
 class DirectConfig(Part):
-    per_task: list[str]
+    per_task: list[str] | None
 
 
 # ---------------------------------------------------------------------- method, optimizer, trainer

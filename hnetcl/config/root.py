@@ -54,7 +54,7 @@ class Settings(Checked):
     inference: str = choice(INFERENCES)
     generate: Any = parameter_names()
     shared: str = choice(SHARED)
-    init: str = choice(INITS)
+    init: str | None = choice(INITS)
     imports: list[str]
     resume: bool
 

@@ -47,19 +47,29 @@ class HyperNetwork(nn.Module, ABC):
         shapes: name -> shape of the parameters to write.
         num_tasks: tasks known from the start; `add_task` opens more.
         initial: the main network's own initial values, name -> tensor, for all names of `shapes`. None stands for a network
-            whose matrices start at N(0, 1 / fan_in) and whose vectors start at zero.
+            whose matrices start at N(0, 1 / fan_in) and whose vectors start at zero. `initial_parameters` makes them.
+
+    What is written is real: a complex parameter [*S] is written as [*S, 2], of any dtype in float32 (where `initial` is float64
+    in that). `HyperModel` makes the parameter's own dtype of it.
+
+    Attributes:
+        note: what a user should know of a size that was chosen here; empty where there is nothing.
 
     Raises:
-        ArgumentError: no shapes, no tasks, or `initial` does not fit `shapes`.
+        ArgumentError: no shapes, no numbers in them, no tasks, or `initial` does not fit `shapes`.
     """
+
+    note = ""
 
     def __init__(self, shapes: Shapes, num_tasks: int, initial: Mapping[str, Tensor] | None = None) -> None:
         super().__init__()
-        if not shapes:
-            raise ArgumentError("shapes", dict(shapes), "needs at least one parameter to write")
+        self.shapes = {name: torch.Size(shape) for name, shape in shapes.items()}
+        if not self.num_generated:
+            raise ArgumentError("shapes", dict(shapes), "needs at least one number to write")
         if num_tasks < 1:
             raise ArgumentError("num_tasks", num_tasks, "must be at least 1")
-        self.shapes = {name: torch.Size(shape) for name, shape in shapes.items()}
+        if initial is not None and any(value.is_complex() for value in initial.values()):
+            raise ArgumentError("initial", sorted(initial), "must be real: torch.view_as_real of complex values")
         if initial is not None and self.shapes != {name: value.shape for name, value in initial.items()}:
             raise ArgumentError("initial", sorted(initial), f"must have the names and shapes of {dict(self.shapes)}")
         self.num_tasks = num_tasks
@@ -89,11 +99,11 @@ class HyperNetwork(nn.Module, ABC):
             if not 0 <= task < self.num_tasks:
                 raise ValueError(f"task={task}: there are tasks 0 to {self.num_tasks - 1}")
             task = torch.full((), task, device=next(self.parameters()).device)  # filled there: a copy would wait for the GPU
-        return self.shaped(self.written(task.reshape(-1)), (-1,) if task.ndim else ())
+        return self.shaped(self.written(task.reshape(-1)), (task.numel(),) if task.ndim else ())
 
     def shaped(self, written: Mapping[str, Tensor], lead: Sequence[int] = ()) -> dict[str, Tensor]:
         """What is written as parameters, in the order of `shapes`: [B, n] each -> [*lead, *shape] each."""
-        return {name: written[name].reshape(*lead, *shape) for name, shape in self.shapes.items()}
+        return {name: written[name].reshape((*lead, *shape)) for name, shape in self.shapes.items()}
 
     def flat(self, tasks: Tensor) -> Tensor:
         """The parameters of B tasks in one row each: [B] -> [B, P], in the order of `shapes`."""

@@ -22,12 +22,13 @@ class ChunkedHyperNetwork(PartedHyperNetwork):
         chunk_embedding_dim: of the chunk embeddings c_k, which all tasks share.
         chunk_size: numbers in a chunk; give it or `compression`.
         compression: the wanted ratio of trainable to written numbers; the chunk size is then the largest that stays within it.
-            0.95 where neither is given.
+            0.95 where neither is given; where no chunk size comes to that, the one with the smallest ratio.
         activation: of the MLP, "relu" or "elu".
         head_scale: "unit" or "own", how wide the numbers of the MLP are, see `PartedHyperNetwork.assemble`.
+        given: whether every task starts at `initial` exactly, see `ConditionedHyperNetwork`.
 
     Raises:
-        ArgumentError: both sizes given, a size below 1, or a ratio that no chunk size reaches.
+        ArgumentError: both sizes given, a size below 1, or a `compression` that no chunk size reaches.
 
     Source: von Oswald et al. 2020 (arXiv:1906.00695), section 2, "Compression".
     """
@@ -44,12 +45,13 @@ class ChunkedHyperNetwork(PartedHyperNetwork):
         activation: str = "relu",
         head_scale: str = "unit",
         initial: Mapping[str, Tensor] | None = None,
+        given: bool = False,
     ) -> None:
-        super().__init__(shapes, num_tasks, embedding_dim, initial)
+        super().__init__(shapes, num_tasks, embedding_dim, initial, given)
         if chunk_embedding_dim < 1:
             raise ArgumentError("chunk_embedding_dim", chunk_embedding_dim, "must be at least 1")
         written, fixed = self.num_generated, self.num_trainable
-        size = find_chunk_size(
+        size, self.note = find_chunk_size(
             chunk_size,
             compression,
             written,

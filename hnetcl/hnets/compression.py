@@ -1,11 +1,13 @@
 """The one size that a hypernetwork leaves open, found from the wanted ratio of trainable to written numbers."""
 
+import logging
 from collections.abc import Callable, Iterable, Iterator
 from math import ceil
 
 from hnetcl.errors import ArgumentError
 
 DEFAULT_COMPRESSION = 0.95
+logger = logging.getLogger("hnetcl")
 
 
 def largest_size(
@@ -23,32 +25,65 @@ def largest_size(
     Raises:
         ArgumentError: none does.
     """
-    least = float("inf")
-    for size in sizes:
-        ratio = trainable(size) / written
-        if ratio <= compression:
-            return size
-        least = min(least, ratio)
-    rule = f"the smallest ratio that a {noun} reaches is {least:.3f} (less with smaller hidden layers or embeddings)"
-    raise ArgumentError("compression", compression, rule)
+    size, least = _nearest_size(compression, written, trainable, sizes)
+    if not least <= compression:
+        rule = f"the smallest ratio that a {noun} reaches is {least:.3f} (less with smaller hidden layers or embeddings)"
+        raise ArgumentError("compression", compression, rule)
+    return size
 
 
 def find_chunk_size(
-    chunk_size: int | None, compression: float | None, most: int, written: int, trainable: Callable[[int], int]
-) -> int:
-    """`chunk_size`, `most` at most; where it is None, the largest that stays within `compression` (0.95 where none is given).
+    chunk_size: int | None,
+    compression: float | None,
+    most: int,
+    written: int,
+    trainable: Callable[[int], int],
+    default: float = DEFAULT_COMPRESSION,
+) -> tuple[int, str]:
+    """`chunk_size`, `most` at most; where it is None, the largest that stays within the wanted ratio.
+
+    A ratio that the user gave is kept to or refused. The default one is a wish: small networks can't come to it, and then get
+    the chunk size with the smallest ratio, which the log "hnetcl" says.
+
+    Args:
+        chunk_size, compression: what the user gave.
+        most: the largest chunk size that comes into question.
+        written: numbers written for a task.
+        trainable: chunk size -> trainable numbers.
+        default: the ratio where nothing was given.
+
+    Returns:
+        The chunk size; what there is to say of it, or an empty string.
 
     Raises:
-        ArgumentError: both given, a chunk size below 1, or a ratio that none reaches.
+        ArgumentError: both given, a chunk size below 1, or a given ratio that none reaches.
     """
-    if chunk_size is None:
-        wanted = DEFAULT_COMPRESSION if compression is None else compression
-        return largest_size(wanted, written, trainable, chunk_sizes(most))
+    if chunk_size is not None:
+        if compression is not None:
+            raise ArgumentError("chunk_size", chunk_size, f"can't be given beside compression={compression}")
+        if chunk_size < 1:
+            raise ArgumentError("chunk_size", chunk_size, "must be at least 1")
+        return min(chunk_size, most), ""
     if compression is not None:
-        raise ArgumentError("chunk_size", chunk_size, f"can't be given beside compression={compression}")
-    if chunk_size < 1:
-        raise ArgumentError("chunk_size", chunk_size, "must be at least 1")
-    return min(chunk_size, most)
+        return largest_size(compression, written, trainable, chunk_sizes(most)), ""
+    size, least = _nearest_size(default, written, trainable, chunk_sizes(most))
+    if least <= default:
+        return size, ""
+    note = f"no chunk size comes to compression {default:g}: taken is the smallest in reach, {least:.3f}"
+    logger.info(note)
+    return size, note
+
+
+def _nearest_size(compression: float, written: int, trainable: Callable[[int], int], sizes: Iterable[int]) -> tuple[int, float]:
+    """The first size that stays within the ratio, else the one that comes nearest to it; and its ratio."""
+    best, least = 0, float("inf")
+    for size in sizes:
+        ratio = trainable(size) / written
+        if ratio < least:
+            best, least = size, ratio
+        if ratio <= compression:
+            break
+    return best, least
 
 
 def chunk_sizes(numbers: int) -> Iterator[int]:

@@ -5,7 +5,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from hnetcl.errors import ArgumentError
 from hnetcl.hnets.base import HyperNetwork, Shapes, initial_values
+from hnetcl.numbers import flat_numbers
 from hnetcl.patterns import matching
 
 
@@ -15,28 +17,34 @@ class DirectHyperNetwork(HyperNetwork):
     Args:
         shapes, num_tasks, initial: as for every hypernetwork; the parameters start at `initial`.
         per_task: name patterns (as in a shell) of the parameters that each task has for itself. ("head.*",) is the multi-head
-            network of task-incremental baselines, ("*",) a network per task.
+            network of task-incremental baselines, ("*",) a network per task. None: those of the layer that makes the logits,
+            see `logits_layer`.
+        given: changes nothing: every task starts at `initial` in any case.
+        num_outputs: K, logits per task, by which that layer is found; None where they are not known.
 
     Raises:
-        ArgumentError: a pattern that no name matches.
+        ArgumentError: a pattern that no name matches; or no pattern is given and no layer makes the logits.
     """
 
     def __init__(
         self,
         shapes: Shapes,
         num_tasks: int,
-        per_task: Sequence[str] = ("head.*",),
+        per_task: Sequence[str] | None = None,
         initial: Mapping[str, Tensor] | None = None,
+        given: bool = False,
+        num_outputs: int | None = None,
     ) -> None:
         super().__init__(shapes, num_tasks, initial)
         values = initial_values(self.shapes) if initial is None else initial
-        chosen = set(matching("per_task", per_task, list(self.shapes)))
-        self.is_own = {name: name in chosen for name in self.shapes}
-        flat = {name: values[name].detach().float().flatten() for name in self.shapes}
+        names = list(self.shapes)
+        own = logits_layer(self.shapes, num_outputs) if per_task is None else matching("per_task", per_task, names)
+        self.is_own = {name: name in own for name in names}
+        flat = {name: flat_numbers(values[name]) for name in names}
         empty = [torch.zeros(0)]
         self.shared = nn.Parameter(torch.cat(empty + [v for name, v in flat.items() if not self.is_own[name]]))
-        own = torch.cat(empty + [v for name, v in flat.items() if self.is_own[name]])
-        self.own = nn.Parameter(own.repeat(num_tasks, 1))
+        newest = torch.cat(empty + [v for name, v in flat.items() if self.is_own[name]])
+        self.own = nn.Parameter(newest.repeat(num_tasks, 1))
 
     @property
     def embeddings(self) -> None:
@@ -54,3 +62,48 @@ class DirectHyperNetwork(HyperNetwork):
         shared = iter(self.shared.split([n for name, n in sizes.items() if not self.is_own[name]]))
         own = iter(self.own.index_select(0, tasks).split([n for name, n in sizes.items() if self.is_own[name]], 1))
         return {name: next(own) if self.is_own[name] else next(shared).expand(len(tasks), -1) for name in sizes}
+
+
+def logits_layer(shapes: Mapping[str, torch.Size], num_outputs: int | None = None) -> list[str]:
+    """The names of the parameters that make the logits, as far as names and shapes tell.
+
+    Those of `head`, or of what is inside it, where there is one. Else those of the last layer, in the order of the names, that
+    is linear or a convolution and K wide; of the last such layer of any width, where K is not known.
+
+    Args:
+        shapes: name -> shape.
+        num_outputs: K, or None.
+
+    Raises:
+        ArgumentError: there is no such layer.
+    """
+    head = [name for name in shapes if name.startswith("head.")]
+    if head:
+        return head
+    layers: dict[str, list[str]] = {}
+    for name in shapes:
+        layers.setdefault(_layer(name), []).append(name)
+    found = [names for names in layers.values() if _makes(num_outputs, [shapes[name] for name in names])]
+    if not found:
+        wide = "" if num_outputs is None else f" of {num_outputs} outputs"
+        rule = (
+            f"no linear or convolution layer{wide} is written, which would be a task's own; give patterns of names, [] for none"
+        )
+        raise ArgumentError("per_task", None, rule)
+    return found[-1]
+
+
+def _layer(name: str) -> str:
+    """The layer that a parameter belongs to, whatever its weight is computed from."""
+    return name.partition(".parametrizations.")[0] if ".parametrizations." in name else name.rpartition(".")[0]
+
+
+def _makes(num_outputs: int | None, shapes: Sequence[torch.Size]) -> bool:
+    """Whether a layer with parameters of these shapes is linear or a convolution, real, with so many outputs.
+
+    Its matrices are [K, ...], ours [1, K, ...]; its vectors are [K], which those of whitening norm layers are not.
+    """
+    matrices = [shape for shape in shapes if len(shape) > 1]
+    widths = {shape[1] if shape[0] == 1 and len(shape) > 2 else shape[0] for shape in matrices}
+    widths |= {shape[0] for shape in shapes if len(shape) == 1}
+    return bool(matrices) and len(widths) == 1 and num_outputs in (None, *widths)

@@ -38,7 +38,7 @@ def layout(sizes: Sequence[int], constant: Sequence[bool], chunk_size: int) -> L
     """The layout of parameters of these sizes, some of which start at constants."""
     found = Layout([], [], [], [], [], [])
     padding = -sum(sizes) % chunk_size
-    runs = [*enumerate(sizes), (len(sizes), padding)]
+    runs = [run for run in (*enumerate(sizes), (len(sizes), padding)) if run[1]]
     for chunk in range((sum(sizes) + padding) // chunk_size):
         cut, runs = _cut(runs, chunk_size)
         first = cut[0][0]
@@ -60,7 +60,8 @@ def _cut(runs: list[tuple[int, int]], size: int) -> tuple[list[tuple[int, int]],
     """Runs of parameters and their lengths, cut at `size` numbers."""
     for i, (parameter, length) in enumerate(runs):
         if length >= size:
-            return [*runs[:i], (parameter, size)], [(parameter, length - size), *runs[i + 1 :]]
+            rest = [(parameter, length - size), *runs[i + 1 :]]
+            return [*runs[:i], (parameter, size)], [run for run in rest if run[1]]
         size -= length
     return runs, []
 
@@ -132,7 +133,7 @@ class Ruler(nn.Module):
     def __init__(self, part: Part, constant: Sequence[bool]) -> None:
         super().__init__()
         found = layout(part.sizes, constant, part.chunk_size)
-        self.uniform = len(found.uniform)
+        self.uniform, self.runs = len(found.uniform), found.lengths
         scales = torch.full((part.chunks,), -1)
         scales[found.uniform] = torch.tensor(found.scales, dtype=torch.long)
         self.register_buffer("scales", scales, persistent=False)
@@ -160,18 +161,26 @@ class Ruler(nn.Module):
         numbers = len(self.mixed) * part.chunk_size
         return known[self.scales][:, None], known[self.segments].repeat_interleave(self.lengths, output_size=numbers)
 
-    def describe(self, part: Part, features: Tensor, gain: Tensor, by_chunk: Tensor, by_number: Tensor) -> Description:
+    def describe(
+        self, part: Part, features: Tensor, gain: Tensor, share: Tensor | None, by_chunk: Tensor, by_number: Tensor
+    ) -> Description:
         """What a part writes for B tasks.
 
         Args:
             features: of the part [B, C, H].
             gain: of all constants.
+            share: one factor for every parameter; None where all are 1.
             by_chunk, by_number: the `widths`.
 
         Returns:
-            A [B, C, h], zero for mixed chunks; the numbers [B, M * S] of the mixed chunks, constants less their initial values;
+            A [B, C, h], zero for mixed chunks; the numbers [B, M * S] of the mixed chunks, less the values that they start at;
             W [S, h]. Behind the H columns comes one for the bias, and zeros.
         """
+        if share is not None:
+            known = torch.cat([share, share.new_ones(1)])  # -1 is the one
+            by_chunk = by_chunk * known[self.scales][:, None]
+            runs = zip(by_number.split(self.runs), known[self.segments].unbind(), strict=True)
+            by_number = torch.cat([by_number[:0], *(own * factor for own, factor in runs)])
         own = torch.cat([features, self.tail.expand(*features.shape[:2], -1)], -1) * by_chunk
         if len(gain):
             by_number = by_number.index_copy(0, self.constants, by_number.index_select(0, self.constants) * gain)

@@ -22,9 +22,10 @@ class FullHyperNetwork(PartedHyperNetwork):
             within it, whatever is given there. The ratio is always above 2: each written number has a weight and a bias.
         activation: of the MLP, "relu" or "elu".
         head_scale: "unit" or "own", how wide the numbers of the MLP are, see `PartedHyperNetwork.assemble`.
+        given: whether every task starts at `initial` exactly, see `ConditionedHyperNetwork`.
 
     Raises:
-        ArgumentError: no hidden layer to fit to `compression`, or a ratio that no width reaches.
+        ArgumentError: no hidden layer to fit to `compression`, or a `compression` that no width reaches.
 
     Source: von Oswald et al. 2020 (arXiv:1906.00695), section 2.
     """
@@ -39,8 +40,9 @@ class FullHyperNetwork(PartedHyperNetwork):
         activation: str = "relu",
         head_scale: str = "unit",
         initial: Mapping[str, Tensor] | None = None,
+        given: bool = False,
     ) -> None:
-        super().__init__(shapes, num_tasks, embedding_dim, initial)
+        super().__init__(shapes, num_tasks, embedding_dim, initial, given)
         written = self.num_generated
         if compression is not None:
             if not hidden:

@@ -9,13 +9,15 @@ from hnetcl.bn import writable_parameters
 from hnetcl.choices import INITS
 from hnetcl.errors import one_of
 from hnetcl.layers import Conv2d, Linear
+from hnetcl.numbers import real_view
 
 Layer = Linear | Conv2d | nn.Linear | _ConvNd
 LAYERS = (Linear, Conv2d, nn.Linear, _ConvNd)
 
 
 def initial_parameters(net: nn.Module, init: str = "own") -> dict[str, Tensor]:
-    """Values for all parameters of a network but its rows of statistics, by name; tied ones under their first name.
+    """Values for all parameters of a network but its rows of statistics, by name; tied ones under their first name; complex
+    ones [*S] as real numbers [*S, 2].
 
     As `initial` of a hypernetwork they make it HyperFan-in or HyperFan-out initialised (Chang et al. 2020): every layer starts
     with the variance 2 / fan, whatever writes it. Where their formulas split that variance between what writes the weights and
@@ -23,32 +25,35 @@ def initial_parameters(net: nn.Module, init: str = "own") -> dict[str, Tensor]:
 
     Args:
         net: its own values are left as they are.
-        init: "own", copies of the network's own values. "fan_in", "fan_out": weights of linear and convolution layers, torch's
-            and ours, drawn from N(0, 2 / fan) (He et al. 2015, equations 10 and 14), zeros for their biases, and copies of all
-            else, norm layers included. Fans count real channels.
+        init: "own", copies of the network's own values; "given" too: a hypernetwork that is told `given=True` then starts
+            every task at them exactly, in place of drawing as wide. "fan_in", "fan_out": weights of linear and convolution
+            layers, torch's and ours, drawn from N(0, 2 / fan) (He et al. 2015, equations 10 and 14), zeros for their biases,
+            and copies of all else, norm layers included. Fans count real channels. Layers whose weight is computed from other
+            parameters (weight norm, spectral norm, pruning) keep their own values.
 
     Raises:
         ArgumentError: no such `init`.
     """
     if init not in INITS:
         raise one_of("init", init, INITS)
-    values = {name: p.detach().clone() for name, p in writable_parameters(net).items()}
-    if init == "own":
+    values = {name: real_view(p.detach().clone()) for name, p in writable_parameters(net).items()}
+    if init in ("own", "given"):
         return values
     names = {id(p): name for name, p in net.named_parameters()}
     for layer in net.modules():
-        if isinstance(layer, LAYERS):
+        own = dict(layer.named_parameters(recurse=False))
+        if isinstance(layer, LAYERS) and "weight" in own:
             fan = fans(layer)[init == "fan_out"]
-            values[names[id(layer.weight)]].normal_(0, math.sqrt(2 / fan))
-            if layer.bias is not None:
-                values[names[id(layer.bias)]].zero_()
+            values[names[id(own["weight"])]].normal_(0, math.sqrt(2 / max(1, fan)))
+            if "bias" in own:
+                values[names[id(own["bias"])]].zero_()
     return values
 
 
 def fans(layer: Layer) -> tuple[int, int]:
     """Real inputs that each real output of a layer sums, and real outputs that each real input goes to.
 
-    In an algebra of d components an output sums d products for every number of the input.
+    In an algebra of d components an output sums d products for every number of the input; with a complex dtype two.
     """
     shape = layer.weight.shape
     if isinstance(layer, Linear | Conv2d):
@@ -59,5 +64,5 @@ def fans(layer: Layer) -> tuple[int, int]:
         n_out, n_in = layer.out_channels, layer.in_channels
     else:
         (n_out, n_in), kernel, groups = shape, [], 1
-    places = math.prod(kernel)
+    places = math.prod(kernel) * (2 if layer.weight.is_complex() else 1)
     return n_in // groups * places, n_out // groups * places

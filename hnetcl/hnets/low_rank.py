@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from hnetcl.errors import ArgumentError
-from hnetcl.hnets.base import Shapes, initial_values
+from hnetcl.hnets.base import Shapes
 from hnetcl.hnets.compression import DEFAULT_COMPRESSION, find_chunk_size
 from hnetcl.hnets.conditioned import ConditionedHyperNetwork
 from hnetcl.hnets.part import AT_ONCE, Part, part_size
@@ -25,7 +25,8 @@ class LowRankHyperNetwork(ConditionedHyperNetwork):
     .. math:: W_t = W + \gamma U_t V_t
 
     with W [n, m] shared by the tasks and trained, from the network's own values on, and gamma, one for each matrix, from zero:
-    every task starts at the network's own values, and with gamma = 1 the change is as wide as they are.
+    every task starts at the network's own values, and with gamma = 1 the change is as wide as they are. With `given` and
+    without `base` it is the same with a W that stays as it is.
 
     Args:
         shapes, num_tasks, initial: as for every hypernetwork.
@@ -34,11 +35,13 @@ class LowRankHyperNetwork(ConditionedHyperNetwork):
         rank: r.
         base: whether there is a base.
         compression: the wanted ratio of trainable numbers, the base included, to those of the network; the chunk size is then
-            the largest that stays within it. Where neither is given 0.95, with a base 1.95.
+            the largest that stays within it. Where neither is given 0.95, with a base 1.95; where no chunk size comes to that,
+            the one with the smallest ratio.
         activation: of the MLP, "relu" or "elu".
+        given: whether every task starts at `initial` exactly, see `ConditionedHyperNetwork`.
 
     Raises:
-        ArgumentError: a rank below 1, both sizes given, a size below 1, or a ratio that no chunk size reaches.
+        ArgumentError: a rank below 1, both sizes given, a size below 1, or a `compression` that no chunk size reaches.
 
     Source: Hu et al. 2022 (arXiv:2106.09685) for a change of low rank.
     """
@@ -56,32 +59,47 @@ class LowRankHyperNetwork(ConditionedHyperNetwork):
         compression: float | None = None,
         activation: str = "relu",
         initial: Mapping[str, Tensor] | None = None,
+        given: bool = False,
     ) -> None:
-        values = initial_values({name: torch.Size(shape) for name, shape in shapes.items()}) if initial is None else initial
-        super().__init__(shapes, num_tasks, embedding_dim, values)
+        cuts = {name: as_matrix(shape) for name, shape in shapes.items()}
+        thin = {name: cut for name, cut in cuts.items() if rank * sum(cut) < prod(cut)}
+        super().__init__(shapes, num_tasks, embedding_dim, initial, shapes if given else thin if base else ())
         for key, value in (("chunk_embedding_dim", chunk_embedding_dim), ("rank", rank)):
             if value < 1:
                 raise ArgumentError(key, value, "must be at least 1")
-        self.rank, cuts = rank, {name: as_matrix(shape) for name, shape in self.shapes.items()}
-        self.matrices = {n: c for n, c in cuts.items() if not self.constant[n] and rank * sum(c) < prod(c)}
-        own = [values[name].detach().float().flatten() for name in self.matrices]
-        self.base = nn.Parameter(torch.cat([torch.zeros(0), *own])) if base else None
-        self.share = nn.Parameter(torch.zeros(len(own))) if base else None
+        self.rank = rank
+        self.matrices = {name: cut for name, cut in thin.items() if not self.constant[name]}
+        self.base: nn.Parameter | None = None
+        if base:
+            self._free_matrices()
         sizes = []
         for name, shape in self.shapes.items():
             sizes += [rank * width for width in self.matrices[name]] if name in self.matrices else [shape.numel()]
-        if base and chunk_size is None and compression is None:
-            compression = 1 + DEFAULT_COMPRESSION
         fixed = self.num_trainable
-        size = find_chunk_size(
+        size, self.note = find_chunk_size(
             chunk_size,
             compression,
             sum(sizes),
             self.num_generated,
             lambda size: fixed + part_size(sum(sizes), embedding_dim, hidden, size, chunk_embedding_dim),
+            DEFAULT_COMPRESSION + base,
         )
         self.part = Part(sizes, embedding_dim, hidden, size, chunk_embedding_dim, activation)
         self.calibrate()
+
+    def _free_matrices(self) -> None:
+        """Makes the centers of the matrices a parameter, the base."""
+        centers = self.centers()
+        own = [centers.pop(name) for name in self.matrices]
+        self.base = nn.Parameter(torch.cat([torch.zeros(0), *own]))
+        self.center = torch.cat(list(centers.values())) if centers else None
+
+    def centers(self) -> dict[str, Tensor]:
+        if self.base is None:
+            return super().centers()
+        others = [name for name in self.centered if name not in self.matrices]
+        found = {} if self.center is None else self._by_name(self.center, others)
+        return {**found, **self._by_name(self.base, list(self.matrices))}
 
     def factors(self, embeddings: Tensor) -> list[tuple[Tensor, ...]]:
         """Of every parameter: [B, E] -> U [B, n, r] and V [B, r, m], or all of its numbers [B, n]."""
@@ -100,18 +118,8 @@ class LowRankHyperNetwork(ConditionedHyperNetwork):
 
     def mean_squares(self, embeddings: Tensor) -> Tensor:
         squares = [torch.stack([_squared_norm(*each) for each in self.factors(few)], 1) for few in embeddings.split(AT_ONCE)]
-        return torch.cat(squares) / torch.tensor([self.shapes[name].numel() for name in self.names], device=embeddings.device)
-
-    def varying(self) -> list[int]:
-        return [i for i in super().varying() if self.base is None or self.names[i] not in self.matrices]
-
-    def written(self, tasks: Tensor) -> dict[str, Tensor]:
-        written = super().written(tasks)
-        if self.base is not None and self.share is not None:
-            own = self.base.split([n * m for n, m in self.matrices.values()])
-            for name, base, share in zip(self.matrices, own, self.share.unbind(), strict=True):
-                written[name] = torch.addcmul(base, share, written[name])
-        return written
+        sizes = torch.tensor([self.shapes[name].numel() for name in self.names], device=embeddings.device)
+        return torch.cat(squares) / sizes.clamp_min(1)
 
 
 def as_matrix(shape: Sequence[int]) -> tuple[int, int]:

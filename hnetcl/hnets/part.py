@@ -130,7 +130,7 @@ class Part(nn.Module):
             for parameter, chunk, own in cut:
                 found[:, parameter] += (features[:, chunk] @ own * features[:, chunk]).sum(1)
             squares.append(found)
-        return torch.cat(squares) / torch.tensor(self.sizes, device=embeddings.device)
+        return torch.cat(squares) / torch.tensor(self.sizes, device=embeddings.device).clamp_min(1)
 
     def _gram(self, begin: int, end: int) -> Tensor:
         """W^T W of some rows W of the head, with their biases as last column: [H + 1, H + 1]."""

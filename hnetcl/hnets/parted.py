@@ -20,10 +20,18 @@ class PartedHyperNetwork(ConditionedHyperNetwork):
 
     Args:
         shapes, num_tasks, embedding_dim, initial: as for every hypernetwork with embeddings.
+        given: whether all parameters are centered.
     """
 
-    def __init__(self, shapes: Shapes, num_tasks: int, embedding_dim: int, initial: Mapping[str, Tensor] | None = None) -> None:
-        super().__init__(shapes, num_tasks, embedding_dim, initial)
+    def __init__(
+        self,
+        shapes: Shapes,
+        num_tasks: int,
+        embedding_dim: int,
+        initial: Mapping[str, Tensor] | None = None,
+        given: bool = False,
+    ) -> None:
+        super().__init__(shapes, num_tasks, embedding_dim, initial, shapes if given else ())
         self.parts = nn.ModuleList()
         self.rulers = nn.ModuleList()
 
@@ -107,7 +115,12 @@ class PartedHyperNetwork(ConditionedHyperNetwork):
     def _describe(self, features: Sequence[Tensor], widths: Sequence[tuple[Tensor, Tensor]]) -> list[Description]:
         measured = self._measured()
         gains = self.gain.split([len(ruler.constants) for _, ruler in measured])
+        shares: Sequence[Tensor | None] = [None] * len(measured)
+        if self.share is not None:
+            own, one = self.shares(), self.scale.new_ones(())
+            by_name = torch.stack([own.get(name, one) for name in self.names])
+            shares = by_name.split([len(part.sizes) for part, _ in measured])
         return [
-            ruler.describe(part, seen, gain, *own)
-            for (part, ruler), seen, gain, own in zip(measured, features, gains, widths, strict=True)
+            ruler.describe(part, seen, gain, share, *width)
+            for (part, ruler), seen, gain, share, width in zip(measured, features, gains, shares, widths, strict=True)
         ]

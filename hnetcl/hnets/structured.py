@@ -35,12 +35,14 @@ class StructuredHyperNetwork(PartedHyperNetwork):
             of a group that have the same shape share an MLP. None is one group of all parameters.
         chunk_size: most numbers in a chunk; give it or `compression`.
         compression: the wanted ratio of trainable to written numbers; the chunk size is then the largest that stays within it.
-            0.95 where neither is given.
+            0.95 where neither is given; where no chunk size comes to that, the one with the smallest ratio.
         activation: of the MLP, "relu" or "elu".
         head_scale: "unit" or "own", how wide the numbers of the MLP are, see `PartedHyperNetwork.assemble`.
+        given: whether every task starts at `initial` exactly, see `ConditionedHyperNetwork`.
 
     Raises:
-        ArgumentError: a pattern that no name matches, both sizes given, a size below 1, or a ratio that no chunk size reaches.
+        ArgumentError: a pattern that no name matches, both sizes given, a size below 1, or a `compression` that no chunk size
+            reaches.
 
     Sources: StructuredHMLP of hypnettorch; Savarese & Maire 2019 (arXiv:1902.09701), layers that share templates.
     """
@@ -58,14 +60,18 @@ class StructuredHyperNetwork(PartedHyperNetwork):
         activation: str = "relu",
         head_scale: str = "unit",
         initial: Mapping[str, Tensor] | None = None,
+        given: bool = False,
     ) -> None:
-        super().__init__(shapes, num_tasks, embedding_dim, initial)
+        super().__init__(shapes, num_tasks, embedding_dim, initial, given)
         if chunk_embedding_dim < 1:
             raise ArgumentError("chunk_embedding_dim", chunk_embedding_dim, "must be at least 1")
         layers = [name for name, shape in self.shapes.items() if len(shape) > 1 and not self.constant[name]]
         alike = group_alike(self.shapes, layers, groups)
         taken = {name for names in alike for name in names}
         rest = [name for name in self.shapes if name not in taken]
+        if not any(self.shapes[name].numel() for name in rest):  # nothing, or parameters without numbers: they need no MLP
+            alike[-1] += rest
+            rest = []
         self.groups = [*alike, rest] if rest else alike
         sizes = [[self.shapes[name].numel() for name in names] for names in self.groups]
         units = [own[0] for own in sizes]  # what is cut into chunks: a layer, or the rest as a whole
@@ -79,7 +85,7 @@ class StructuredHyperNetwork(PartedHyperNetwork):
             )
 
         fixed = self.num_trainable
-        size = find_chunk_size(chunk_size, compression, max(units), self.num_generated, trainable)
+        size, self.note = find_chunk_size(chunk_size, compression, max(units), self.num_generated, trainable)
         parts = [
             Part(own, embedding_dim, hidden, piece(unit, size), chunk_embedding_dim, activation)
             for own, unit in zip(sizes, units, strict=True)
