@@ -118,3 +118,44 @@ def test_matrices_of_low_rank() -> None:
     assert int(torch.linalg.matrix_rank(change.reshape(60, -1).double(), rtol=1e-4)) == 3
     with pytest.raises(ArgumentError, match="rank=0: must be at least 1"):
         LowRankHyperNetwork(SHAPES, 2, rank=0)
+
+
+SMALL: dict[str, dict[str, tuple[int, ...]]] = {
+    "two layers": {"0.weight": (6, 4), "0.bias": (6,), "1.weight": (2, 6), "1.bias": (2,)},
+    "one number": {"slope": ()},
+    "a vector": {"bias": (7,)},
+}
+
+
+anywhere = pytest.mark.parametrize("make", [m for n, m in CHUNKED.items() if "groups" not in n])
+
+
+@pytest.mark.parametrize("shapes", SMALL.values(), ids=SMALL.keys())
+@anywhere
+def test_the_default_ratio_is_a_wish(
+    make: Callable[..., HyperNetwork], shapes: dict[str, tuple[int, ...]], caplog: pytest.LogCaptureFixture
+) -> None:
+    """A small network gets the smallest ratio in reach, said once; the same ratio is refused where the user gave it."""
+    with caplog.at_level("INFO", "hnetcl"):
+        hnet = make(shapes, 2)
+    (record,) = caplog.records
+    assert record.getMessage() == hnet.note
+    assert record.levelname == "INFO"
+    assert hnet.note.startswith(f"no chunk size comes to compression {1.95 if 'base' in str(make) else 0.95}")
+    assert hnet.note.endswith(f"the smallest in reach, {hnet.compression:.3f}")
+    for chunk_size in range(1, hnet.num_generated + 1):
+        assert make(shapes, 2, chunk_size=chunk_size).compression >= hnet.compression
+    with pytest.raises(ArgumentError, match=r"compression=0.95: the smallest ratio that a chunk size reaches is \d+\.\d+"):
+        make(shapes, 2, compression=0.95)
+
+
+@anywhere
+def test_where_the_default_is_in_reach_there_is_nothing_to_say(
+    make: Callable[..., HyperNetwork], caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO", "hnetcl"):
+        hnet = make({"weight": (300, 400)}, 2)
+    assert (hnet.note, caplog.records) == ("", [])
+    assert hnet.compression <= (1.95 if "base" in str(make) else 0.95)
+    with pytest.raises(ArgumentError, match="compression=nan: the smallest ratio"):
+        make({"weight": (300, 400)}, 2, compression=float("nan"))

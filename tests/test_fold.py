@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.utils import prune
 
 from hnetcl.algebra import ALGEBRAS
 from hnetcl.bn import (
@@ -321,3 +322,46 @@ def test_modules_that_can_not_be_traced_are_refused() -> None:
     """What torch.fx can't trace is an error of one line that names the module and the cause."""
     with pytest.raises(ValueError, match=r"\Atorch.fx can't trace Branching, so it can't be folded: .*control flow.*\Z"):
         fold_batchnorm(Branching())
+
+
+COMPUTED: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "weight norm by hooks": nn.utils.weight_norm,
+    "spectral norm by hooks": nn.utils.spectral_norm,
+    "weight norm": nn.utils.parametrizations.weight_norm,
+    "pruning": lambda layer: prune.l1_unstructured(layer, "weight", 0.3),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+@pytest.mark.parametrize("called", [False, True])
+@pytest.mark.parametrize("computed", COMPUTED.values(), ids=COMPUTED.keys())
+def test_layers_whose_weight_is_computed_stay(computed: Callable[[nn.Module], nn.Module], called: bool) -> None:
+    """Others beside them are folded. What hooks keep in a layer after a forward, with its graph, is no obstacle."""
+    net = nn.Sequential(computed(nn.Conv2d(3, 4, 3)), nn.BatchNorm2d(4), nn.Conv2d(4, 6, 1), nn.BatchNorm2d(6))
+    x = torch.randn(4, 3, 6, 6)
+    for _ in range(3 if called else 0):
+        net(x)
+    net = convert_batchnorm(net).eval()  # type: ignore[assignment]
+    folded, expected = fold_batchnorm(net), net(x)
+    torch.testing.assert_close(folded(x), expected, atol=1e-5, rtol=1e-5)
+    assert norms(folded) == ["1"]
+    with torch.no_grad():
+        own = {name: value + torch.randn_like(value) / 9 for name, value in net.named_parameters() if name.startswith("0.")}
+    torch.testing.assert_close(fold_batchnorm(net, params=own)(x), functional_call(net, own, x), atol=1e-5, rtol=1e-5)
+    assert torch.equal(net(x), expected)
+
+
+def test_complex_parameters_may_be_given_as_real_numbers() -> None:
+    class Turn(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.turn, self.fc, self.norm = nn.Parameter(torch.tensor(1 + 1j)), nn.Linear(3, 4), BatchNormLayer(4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.norm(self.fc((x * self.turn).abs()))  # type: ignore[no-any-return]
+
+    net, x = Turn().eval(), torch.randn(5, 3)
+    real, whole = (fold_batchnorm(net, params={"turn": value}) for value in (torch.tensor([0.0, 3.0]), torch.tensor(3j)))
+    assert norms(real) == []
+    assert torch.equal(real(x), whole(x))
+    torch.testing.assert_close(real(x), functional_call(net, {"turn": torch.tensor(3j)}, x))

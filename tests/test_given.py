@@ -51,7 +51,7 @@ def trained_net() -> nn.Sequential:
     with torch.no_grad():
         for parameter in net.parameters():
             parameter.add_(torch.randn_like(parameter) / 3)
-        net[4].bias.zero_()  # type: ignore[operator,union-attr]
+        net[4].bias.zero_()  # type: ignore[operator]
     return net
 
 
@@ -151,7 +151,7 @@ def test_distances_by_factors(
         tolerance = 1e-9 if dtype == torch.float64 else 1e-3
         torch.testing.assert_close(*found, rtol=tolerance, atol=tolerance * 1e-3)
         for one, two in zip(*gradients, strict=True):
-            assert float((one - two).abs().max()) <= tolerance * max(1e-3, float(two.abs().max()))
+            assert float((one - two).abs().max()) <= tolerance * max(1e-2, float(two.abs().max()))
         move(0.1)
 
 
@@ -206,11 +206,13 @@ def test_a_trained_module_without_init_is_refused(converted: bool) -> None:
     def net() -> nn.Sequential:
         made = normed(True)
         if converted:
-            made = nn.Sequential(*made[:1], BatchNormLayer(8), *made[2:])
+            made[1] = BatchNormLayer(8)
             made(torch.randn(4, 6))
         return made
 
-    refused: Any = pytest.raises(ArgumentError, match="^init=None: Sequential has been trained .* given keeps its weights, own")
+    refused: Any = pytest.raises(
+        ArgumentError, match=r"^init=None: Sequential has been trained .* given keeps its weights, own"
+    )
     for generate in ("all", "norm", ["0.weight"], ["*.weight"]):
         with refused:
             hnetcl.wrap(net(), 2, generate, hidden=[4])
@@ -222,7 +224,7 @@ def test_a_trained_module_without_init_is_refused(converted: bool) -> None:
 
 
 def test_numbers_off_zero_start_where_they_are() -> None:
-    """No draw around zero is like them: lengths of weight norm, uniform numbers from 0 to 1. All others are drawn, as before."""
+    """No draw around zero is like them: lengths of weight norm, uniform numbers from 0 to 1. Others are drawn, as before."""
     net = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(20, 30)), nn.Linear(30, 3))
     net.register_parameter("bias", nn.Parameter(torch.rand(40)))
     lengths = "0.parametrizations.weight.original0"

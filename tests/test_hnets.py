@@ -187,6 +187,51 @@ def test_the_direct_hypernetwork_starts_at_the_networks_values_and_shares_all_bu
     assert torch.equal(hnet(0)["body.weight"], hnet(1)["body.weight"])
 
 
+LOGITS: dict[str, tuple[dict[str, tuple[int, ...]], int | None, list[str]]] = {
+    "head": (
+        {"head.norm.weight": (8,), "head.fc.weight": (3, 8), "tail.weight": (3, 3)},
+        3,
+        ["head.norm.weight", "head.fc.weight"],
+    ),
+    "the last": ({"0.weight": (8, 4), "0.bias": (8,), "3.weight": (3, 8), "3.bias": (3,)}, None, ["3.weight", "3.bias"]),
+    "the last that is K wide": (
+        {"squeeze.weight": (3, 8), "fc.weight": (3, 8), "fc.bias": (3,), "body.weight": (8, 8)},
+        3,
+        ["fc.weight", "fc.bias"],
+    ),
+    "a convolution": ({"a.weight": (8, 4, 3, 3), "b.weight": (3, 8, 1, 1)}, 3, ["b.weight"]),
+    "ours": ({"fc.weight": (1, 3, 8), "fc.bias": (3,)}, 3, ["fc.weight", "fc.bias"]),
+    "weight norm": (
+        {"fc.bias": (3,), "fc.parametrizations.weight.original0": (3, 1), "fc.parametrizations.weight.original1": (3, 8)},
+        3,
+        ["fc.bias", "fc.parametrizations.weight.original0", "fc.parametrizations.weight.original1"],
+    ),
+    "a complex layer": ({"fc.weight": (3, 8, 2), "fc.bias": (3, 2)}, 3, ["fc.weight", "fc.bias"]),
+    "not a norm layer": (
+        {"fc.weight": (3, 8), "norm.weight": (3, 10), "norm.bias": (12,), "last.weight": (3,)},
+        3,
+        ["fc.weight"],
+    ),
+}
+
+
+@pytest.mark.parametrize(("shapes", "outputs", "own"), LOGITS.values(), ids=LOGITS.keys())
+def test_each_task_has_the_layer_that_makes_the_logits(
+    shapes: dict[str, tuple[int, ...]], outputs: int | None, own: list[str]
+) -> None:
+    hnet = DirectHyperNetwork(shapes, 2, num_outputs=outputs)
+    assert [name for name, is_own in hnet.is_own.items() if is_own] == own
+
+
+@pytest.mark.parametrize(
+    ("shapes", "outputs"),
+    [({"norm.weight": (3,)}, None), ({"norm.weight": (3, 10), "norm.bias": (12,)}, 3), ({"fc.weight": (4, 8)}, 3)],
+)
+def test_no_layer_makes_the_logits(shapes: dict[str, tuple[int, ...]], outputs: int | None) -> None:
+    with pytest.raises(ArgumentError, match="per_task=None: no linear or convolution layer"):
+        DirectHyperNetwork(shapes, 2, num_outputs=outputs)
+
+
 def test_direct_patterns_must_match() -> None:
     with pytest.raises(ArgumentError, match=r"per_task=\['fc.\*'\]: 'fc.\*' matches none of body.weight"):
         DirectHyperNetwork(SHAPES, 2, per_task=("fc.*",))

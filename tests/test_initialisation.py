@@ -6,9 +6,11 @@ from functools import cache, partial
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 from hnetcl.algebra import ALGEBRAS
 from hnetcl.bn import BatchNormLayer
+from hnetcl.choices import INITS
 from hnetcl.errors import ArgumentError
 from hnetcl.hnets import (
     ChunkedHyperNetwork,
@@ -22,6 +24,7 @@ from hnetcl.hnets import (
 from hnetcl.layers import Conv2d, Linear
 from hnetcl.nets import MLP, LeNet
 from hnetcl.vision import import_torchvision
+from hnetcl.wrapping import wrap
 
 SEEDS, OLD, NEW = 10, 3, 3
 MEMBERS: dict[str, Callable[..., HyperNetwork]] = {
@@ -134,3 +137,30 @@ def test_what_is_not_redrawn() -> None:
     assert torch.equal(initial_parameters(net)["0.weight"], before)
     with pytest.raises(ArgumentError, match="init=fanin: did you mean fan_in"):
         initial_parameters(net, "fanin")
+
+
+COMPUTED: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "weight norm": nn.utils.parametrizations.weight_norm,
+    "spectral norm": nn.utils.parametrizations.spectral_norm,
+    "orthogonal": nn.utils.parametrizations.orthogonal,
+    "weight norm by hooks": nn.utils.weight_norm,
+    "spectral norm by hooks": nn.utils.spectral_norm,
+    "pruning": lambda layer: prune.l1_unstructured(layer, "weight", 0.3),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+@pytest.mark.parametrize("init", INITS)
+@pytest.mark.parametrize("computed", COMPUTED.values(), ids=COMPUTED.keys())
+def test_layers_whose_weight_is_computed_keep_their_draw(computed: Callable[[nn.Module], nn.Module], init: str) -> None:
+    """All of it; a plain layer beside it is drawn. The whole learns."""
+    net = nn.Sequential(computed(nn.Linear(6, 8)), nn.Linear(8, 4))
+    own = {name: value.detach().clone() for name, value in net.named_parameters()}
+    values = initial_parameters(net, init)
+    assert values.keys() == own.keys()
+    for name, value in own.items():
+        drawn = init.startswith("fan") and name.startswith("1.")
+        assert torch.equal(values[name], value) != drawn
+    model = wrap(net, 2, init=init, hidden=[8], chunk_size=30)
+    model(torch.randn(5, 6), 1).sum().backward()
+    assert all(p.grad is not None or not p.numel() for p in model.hnet.parameters())

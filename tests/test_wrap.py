@@ -1,5 +1,7 @@
 """Any module under a hypernetwork."""
 
+from collections.abc import Iterable
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -123,11 +125,33 @@ def test_what_is_not_written_is_shared(shared: str, moves: list[bool]) -> None:
     torch.testing.assert_close(other.eval().all_tasks(x), model.eval().all_tasks(x))
 
 
+@pytest.mark.parametrize("net", [nn.Linear(3, 2), nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3)), nn.LayerNorm(3)])
+def test_small_networks_at_the_defaults(net: nn.Module) -> None:
+    """No argument but the number of tasks is needed, however small the module is."""
+    model, x = hnetcl.wrap(net, num_tasks=2), torch.randn(8, 4 if isinstance(net, nn.Sequential) else 3)
+    train(model, x, 1, steps=2)
+    assert model.eval().all_tasks(x).shape[:2] == (2, 8)
+    assert "the smallest in reach" in model.hnet.note
+
+
+@pytest.mark.parametrize("generate", [("0.*",), {"0.weight", "0.bias"}, iter(["0.*"])])
+def test_patterns_in_any_collection(generate: Iterable[str]) -> None:
+    model = hnetcl.wrap(nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2)), 2, generate)
+    assert list(model.hnet.shapes) == ["0.weight", "0.bias"]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"generate": ["head.*"]}, r"generate=\['head.\*'\]: 'head.\*' matches none of 0.weight, 0.bias"),
         ({"generate": "norm"}, "generate=norm: Sequential has no norm layer"),
+        ({"generate": None}, "generate=None: must be all, norm, or patterns of parameters' names"),
+        ({"generate": []}, r"generate=\[\]: must be all, norm, or patterns"),
+        ({"generate": ""}, "generate='': must be all, norm, or patterns"),
+        ({"generate": [""]}, r"generate=\[''\]: must be all, norm, or patterns"),
+        ({"generate": [None]}, r"generate=\[None\]: must be all, norm, or patterns"),
+        ({"generate": 3}, "generate=3: must be all, norm, or patterns"),
+        ({"init": "keep"}, "init=keep: allowed: fan_in, fan_out, given, own"),
         ({"shared": "frozen"}, "shared=frozen: allowed: fixed, trained, trained_once"),
         ({"stats": "none"}, "stats=none: "),
         ({"num_tasks": 0}, "num_tasks=0: must be at least 1"),
