@@ -3,6 +3,7 @@
 import copy
 import gc
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -126,7 +127,8 @@ def timm_net(name: str) -> tuple[nn.Module, int]:
     timm = pytest.importorskip("timm")
     net: nn.Module = timm.create_model(name, num_classes=3, pretrained=False)
     flexible = isinstance(net, tuple(getattr(timm.models, kind) for kind in ("EfficientNet", "ResNet", "ResNetV2", "RegNet")))
-    return net, 64 if flexible else net.default_cfg["input_size"][-1]
+    config: Any = net.default_cfg
+    return net, 64 if flexible else config["input_size"][-1]
 
 
 @pytest.mark.parametrize(
