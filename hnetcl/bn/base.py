@@ -30,6 +30,9 @@ class NormLayer(nn.Module):
         ArgumentError: C is not a positive multiple of d, or an argument is outside its set.
     """
 
+    weight: nn.Parameter | None
+    bias: nn.Parameter | None
+
     def __init__(
         self, num_features: int, algebra: str | Algebra, whitening: str | None, affine: bool, eps: float, backend: str
     ) -> None:
@@ -47,8 +50,8 @@ class NormLayer(nn.Module):
         self.affine, self.eps, self.backend = affine, eps, backend
         self.row: int | Tensor | str | None = None  # set by `using_task`
         self.row_names: tuple[str, ...] = ()
-        self.weight = nn.Parameter(self._initial_weight()) if affine else None
-        self.bias = nn.Parameter(torch.zeros(num_features)) if affine else None
+        self.register_parameter("weight", nn.Parameter(self._initial_weight()) if affine else None)
+        self.register_parameter("bias", nn.Parameter(torch.zeros(num_features)) if affine else None)
 
     # ------------------------------------------------------------------ rows
 
@@ -181,7 +184,8 @@ class NormLayer(nn.Module):
                 new = flat.to(new.device, sum_dtype(new.dtype))
             return t if new is flat else new.reshape(t.shape)
 
-        return super()._apply(apply, recurse)
+        super()._apply(apply, recurse)
+        return self
 
     def statistics_tensors(self) -> dict[str, Tensor]:
         """The rows and statistics that are written, by name: what is not to lose precision."""

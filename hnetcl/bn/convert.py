@@ -70,9 +70,9 @@ def _converted(old: _BatchNorm, path: str, options: dict[str, Any]) -> BatchNorm
     for name in () if is_parametrized(old) else ("weight", "bias"):
         if name not in old._parameters:
             raise refused(f"can't be converted, for its {name} is no parameter, but computed from others")
-    name = clash(old)
-    if name is not None:
-        raise refused(f"can't be converted, for it has a {name} of its own, which means something else in a BatchNormLayer")
+    taken = clash(old)
+    if taken is not None:
+        raise refused(f"can't be converted, for it has a {taken} of its own, which means something else in a BatchNormLayer")
     if type(old) in TORCHS:
         return _layer(old, options, PLAIN)
     forwards = [OWN, CHILDREN]
@@ -83,7 +83,9 @@ def _converted(old: _BatchNorm, path: str, options: dict[str, Any]) -> BatchNorm
     real = {"algebra": "real"}
     forward = next((each for each in forwards if agree(old, partial(_layer, options=real, forward=each))), None)
     if forward is None:
-        raise refused("can't be converted, for its output would change: it must call super().forward(x) and leave statistics alone")
+        raise refused(
+            "can't be converted, for its output would change: it must call super().forward(x) and leave statistics alone"
+        )
     new = _layer(old, options, forward)
     if new.algebra.dim > 1 and is_parametrized(old):
         raise refused("has parametrized weights, which only algebra=real can keep")
@@ -91,7 +93,7 @@ def _converted(old: _BatchNorm, path: str, options: dict[str, Any]) -> BatchNorm
 
 
 @torch.no_grad()
-def _layer(old: _BatchNorm, options: dict[str, Any], forward: str) -> BatchNormLayer:
+def _layer(old: Any, options: dict[str, Any], forward: str) -> BatchNormLayer:
     """A layer in place of `old`, of the class that `join` makes for its class and `forward`."""
     kept: dict[str, Any] = {
         "stats": "batch" if old.running_mean is None and old.running_var is None else "tracked",

@@ -13,7 +13,7 @@ from hnetcl.errors import ArgumentError
 from hnetcl.kernels.layout import sum_dtype
 
 
-class TorchsFamily(NormLayer, _BatchNorm):
+class TorchsFamily(NormLayer, _BatchNorm):  # type: ignore[misc]  # whose annotations leave None out
     """Statistics that come from torch's layers, and what torch's own code asks of such layers."""
 
     stats: str

@@ -24,7 +24,7 @@ class Joined:
     origin: ClassVar[tuple[type, str]]
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        return blank, self.origin, self.__getstate__()  # type: ignore[attr-defined]
+        return blank, self.origin, self.__getstate__()
 
 
 def _then_children(self: Any, x: Tensor, **given: Any) -> Any:
@@ -55,7 +55,7 @@ def join(kind: type, forward: str) -> type:
 
 def blank(kind: type, forward: str) -> Any:
     """An object of the class, without its state."""
-    joined = join(kind, forward)
+    joined: Any = join(kind, forward)
     return joined.__new__(joined)
 
 
@@ -74,7 +74,8 @@ def adopt(new: nn.Module, old: _BatchNorm) -> None:
     for name, value in vars(old).items():
         if name in HOOKS or name not in vars(new):
             vars(new)[name] = value
-    for own, theirs in ((new._parameters, old._parameters), (new._buffers, old._buffers), (new._modules, old._modules)):
+    for part in ("_parameters", "_buffers", "_modules"):
+        own, theirs = vars(new)[part], vars(old)[part]
         for name, value in theirs.items():
             if name not in {"running_mean", "running_var", "num_batches_tracked"} and name not in {*own, *new._parameters}:
                 own[name] = value

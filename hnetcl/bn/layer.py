@@ -149,7 +149,8 @@ class BatchNormLayer(TorchsFamily):
         """Normalizes x.
 
         Args:
-            x: [N, C, *S] with up to three axes in S; for d = 2 also complex [N, Q, *S], as is then what is returned.
+            x: [N, C, *S] with up to three axes in S; for d = 2 also complex [N, Q, *S], as is then what is returned. Without
+                any values the output is empty, and no row is touched.
             stats_id: the row, an int or a 0-dim tensor; left out where there is one row or `using_task` chose one. In
                 evaluation also a vector of N rows, one for each sample.
             running_mean, running_var: statistics to use in place of a row, [C] and [C] or [Q, d, d]. In evaluation gradients
@@ -158,7 +159,7 @@ class BatchNormLayer(TorchsFamily):
             weight, bias: used in place of the layer's own.
 
         Raises:
-            ValueError: the shape of x, one value per channel in training (none gives an empty output), several rows and none chosen, or an unknown row.
+            ValueError: the shape of x, one value per channel in training, several rows and none chosen, or an unknown row.
         """
         given: dict[str, Any] = {"running_mean": running_mean, "running_var": running_var, "weight": weight, "bias": bias}
         if self._is_complex(x):

@@ -69,17 +69,17 @@ def one_by_one(backward: Callable[[Tensor], tuple[Tensor | None, ...]], g: Tenso
     """
     if torch.compiler.is_compiling() or not torch._C._dispatch_keys(g).has(OLD_VMAP):
         return backward(g)
-    level, gradients = 1, torch._remove_batch_dim(g, 1, 1, 0)  # type: ignore[attr-defined]
+    level, gradients = 1, torch._remove_batch_dim(g, 1, 1, 0)
     while torch._C._dispatch_keys(gradients).has(OLD_VMAP):  # g is not of this level, but of one further in
         level += 1
-        gradients = torch._remove_batch_dim(g, level, 1, 0)  # type: ignore[attr-defined]
+        gradients = torch._remove_batch_dim(g, level, 1, 0)
     torch._C._dispatch_tls_set_dispatch_key_included(OLD_VMAP_MODE, False)  # in which nothing can be compiled
     try:
         found = zip(*[backward(gradient) for gradient in gradients], strict=True)
     finally:
         torch._C._dispatch_tls_set_dispatch_key_included(OLD_VMAP_MODE, True)
     stacks = [None if each[0] is None else torch.stack(each) for each in found]
-    return tuple(None if s is None else torch._add_batch_dim(s, 0, level) for s in stacks)  # type: ignore[attr-defined]
+    return tuple(None if s is None else torch._add_batch_dim(s, 0, level) for s in stacks)
 
 
 def _first(t: Any, dim: int | None, size: int) -> Tensor:

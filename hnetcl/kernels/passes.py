@@ -56,7 +56,7 @@ def gradient_sums(g: Tensor, x: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def gradient(g: Tensor, x: Tensor, mean: Tensor, matrix: Tensor, shift: Tensor, factor: Tensor) -> Tensor:
-    """Reads g and x, writes dx = A^T (g - shift) + factor (x - mu) in x's dtype and layout; shift [d, Q], the matrices [Q, d, d]."""
+    """Reads g and x, writes dx = A^T (g - shift) + factor (x - mu), like x; shift [d, Q], the matrices [Q, d, d]."""
     from_g, from_x = _apply(matrix.mT, _centred(g, shift)), _apply(factor, _centred(x, mean))
     return numbers_like(x, [(a + b).to(x.dtype) for a, b in zip(from_g, from_x, strict=True)])
 

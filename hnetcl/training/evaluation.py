@@ -67,7 +67,8 @@ def accuracy(
         among = candidates(model, protocol.inference, seen)
     right = torch.zeros((), dtype=torch.long, device=split.labels.device)
     known = torch.zeros_like(right)
-    for images, labels in zip(split.images.split(protocol.batch_size), split.labels.split(protocol.batch_size), strict=True):
+    sizes = batch_sizes(len(split), protocol.batch_size)
+    for images, labels in zip(split.images.split(sizes), split.labels.split(sizes), strict=True):
         x = task.preprocess(images)
         if among is None:
             logits = model.run(params, x, number if stats is None else stats)
@@ -80,6 +81,17 @@ def accuracy(
         known += found.sum()
     model.train(training)
     return int(right) / len(split), int(known) / len(split)
+
+
+def batch_sizes(count: int, size: int) -> list[int]:
+    """Sizes of batches of `count` images, at most `size` each.
+
+    None is 1 where that can be, for a batch of one has no statistics of its own.
+    """
+    sizes = [size] * (count // size) + [count % size] * (count % size > 0)
+    if size > 2 and sizes[-1:] == [1] and len(sizes) > 1:
+        sizes[-2:] = [size - 1, 2]
+    return sizes
 
 
 def accuracies(
