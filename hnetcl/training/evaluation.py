@@ -6,8 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from hnetcl.bn import BATCH, batchnorm_layers
 from hnetcl.choices import INFERENCES, SCENARIOS
-from hnetcl.errors import one_of
+from hnetcl.errors import ArgumentError, one_of
 from hnetcl.inference import Candidates, candidates, infer_tasks
 from hnetcl.model import HyperModel
 from hnetcl.tasks import Split, Task, TaskSequence
@@ -57,6 +58,9 @@ def accuracy(
             is told.
         seen: tasks that come into question, the first so many.
         among: these tasks, where they have been written already.
+
+    Raises:
+        ArgumentError: the batch's statistics are to be used, of a single image.
     """
     training = model.training
     model.eval()
@@ -71,7 +75,7 @@ def accuracy(
     for images, labels in zip(split.images.split(sizes), split.labels.split(sizes), strict=True):
         x = task.preprocess(images)
         if among is None:
-            logits = model.run(params, x, number if stats is None else stats)
+            logits = _run(model, params, x, number if stats is None else stats)
             found = torch.ones_like(labels, dtype=torch.bool)
         else:
             tasks, logits = infer_tasks(model, x, among)
@@ -81,6 +85,16 @@ def accuracy(
         known += found.sum()
     model.train(training)
     return int(right) / len(split), int(known) / len(split)
+
+
+def _run(model: HyperModel, params: dict[str, Tensor], x: Tensor, stats: int | str) -> Tensor:
+    try:
+        return model.run(params, x, stats)
+    except ValueError as error:
+        by_batch = stats == BATCH or any(layer.stats == "batch" for layer in batchnorm_layers(model.net).values())
+        if len(x) > 1 or not by_batch:
+            raise
+        raise ArgumentError("stats", "batch", "can't be used for a batch of one image, which has no statistics") from error
 
 
 def batch_sizes(count: int, size: int) -> list[int]:
