@@ -36,25 +36,31 @@ class Algebra:
             raise ArgumentError(name, channels, f"must be a positive multiple of {self.dim} ({self.name})")
         return channels // self.dim
 
-    def block_matrix(self, weight: Tensor) -> Tensor:
+    def block_matrix(self, weight: Tensor, channels_last: bool = False) -> Tensor:
         """The real weight that multiplies by `weight` from the left.
 
         With y_c = sum over a, b with e_a e_b = s e_c of s w_a x_b, block (c, b) of the matrix is s w_a.
 
         Args:
             weight: [d, out / d, in / d, *K], the components of a linear (K empty) or a convolution's weight.
+            channels_last: whether the inputs of one place of K shall lie next to each other in memory.
 
         Returns:
             [out, in, *K]
         """
         if self.dim == 1:
-            return weight.squeeze(0)  # whose backward, unlike that of weight[0], copies nothing
+            real = weight.squeeze(0)  # whose backward, unlike that of weight[0], copies nothing
+            return real.movedim(1, -1).contiguous().movedim(-1, 1) if channels_last else real
         components = {1: weight.unbind(0), -1: (-weight).unbind(0)}
         blocks: list[Tensor] = [weight] * self.dim**2
         for a, row in enumerate(self.table):
             for b, (sign, c) in enumerate(row):
                 blocks[c * self.dim + b] = components[sign][a]
         grid = torch.stack(blocks).reshape(self.dim, self.dim, *weight.shape[1:])  # [c, b, out / d, in / d, *K]
+        if channels_last:
+            by_place = grid.permute(0, 2, *range(4, grid.ndim), 1, 3)  # [c, out / d, *K, b, in / d]
+            last: Tensor = by_place.flatten(-2).flatten(0, 1).movedim(-1, 1)
+            return last
         matrix: Tensor = grid.movedim(1, 2).flatten(2, 3).flatten(0, 1)
         return matrix
 

@@ -102,6 +102,8 @@ def build_net(config: Config, sequence: TaskSequence) -> nn.Module:
     try:
         return convert_batchnorm(net, **{key: value for key, value in bn.items() if key not in kept})
     except ArgumentError as error:
+        if error.name != "num_features":  # a layer by its path, or an argument of the bn group
+            raise error.within("bn" if error.name in bn else "net") from error
         rule = f"{config.net.model} has a batch-norm layer of {error.value} channels, {error.allowed}"
         raise ArgumentError("bn.algebra", config.bn.algebra, rule) from error
 

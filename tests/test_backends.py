@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from hnetcl.bn import BatchNormLayer
 from hnetcl.kernels import backends, blocks, closed_form, reference
 from hnetcl.kernels.backends import CLOSED_FORM, REFERENCE, select
 from hnetcl.kernels.blocks import BLOCKS
@@ -174,3 +175,23 @@ def test_blocks_take_a_share_of_the_memory() -> None:
         BLOCKS.moments(x)
     allocated = sum(e.self_cpu_memory_usage for e in profile.key_averages() if e.self_cpu_memory_usage > 0)
     assert allocated <= 1.1 * 4 * blocks.BLOCK + 4 * (mean.numel() + 4 * cov.numel())
+
+
+@needs_compiler
+@compiling
+@pytest.mark.parametrize("training", [True, False])
+def test_the_compiled_layer_does_as_the_plain_one(training: bool) -> None:
+    """With channels last, with several gradients at once, and with an empty batch."""
+    torch.manual_seed(0)
+    layers = [BatchNormLayer(8, "quaternion", backend=name).train(training) for name in ("compiled", "closed_form")]
+    x = torch.randn(4, 8, 3, 5).contiguous(memory_format=torch.channels_last).requires_grad_()
+    many, found = torch.randn(3, *x.shape), []
+    for layer in layers:
+        y = layer(x)
+        assert y.is_contiguous(memory_format=torch.channels_last)
+        leaves = [x, *layer.parameters()]
+        found.append([y, *torch.autograd.grad(y, leaves, many, is_grads_batched=True)])
+        before = [value.clone() for value in layer.buffers()]
+        assert layer(x[:0]).shape == (0, 8, 3, 5)
+        assert all(map(torch.equal, layer.buffers(), before))
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-4)

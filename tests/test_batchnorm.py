@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from hnetcl.algebra import ALGEBRAS, Algebra
-from hnetcl.bn import BATCH, BatchNormLayer, using_task
+from hnetcl.bn import BATCH, BatchNormLayer, ConvBatchNorm, using_task
 from hnetcl.choices import STATS, WHITENINGS
 from hnetcl.errors import ArgumentError
 
@@ -298,16 +298,96 @@ def test_ensembles(algebra: str, training: bool, stats: str) -> None:
 @every_algebra
 @pytest.mark.parametrize("shape", [(0, 8), (0, 8, 3), (2, 8, 0)], ids=str)
 def test_nothing_gives_nothing(algebra: str, shape: tuple[int, ...]) -> None:
-    """Without samples or positions evaluation gives an empty output and zero gradients, and training is refused."""
-    for backend, stats in product(("closed_form", "reference"), ("tracked", "learnable", "frozen", "generated")):
-        layer, x = build(8, algebra, stats=stats, backend=backend).eval(), samples(*shape).requires_grad_()
+    """Without samples or positions the output is empty and gradients are zero, in both modes as in torch; no row moves."""
+    for backend, stats, training in product(("closed_form", "reference"), STATS, (True, False)):
+        layer, x = build(8, algebra, stats=stats, backend=backend).train(training), samples(*shape).requires_grad_()
+        before = buffers(layer)
         y = layer(x)
         y.sum().backward()
         assert y.shape == shape
+        assert x.grad is not None
         for parameter in layer.parameters():
             assert parameter.grad is None or not parameter.grad.any()
-    with pytest.raises(ValueError, match="more than one value per channel"):
-        build(8, algebra)(samples(*shape))
+        assert_equal(buffers(layer), before)
+
+
+@every_algebra
+def test_nothing_moves_no_given_statistics(algebra: str) -> None:
+    """Of a caller's plain tensors in training, nor of the norm of a fused convolution."""
+    layer, given = build(8, algebra), from_outside(build(8, algebra))
+    before = copies(given)
+    assert layer(samples(0, 8, 2), **given).shape == (0, 8, 2)
+    assert_equal(given, before)
+    fused = ConvBatchNorm(nn.Conv2d(3, 8, 3).double(), layer)
+    rows = buffers(layer)
+    fused(torch.zeros(0, 3, 5, 5, dtype=torch.float64)).sum().backward()
+    assert_equal(buffers(layer), rows)
+
+
+@every_algebra
+@in_both_modes
+@pytest.mark.parametrize("backend", ["closed_form", "reference"])
+def test_several_gradients_at_once(algebra: str, training: bool, backend: str) -> None:
+    """`is_grads_batched=True` gives what a loop gives: of x, Gamma, beta, given statistics, through a fused convolution."""
+    layer, conv = build(8, algebra, backend=backend).train(training), nn.Conv1d(3, 8, 2).double()
+    x, z = samples(9, 8, 2).requires_grad_(), samples(5, 3, 4).requires_grad_()
+    given = {name: value.requires_grad_() for name, value in from_outside(layer).items()}
+    calls: list[tuple[Tensor, list[Tensor]]] = [(layer(x), [x, *layer.parameters()])]
+    calls.append((ConvBatchNorm(conv, layer)(z), [z, *conv.parameters(), *layer.parameters()]))
+    if not training:
+        calls.append((layer(x, **given), [x, *given.values()]))
+    for y, leaves in calls:
+        many = torch.randn(3, *y.shape, dtype=torch.float64)
+        gradients = partial(torch.autograd.grad, y, leaves, retain_graph=True)
+        together = gradients(many, is_grads_batched=True)
+        torch.testing.assert_close(together, tuple(map(torch.stack, zip(*map(gradients, many), strict=True))))
+    jacobian = partial(torch.autograd.functional.jacobian, layer.eval(), x)
+    torch.testing.assert_close(jacobian(vectorize=True), jacobian())
+
+
+@every_algebra
+@pytest.mark.parametrize("backend", ["closed_form", "reference"])
+@pytest.mark.parametrize("form", [torch.channels_last, torch.channels_last_3d], ids=str)
+def test_channels_last_stays(algebra: str, backend: str, form: torch.memory_format) -> None:
+    """Outputs and gradients are laid out like x, in every mode, also behind a gradient that is not; in place is no harm."""
+    contiguous = samples(4, 8, 3, 5, *[2] * (form is torch.channels_last_3d))
+    x = contiguous.contiguous(memory_format=form).requires_grad_()
+    for stats, training in product(("tracked", "generated"), (True, False)):
+        layer = build(8, algebra, stats=stats, backend=backend).train(training)
+        y, expected = layer(x), layer(leaf := contiguous.clone().requires_grad_())
+        assert y.is_contiguous(memory_format=form)
+        torch.testing.assert_close(F.relu(y, inplace=True), F.relu(expected))
+        for g in (torch.randn_like(expected), torch.randn_like(y)):
+            (dx,) = torch.autograd.grad(y, x, g, retain_graph=True)
+            assert dx.is_contiguous(memory_format=form)
+            torch.testing.assert_close(dx, torch.autograd.grad(F.relu(expected), leaf, g, retain_graph=True)[0])
+
+
+def test_complex_channels_last_stays() -> None:
+    x = torch.randn(4, 6, 3, 5, dtype=torch.complex64).contiguous(memory_format=torch.channels_last)
+    y = BatchNormLayer(12, "complex").eval()(x)
+    assert y.is_contiguous(memory_format=torch.channels_last)
+
+
+@every_algebra
+@pytest.mark.parametrize("stats", ["tracked", "learnable", "distilled"])
+def test_memory_formats_and_half_precision_pass_rows_by(algebra: str, stats: str) -> None:
+    """They stay as they are laid out, and in float32; `.double()` widens them, and half-precision input is normalized."""
+    layer = BatchNormLayer(8, algebra, stats=stats)
+    layer(torch.randn(9, 8))
+    before = layer.get_stats(0)
+    for form in (torch.channels_last, torch.channels_last_3d):
+        layer.to(memory_format=form)  # type: ignore[call-overload]
+        assert all(value.is_contiguous() for value in layer.rows.values())
+    for half in (torch.bfloat16, torch.float16):
+        layer.double().to(half)
+        assert layer.weight is not None
+        assert layer.weight.dtype == half
+        assert {value.dtype for value in layer.rows.values()} == {torch.float32, torch.int64}
+        assert_equal(layer.get_stats(0), before)
+        assert layer.eval()(torch.randn(9, 8, dtype=half)).dtype == half
+    layer.checkpoint_stats()
+    assert layer.double().get_stats(1)[0].dtype == torch.float64
 
 
 @every_algebra

@@ -143,3 +143,23 @@ def test_widths_must_be_multiples(layer: Callable[..., Linear | Conv2d], named: 
     """A width that is no multiple of d is refused by name, in one line, at construction."""
     with pytest.raises(ArgumentError, match=rf"\A{named}: must be a positive multiple of {ALGEBRAS[algebra].dim} .*\Z"):
         layer(algebra=algebra)
+
+
+@every_algebra
+def test_channels_last_is_remembered(algebra: str) -> None:
+    """Outputs and gradients have the format of torch's layer, for contiguous input too; other formats and types pass it by."""
+    layer, x = Conv2d(8, 12, 3, algebra), torch.randn(4, 8, 7, 5, requires_grad=True)
+    before = layer(x)
+    gradient = torch.autograd.grad(before.square().sum(), layer.weight)
+    for form in (torch.channels_last, torch.channels_last_3d):
+        layer.to(memory_format=form).double().float()  # type: ignore[call-overload]
+    y = layer(x)
+    assert y.is_contiguous(memory_format=torch.channels_last)
+    assert layer.real_weight().is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(y, before)
+    torch.testing.assert_close(torch.autograd.grad(y.square().sum(), layer.weight), gradient)
+    last = x.detach().contiguous(memory_format=torch.channels_last).requires_grad_()
+    (dx,) = torch.autograd.grad(layer(last).square().sum(), last)
+    assert dx.is_contiguous(memory_format=torch.channels_last)
+    layer.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    assert layer(x).is_contiguous()

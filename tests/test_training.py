@@ -1,20 +1,22 @@
 """The loop's own promises, without the command line."""
 
+import math
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from hnetcl.bn import BatchNormLayer, row_parameters, writable_parameters
+from hnetcl.bn import BATCH, BatchNormLayer, row_parameters, writable_parameters
+from hnetcl.bn.gaussian import distance
 from hnetcl.errors import ArgumentError
-from hnetcl.hnets import ChunkedHyperNetwork, DirectHyperNetwork, HyperNetwork
+from hnetcl.hnets import ChunkedHyperNetwork, DirectHyperNetwork, FullHyperNetwork, HyperNetwork
 from hnetcl.methods import Finetune, Method, OutputRegularizer
 from hnetcl.model import HyperModel
 from hnetcl.nets import MLP
-from hnetcl.tasks import TaskSequence, load_images, split_sequence
+from hnetcl.tasks import Split, TaskSequence, load_images, split_sequence
 from hnetcl.training import (
     OPTIMIZERS,
     Observer,
@@ -28,6 +30,8 @@ from hnetcl.training import (
     engine,
     resolve_device,
 )
+from hnetcl.training.evaluation import batch_sizes
+from hnetcl.training.statistics import statistics_report
 
 ADAM = OptimizerFactory("adam", lr=0.01, schedule="cosine", weight_decay=0.0, options={})
 
@@ -227,3 +231,59 @@ class Written(Observer):
     def on_task_end(self, end: TaskEnd) -> None:
         assert self.hnet is not None
         self.told.append(self.hnet.flat(torch.tensor([0])).detach())
+
+
+@pytest.mark.parametrize(
+    ("count", "size", "expected"),
+    [(10, 4, [4, 4, 2]), (9, 4, [4, 3, 2]), (8, 4, [4, 4]), (5, 4, [3, 2]), (1, 4, [1]), (3, 2, [2, 1]), (2, 1, [1, 1])],
+)
+def test_no_batch_of_one_is_left(count: int, size: int, expected: list[int]) -> None:
+    assert batch_sizes(count, size) == expected
+
+
+def test_evaluation_by_the_batchs_own_statistics(sequence: TaskSequence) -> None:
+    """Takes any number of images but one, which is refused in one line; a task's row takes that too."""
+    net, task = model(sequence), sequence[0]
+    for count, size in ((9, 4), (5, 4)):
+        split = Split(task.test.images[:count], task.test.labels[:count])
+        accuracy(net, 0, task, split, Protocol(batch_size=size), stats=BATCH)
+    one = Split(task.test.images[:1], task.test.labels[:1])
+    with pytest.raises(ArgumentError, match=r"\Astats=batch: can't be used for a batch of one image.*\Z"):
+        accuracy(net, 0, task, one, Protocol(), stats=BATCH)
+    accuracy(net, 0, task, one, Protocol())
+
+
+class _Recurrent(nn.Module):
+    """Its norm layer runs twice in a forward."""
+
+    def __init__(self, features: int, classes: int) -> None:
+        super().__init__()
+        self.first, self.norm, self.head = nn.Linear(features, 8), BatchNormLayer(8), nn.Linear(8, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.first(x.flatten(1)))
+        y: Tensor = self.head(self.norm(2 * x + 1))
+        return y
+
+
+def test_a_layer_that_runs_twice_is_reported_once(sequence: TaskSequence) -> None:
+    """Its inputs of one task belong together; modes that a user has set are restored module by module."""
+    torch.manual_seed(0)
+    net = _Recurrent(math.prod(sequence.in_shape), sequence.num_classes)
+    shapes = {name: p.shape for name, p in net.named_parameters()}
+    whole = HyperModel(net, FullHyperNetwork(shapes, len(sequence), (8,), 4))
+    net.head.eval()
+    modes = {m: m.training for m in whole.modules()}
+    apart, misfit = statistics_report(whole, sequence, len(sequence), 64)
+    assert {m: m.training for m in whole.modules()} == modes
+    assert apart["norm"].shape == (3, 3)
+    inputs: list[Tensor] = []
+    data = sequence[1]
+    handle = net.norm.register_forward_pre_hook(lambda layer, args: inputs.append(args[0]))
+    with torch.no_grad():
+        whole.eval()(data.preprocess(data.train.images[:64]), 1)
+    handle.remove()
+    seen = torch.cat(inputs).double()
+    now = seen.mean(0), seen.var(0).reshape(-1, 1, 1)
+    expected = distance(torch.zeros(8), torch.ones(8, 1, 1), *now, net.norm.eps)
+    torch.testing.assert_close(misfit["norm"][1], expected, rtol=1e-4, atol=1e-6)

@@ -1,8 +1,9 @@
 """What every norm layer has: an algebra, Gamma and beta, rows of statistics."""
 
 import math
+from collections.abc import Callable
 from operator import index
-from typing import Any, SupportsIndex
+from typing import Any, Self, SupportsIndex
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from hnetcl.algebra import Algebra, as_algebra
 from hnetcl.choices import BACKENDS, WHITENINGS
 from hnetcl.errors import ArgumentError, one_of
+from hnetcl.kernels.layout import sum_dtype
 from hnetcl.kernels.mapping import is_mapped
 
 BATCH = "batch"  # in place of a row: normalize by the batch's own statistics, in evaluation too
@@ -18,6 +20,9 @@ BATCH = "batch"  # in place of a row: normalize by the batch's own statistics, i
 class NormLayer(nn.Module):
     """Gamma, beta, and tensors with a leading axis of rows, one row per task.
 
+    Statistics stay in float32 where the module goes to half precision (`.bfloat16()`, `.half()`), and `.double()` widens them;
+    a memory format is for images, so they have none.
+
     Args:
         num_features, algebra, whitening, affine, eps, backend: as in `BatchNormLayer`.
 
@@ -25,10 +30,13 @@ class NormLayer(nn.Module):
         ArgumentError: C is not a positive multiple of d, or an argument is outside its set.
     """
 
+    weight: nn.Parameter | None
+    bias: nn.Parameter | None
+
     def __init__(
         self, num_features: int, algebra: str | Algebra, whitening: str | None, affine: bool, eps: float, backend: str
     ) -> None:
-        super().__init__()
+        nn.Module.__init__(self)  # the family of torch's layers, which `BatchNormLayer` joins, is built otherwise
         self.algebra = as_algebra(algebra)
         self.num_numbers = self.algebra.numbers(num_features, "num_features")
         whitening = whitening or ("cholesky" if self.algebra.dim == 4 else "zca")
@@ -42,8 +50,8 @@ class NormLayer(nn.Module):
         self.affine, self.eps, self.backend = affine, eps, backend
         self.row: int | Tensor | str | None = None  # set by `using_task`
         self.row_names: tuple[str, ...] = ()
-        self.weight = nn.Parameter(self._initial_weight()) if affine else None
-        self.bias = nn.Parameter(torch.zeros(num_features)) if affine else None
+        self.register_parameter("weight", nn.Parameter(self._initial_weight()) if affine else None)
+        self.register_parameter("bias", nn.Parameter(torch.zeros(num_features)) if affine else None)
 
     # ------------------------------------------------------------------ rows
 
@@ -54,8 +62,9 @@ class NormLayer(nn.Module):
     def _standard_row(self) -> tuple[Tensor, Tensor, Tensor]:
         """Mean 0, variance 1 or covariance I, and count 0, [1, ...] each."""
         c, d, q = self.num_features, self.algebra.dim, self.num_numbers
-        var = torch.ones(1, c) if d == 1 else torch.eye(d).repeat(1, q, 1, 1)
-        return torch.zeros(1, c), var, torch.zeros(1, dtype=torch.long)
+        dtype = sum_dtype(torch.get_default_dtype())
+        var = torch.ones(1, c, dtype=dtype) if d == 1 else torch.eye(d, dtype=dtype).repeat(1, q, 1, 1)
+        return torch.zeros(1, c, dtype=dtype), var, torch.zeros(1, dtype=torch.long)
 
     def _open_first_row(self, learnable: bool = False) -> None:
         for name, value in self.fresh_row().items():
@@ -173,6 +182,24 @@ class NormLayer(nn.Module):
     def _require_rows(self) -> None:
         if not self.row_names:
             raise ValueError(f"{type(self).__name__}({self.extra_repr()}) keeps no rows of statistics")
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """What `.to()` and its like do to every tensor."""
+        kept = {id(t) for own in self.statistics_tensors().values() for t in (own, own.grad) if t is not None}
+
+        def apply(t: Tensor) -> Tensor:
+            flat = t.flatten(1) if t.ndim > 3 else t  # in which torch sees no image
+            new = fn(flat)
+            if id(t) in kept and new.dtype != sum_dtype(new.dtype):
+                new = flat.to(new.device, sum_dtype(new.dtype))
+            return t if new is flat else new.reshape(t.shape)
+
+        super()._apply(apply, recurse)
+        return self
+
+    def statistics_tensors(self) -> dict[str, Tensor]:
+        """The rows and statistics that are written, by name: what is not to lose precision."""
+        return self.rows
 
     def _set(self, name: str, value: Tensor) -> None:
         old = getattr(self, name)

@@ -65,7 +65,7 @@ class ConvBatchNorm(nn.Module):
 
 def _real_weight(conv: AnyConv) -> Tensor:
     """[out, in / groups, *K]."""
-    return conv.algebra.block_matrix(conv.weight) if isinstance(conv, Conv2d) else conv.weight
+    return conv.real_weight() if isinstance(conv, Conv2d) else conv.weight
 
 
 def _padded(conv: AnyConv, x: Tensor, weight: Tensor) -> tuple[Tensor, Convolution]:

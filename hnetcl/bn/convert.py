@@ -1,23 +1,35 @@
 """Turning torch's batch-norm layers into ones with a statistics row per task."""
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.lazy import LazyModuleMixin
+from torch.nn.utils.parametrize import is_parametrized
 
 from hnetcl.algebra import Algebra
+from hnetcl.bn.joined import CHILDREN, OWN, PLAIN, TORCHS, adopt, agree, blank, clash
 from hnetcl.bn.layer import BatchNormLayer
+from hnetcl.errors import ArgumentError
 
 
 def convert_batchnorm(module: nn.Module, algebra: str | Algebra = "real", **options: Any) -> nn.Module:
     """Replaces every BatchNorm1d, 2d, 3d and SyncBatchNorm (with `sync`) inside `module` by a `BatchNormLayer`, in place.
 
     With algebra "real" the layers keep weights, running statistics, eps, momentum, mode, device and dtype, and so the module's
-    output. Another algebra whitens, which no per-channel layer did: such layers keep eps, momentum, mode, device and dtype, and
-    start afresh otherwise. Lazy layers must have seen their first batch. A layer that occurs twice still does afterwards.
+    output. Their statistics are those of every row that is opened later, too. Another algebra whitens, which no per-channel
+    layer did: such layers keep eps, momentum, mode, device and dtype, and start afresh otherwise. Both keep hooks, attributes
+    and submodules. As in torch, whether there are weights, biases and running statistics is told by the tensors, not by flags.
+    Lazy layers must have seen their first batch. A layer that occurs twice still does afterwards; ours stay what they are.
 
         net = convert_batchnorm(torchvision.models.resnet18())
+
+    A layer of a subclass becomes one of a class that derives from both, with the same state-dict names: its own `forward` runs,
+    and `super().forward(x)` in it is ours; or, where it computes batch norm itself and then calls its submodules (timm's
+    `BatchNormAct2d`), ours and then they. A copy is tried on a random batch first, and a layer whose output or statistics
+    would change in evaluation or training is refused.
 
     Args:
         module: any module; it is changed, unless it is a batch-norm layer itself.
@@ -28,42 +40,89 @@ def convert_batchnorm(module: nn.Module, algebra: str | Algebra = "real", **opti
         The module; the new layer where `module` is a batch-norm layer itself.
 
     Raises:
-        ArgumentError: a layer's channels are not a multiple of d.
+        ArgumentError: a layer's channels are not a multiple of d; or a layer, named by its path, does what can't be kept.
     """
-    return _convert(module, {"algebra": algebra, **options}, {})
+    return _convert(module, "", {"algebra": algebra, **options}, {})
 
 
-def _convert(module: nn.Module, options: dict[str, Any], done: dict[nn.Module, BatchNormLayer]) -> nn.Module:
-    if isinstance(module, _BatchNorm):
-        if module not in done:
-            done[module] = _layer(module, options)
+def _convert(module: nn.Module, path: str, options: dict[str, Any], done: dict[nn.Module, nn.Module]) -> nn.Module:
+    if module in done:
         return done[module]
+    done[module] = module
+    if isinstance(module, _BatchNorm) and not isinstance(module, BatchNormLayer):
+        done[module] = module = _converted(module, path, options)
     for name, child in module._modules.items():  # named_children passes over what it has seen
         if child is not None:
-            module._modules[name] = _convert(child, options, done)
+            module._modules[name] = _convert(child, f"{path}.{name}".lstrip("."), options, done)
     return module
 
 
+def _converted(old: _BatchNorm, path: str, options: dict[str, Any]) -> BatchNormLayer:
+    """The layer that takes the place of `old`."""
+
+    def refused(why: str) -> ArgumentError:
+        return ArgumentError(path or "module", type(old).__name__, why)
+
+    if isinstance(old, LazyModuleMixin) and old.has_uninitialized_params():
+        raise refused("a lazy layer must have seen its first batch before it is converted")
+    if "forward" in vars(old) or any(getattr(value, "__self__", None) is old for value in vars(old).values()):
+        raise refused("can't be converted, for a method of this very layer was replaced")
+    for name in () if is_parametrized(old) else ("weight", "bias"):
+        if name not in old._parameters:
+            raise refused(f"can't be converted, for its {name} is no parameter, but computed from others")
+    taken = clash(old)
+    if taken is not None:
+        raise refused(f"can't be converted, for it has a {taken} of its own, which means something else in a BatchNormLayer")
+    if type(old) in TORCHS:
+        return _layer(old, options, PLAIN)
+    forwards = [OWN, CHILDREN]
+    if type(old).forward in (_BatchNorm.forward, nn.SyncBatchNorm.forward):
+        forwards = [PLAIN]
+    elif not old._modules:
+        forwards = [OWN]
+    real = {"algebra": "real"}
+    forward = next((each for each in forwards if agree(old, partial(_layer, options=real, forward=each))), None)
+    if forward is None:
+        raise refused(
+            "can't be converted, for its output would change: it must call super().forward(x) and leave statistics alone"
+        )
+    new = _layer(old, options, forward)
+    if new.algebra.dim > 1 and is_parametrized(old):
+        raise refused("has parametrized weights, which only algebra=real can keep")
+    return new
+
+
 @torch.no_grad()
-def _layer(old: _BatchNorm, options: dict[str, Any]) -> BatchNormLayer:
+def _layer(old: Any, options: dict[str, Any], forward: str) -> BatchNormLayer:
+    """A layer in place of `old`, of the class that `join` makes for its class and `forward`."""
     kept: dict[str, Any] = {
-        "stats": "tracked" if old.track_running_stats else "batch",
-        "affine": old.affine,
+        "stats": "batch" if old.running_mean is None and old.running_var is None else "tracked",
+        "affine": old.weight is not None or old.bias is not None,
         "momentum": old.momentum,
         "eps": old.eps,
         "sync": isinstance(old, nn.SyncBatchNorm),
     }
     new = BatchNormLayer(old.num_features, **{**kept, **options}).train(old.training)
     new.process_group = getattr(old, "process_group", None)
-    like = next((t for t in (*old.parameters(), *old.buffers()) if t.is_floating_point()), None)
+    new.track_running_stats = new.track_running_stats and (old.track_running_stats or kept["stats"] == "batch")
+    like = next((t for t in (*old.parameters(recurse=False), *old.buffers(recurse=False)) if t.is_floating_point()), None)
     if like is not None:
         new.to(like)
-    own = {**dict(old.named_parameters(recurse=False)), **dict(old.named_buffers(recurse=False))}
-    for name, parameter in new.named_parameters(recurse=False):
-        if name in own:
-            parameter.requires_grad_(own[name].requires_grad)
-    if new.algebra.dim == 1:
-        for name, value in (*new.named_parameters(recurse=False), *new.named_buffers(recurse=False)):
-            if name in own:
-                value.copy_(own[name].reshape(value.shape))
+    for name in ("weight", "bias"):
+        value, own = old._parameters.get(name), new._parameters[name]
+        if getattr(old, name) is None and "affine" not in options:
+            new._parameters[name] = None
+        elif own is not None and value is not None:
+            own.requires_grad_(value.requires_grad)
+            if new.algebra.dim == 1:
+                own.copy_(value)
+        elif value is None and is_parametrized(old, name):
+            del new._parameters[name]  # the class computes it
+    if new.algebra.dim == 1 and kept["stats"] == "tracked":
+        count = old.num_batches_tracked
+        new.give(old.running_mean, old.running_var, torch.zeros((), dtype=torch.long) if count is None else count)
+    if type(old) not in TORCHS:
+        state, new = vars(new), blank(type(old), forward)
+        vars(new).update(state)
+    adopt(new, old)
     return new

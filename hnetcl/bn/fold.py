@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from hnetcl.algebra import Algebra
+from hnetcl.bn.base import NormLayer
 from hnetcl.bn.layer import BatchNormLayer
 from hnetcl.bn.rows import norm_layers
 from hnetcl.errors import one_line
@@ -83,7 +84,7 @@ class _Tracer(fx.Tracer):
     """Records calls of torch's layers and of ours, not what happens inside them."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        ours = isinstance(getattr(m, "algebra", None), Algebra) and not m._modules
+        ours = isinstance(m, NormLayer) or (isinstance(getattr(m, "algebra", None), Algebra) and not m._modules)
         return ours or super().is_leaf_module(m, module_qualified_name)
 
 

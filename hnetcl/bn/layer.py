@@ -7,7 +7,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from hnetcl.algebra import Algebra
-from hnetcl.bn.base import BATCH, NormLayer
+from hnetcl.bn.base import BATCH
+from hnetcl.bn.family import TorchsFamily
 from hnetcl.bn.gaussian import divergence, parameters, statistics
 from hnetcl.choices import STATS
 from hnetcl.errors import ArgumentError, one_of
@@ -17,7 +18,7 @@ from hnetcl.kernels.mapping import learns
 from hnetcl.kernels.sums import Group
 
 
-class BatchNormLayer(NormLayer):
+class BatchNormLayer(TorchsFamily):
     r"""Batch norm over numbers of d components, with a row of running statistics per task.
 
     .. math:: y = \Gamma f(V) (x - \mu) + \beta
@@ -28,6 +29,9 @@ class BatchNormLayer(NormLayer):
         bn = BatchNormLayer(64, algebra="quaternion")
         bn.checkpoint_stats()                # a second row, for a second task
         y = bn(x, stats_id=1)                # x [N, 64, *S]
+
+    To torch it is one of its batch-norm layers (`isinstance(layer, torch.nn.modules.batchnorm._BatchNorm)`): code that freezes
+    them in evaluation mode, groups their parameters, or calls `torch.optim.swa_utils.update_bn` means these too.
 
     | stats | rows | batch statistics used in training / evaluation | what evaluation uses |
     |---|---|---|---|
@@ -54,6 +58,10 @@ class BatchNormLayer(NormLayer):
         running_mean: [rows, C].
         running_var: the unbiased variance [rows, C] (d = 1) or covariance [rows, Q, d, d].
         num_batches_tracked: [rows].
+        track_running_stats: whether training updates the rows; true where there are any, and may be switched as in torch.
+        given: the row that a converted layer came with: every further row opens as it, however far training has gone since,
+            for the weights came with it too. Copies and pickles keep it; a state dict holds the rows only. None: rows open
+            afresh.
         running_location, running_factor: learnable rows; location, factor: written statistics; see `gaussian`.
         lesson_weight: of the loss that teaches learnable and distilled statistics (`gaussian.divergence`): backward adds its
             gradient wherever the layer's output is differentiated. No gradient flows into what is taught from.
@@ -88,13 +96,17 @@ class BatchNormLayer(NormLayer):
         self.stats, self.momentum, self.sync = stats, momentum, sync
         self.process_group: Group | None = None
         self.lesson_weight = 10.0
+        self.given = None
         self._open_first_row(learnable=stats == "learnable")
+        self.track_running_stats = bool(self.row_names)
         if stats in ("generated", "distilled"):
             self.location = nn.Parameter(torch.zeros(num_features))
             self.factor = nn.Parameter(torch.zeros(self._triangle))
 
     def fresh_row(self) -> dict[str, Tensor]:
-        """Mean 0 and covariance I."""
+        """Mean 0 and covariance I, or the given row."""
+        if self.given is not None:
+            return dict(self.given)
         mean, var, count = self._standard_row()
         if self.stats == "learnable":
             learned = torch.zeros(1, *self._triangle)
@@ -137,7 +149,8 @@ class BatchNormLayer(NormLayer):
         """Normalizes x.
 
         Args:
-            x: [N, C, *S] with up to three axes in S; for d = 2 also complex [N, Q, *S], as is then what is returned.
+            x: [N, C, *S] with up to three axes in S; for d = 2 also complex [N, Q, *S], as is then what is returned. Without
+                any values the output is empty, and no row is touched.
             stats_id: the row, an int or a 0-dim tensor; left out where there is one row or `using_task` chose one. In
                 evaluation also a vector of N rows, one for each sample.
             running_mean, running_var: statistics to use in place of a row, [C] and [C] or [Q, d, d]. In evaluation gradients
@@ -150,7 +163,7 @@ class BatchNormLayer(NormLayer):
         """
         given: dict[str, Any] = {"running_mean": running_mean, "running_var": running_var, "weight": weight, "bias": bias}
         if self._is_complex(x):
-            return real_to_complex(self(complex_to_real(x), stats_id=stats_id, **given))
+            return real_to_complex(BatchNormLayer.forward(self, complex_to_real(x), stats_id=stats_id, **given))
         return self.normalize_by(self.kernel(x), x, x.shape, stats_id=stats_id, **given)
 
     def kernel(self, x: Tensor) -> Kernel:
@@ -186,9 +199,7 @@ class BatchNormLayer(NormLayer):
             raise ValueError("running_mean and running_var must be given together")
 
         if not given and self.stats == "frozen":
-            dtype = sum_dtype(x.dtype)
-            zero, one = torch.zeros(d * q, dtype=dtype, device=x.device), torch.eye(d, dtype=dtype, device=x.device)
-            return kernel.normalize(x, zero, one.expand(q, d, d), gamma, beta, d=d, eps=0.0, whitening="naive")  # W = I exactly
+            return self._affine(kernel, x, gamma, beta)
         batch = self.training if given else self._wants_batch() or (self.training and self.stats != "generated")
         if not batch:
             used = given or self.evaluation_statistics(stats_id)
@@ -202,6 +213,8 @@ class BatchNormLayer(NormLayer):
         if self.training and (group := self._ranks()) is not None:
             y, mean, cov, total = kernel.synchronised_batch_norm(x, gamma, beta, group=group, **options)
             total = total.clamp_min(2)  # the ranks are trusted to have more than one value, for to ask would wait for a GPU
+        elif total == 0:
+            return self._affine(kernel, x, gamma, beta)  # empty, and no statistics of anything
         elif total < 2:
             raise ValueError(f"batch statistics need more than one value per channel, got x of shape {tuple(shape)}")
         else:
@@ -210,9 +223,15 @@ class BatchNormLayer(NormLayer):
             cov = cov * (total / (total - 1))
             if given:
                 _update_given(*given, mean, cov, 0.1 if self.momentum is None else self.momentum)
-            elif not self._wants_batch():
+            elif self.track_running_stats and not self._wants_batch():
                 y = self._update(y, stats_id, mean, cov)
         return y
+
+    def _affine(self, kernel: Kernel, x: Tensor, gamma: Tensor | None, beta: Tensor | None) -> Tensor:
+        """By mean 0 and covariance I: only Gamma and beta act."""
+        d, q, dtype = self.algebra.dim, self.num_numbers, sum_dtype(x.dtype)
+        zero, one = torch.zeros(d * q, dtype=dtype, device=x.device), torch.eye(d, dtype=dtype, device=x.device)
+        return kernel.normalize(x, zero, one.expand(q, d, d), gamma, beta, d=d, eps=0.0, whitening="naive")  # W = I exactly
 
     def _ranks(self) -> Group | None:
         """The ranks to synchronise with, where there are any but this one."""

@@ -12,6 +12,7 @@ from hnetcl.bn.conv_bn import ConvBatchNorm
 from hnetcl.bn.gaussian import parameters
 from hnetcl.bn.layer import BatchNormLayer
 from hnetcl.bn.rows import batchnorm_layers, using_task
+from hnetcl.kernels.backends import Kernel
 from hnetcl.kernels.layout import complex_to_real, split
 from hnetcl.kernels.passes import moments
 
@@ -28,6 +29,8 @@ class Moments:
     @torch.no_grad()
     def add(self, x: Tensor, d: int) -> None:
         """Takes in x [N, C, *S]."""
+        if not x.numel():
+            return
         numbers = split(complex_to_real(x) if x.is_complex() else x, d)
         count = numbers.shape[0] * numbers.shape[3]
         mean, cov = (value.double() for value in moments(numbers))
@@ -52,24 +55,50 @@ class Moments:
 
 @contextmanager
 def watching(module: nn.Module, see: Callable[[str, BatchNormLayer, Tensor], None]) -> Iterator[None]:
-    """Within, `see` is called with the name of every batch-norm layer that runs, the layer and its input."""
+    """Within, `see` is called with the name of every batch-norm layer that runs, the layer, and what it normalizes.
 
+    That is not always the layer's input: a user's subclass may change it before. A layer that runs twice is seen twice.
+    """
     names = {layer: name for name, layer in batchnorm_layers(module).items()}
+    fusing: set[BatchNormLayer] = set()  # norms that are about to be given the input of a convolution before them
 
-    def hook(layer: nn.Module, args: Any, kwargs: Any) -> None:
-        x = args[0] if args else kwargs["x"]
-        if isinstance(layer, ConvBatchNorm):  # which calls neither of its layers
-            see(names[layer.norm], layer.norm, layer.conv(x))
-        elif isinstance(layer, BatchNormLayer):
-            see(names[layer], layer, x)
+    def before_fused(fused: nn.Module, args: Any, kwargs: Any) -> None:
+        assert isinstance(fused, ConvBatchNorm)
+        see(names[fused.norm], fused.norm, fused.conv(args[0] if args else kwargs["x"]))
+        fusing.add(fused.norm)
 
-    kinds = BatchNormLayer | ConvBatchNorm
-    handles = [m.register_forward_pre_hook(hook, with_kwargs=True) for m in module.modules() if isinstance(m, kinds)]
+    def watched(layer: BatchNormLayer) -> Callable[..., Tensor]:
+        def normalize_by(kernel: Kernel, x: Tensor, shape: torch.Size, **given: Any) -> Tensor:
+            if layer not in fusing:
+                see(names[layer], layer, x)
+            fusing.discard(layer)
+            return BatchNormLayer.normalize_by(layer, kernel, x, shape, **given)
+
+        return normalize_by
+
+    pairs = [m for m in module.modules() if isinstance(m, ConvBatchNorm)]
+    handles = [m.register_forward_pre_hook(before_fused, with_kwargs=True) for m in pairs]
+    for layer in names:
+        vars(layer)["normalize_by"] = watched(layer)
     try:
         yield
     finally:
+        for layer in names:
+            del vars(layer)["normalize_by"]
         for handle in handles:
             handle.remove()
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Within, the module is in evaluation mode; afterwards each of its modules is in the mode that it was in."""
+    training = {m: m.training for m in module.modules()}
+    module.eval()
+    try:
+        yield
+    finally:
+        for m, was in training.items():
+            m.training = was
 
 
 @torch.no_grad()
@@ -106,16 +135,11 @@ def recalibrate(
         if name in seen:
             seen[name].add(x, layer.algebra.dim)
 
-    training, number = {m: m.training for m in module.modules()}, 0
-    module.eval()
-    try:
-        with using_task(module, BATCH), watching(module, see):
-            for batch in batches:
-                (call or module)(batch)
-                number += 1
-    finally:
-        for m, was in training.items():
-            m.training = was
+    number = 0
+    with evaluating(module), using_task(module, BATCH), watching(module, see):
+        for batch in batches:
+            (call or module)(batch)
+            number += 1
     if not number:
         raise ValueError("recalibrate needs at least one batch")
     for name, layer in layers.items():

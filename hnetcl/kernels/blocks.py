@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from hnetcl.kernels.layout import sum_dtype
+from hnetcl.kernels.layout import empty_like_numbers, sum_dtype
 from hnetcl.kernels.passes import Passes
 
 BLOCK = 2**19  # values in a block
@@ -28,7 +28,7 @@ def moments(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def affine(x: Tensor, mean: Tensor, matrix: Tensor, beta: Tensor) -> Tensor:
-    y = torch.empty(x.shape, dtype=x.dtype)
+    y = empty_like_numbers(x)
     block, result = _Block(x, mean.dtype), _Block(x, mean.dtype)
     for q, n in _blocks(x):
         centred = block.difference(x, mean, q, n)
@@ -51,7 +51,7 @@ def gradient_sums(g: Tensor, x: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def gradient(g: Tensor, x: Tensor, mean: Tensor, matrix: Tensor, shift: Tensor, factor: Tensor) -> Tensor:
-    dx = torch.empty(x.shape, dtype=x.dtype)
+    dx = empty_like_numbers(x)
     block, gradients, result = (_Block(x, mean.dtype) for _ in range(3))
     for q, n in _blocks(x):
         shifted = gradients.difference(g, shift, q, n)

@@ -10,6 +10,7 @@ With g = dL/dy, A = Gamma W and W = f(V):
 Signatures and results are those of `reference`.
 """
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,13 +18,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hnetcl.kernels import steps
-from hnetcl.kernels.layout import split, sum_dtype
+from hnetcl.kernels.layout import owned, split, sum_dtype
 from hnetcl.kernels.mapping import (
     is_mapped,
     learns,
     merge_matrices,
     merge_numbers,
     merge_vectors,
+    one_by_one,
     part_matrices,
     part_numbers,
     part_vectors,
@@ -138,7 +140,7 @@ class _BatchStatistics(torch.autograd.Function):
     @staticmethod
     def forward(x: Tensor, gamma: Tensor | None, beta: Tensor | None, options: Options) -> tuple[Tensor, ...]:
         y, mean, cov, count, factors = steps.forward_batch(split(x, options.d), gamma, beta, options)
-        return y, mean.reshape(-1), cov, count, *factors
+        return owned(y), mean.reshape(-1), cov, count, *factors
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -149,6 +151,10 @@ class _BatchStatistics(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, g: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+        return one_by_one(partial(_BatchStatistics._backward, ctx), g)
+
+    @staticmethod
+    def _backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         x, gamma, mean, count, *factors = saved = ctx.saved_tensors
         options: Options = ctx.options
         with torch.no_grad():
@@ -173,7 +179,7 @@ class _GivenStatistics(torch.autograd.Function):
         x: Tensor, mean: Tensor, cov: Tensor, gamma: Tensor | None, beta: Tensor | None, options: Options
     ) -> tuple[Tensor, ...]:
         y, factors = steps.forward_given(split(x, options.d), mean, cov, gamma, beta, options)
-        return y, *factors
+        return owned(y), *factors
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -184,6 +190,10 @@ class _GivenStatistics(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, g: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+        return one_by_one(partial(_GivenStatistics._backward, ctx), g)
+
+    @staticmethod
+    def _backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         x, mean, cov, gamma, *factors = saved = ctx.saved_tensors
         with torch.no_grad():
             numbers = split(x, ctx.options.d)

@@ -19,8 +19,8 @@ from torch import Tensor
 from hnetcl.kernels import steps
 from hnetcl.kernels.backends import REFERENCE, Kernel
 from hnetcl.kernels.convolution import Convolution
-from hnetcl.kernels.layout import split, sum_dtype
-from hnetcl.kernels.mapping import is_mapped
+from hnetcl.kernels.layout import owned, split, sum_dtype
+from hnetcl.kernels.mapping import is_mapped, one_by_one
 from hnetcl.kernels.once import only_once
 from hnetcl.kernels.passes import PLAIN, Passes
 from hnetcl.kernels.steps import Options
@@ -172,7 +172,7 @@ class _BatchStatistics(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         options = _for_mapped(options, x, weight, gamma, beta)
         y, mean, cov, count, factors = steps.forward_batch(split(conv(x, weight), options.d), gamma, beta, options)
-        return y, mean.reshape(-1), cov, count, *factors
+        return owned(y), mean.reshape(-1), cov, count, *factors
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -183,6 +183,10 @@ class _BatchStatistics(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, g: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+        return one_by_one(partial(_BatchStatistics._backward, ctx), g)
+
+    @staticmethod
+    def _backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, bias, gamma, mean, count, *factors = saved = ctx.saved_tensors
         conv, options = ctx.conv, _for_mapped(ctx.options, g, *saved)
         with torch.no_grad():
@@ -213,7 +217,7 @@ class _GivenStatistics(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         options = _for_mapped(options, x, weight, mean, cov, gamma, beta)
         y, factors = steps.forward_given(split(conv(x, weight), options.d), mean, cov, gamma, beta, options)
-        return y, *factors
+        return owned(y), *factors
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -224,6 +228,10 @@ class _GivenStatistics(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, g: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+        return one_by_one(partial(_GivenStatistics._backward, ctx), g)
+
+    @staticmethod
+    def _backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, mean, cov, gamma, *factors = saved = ctx.saved_tensors
         conv, options = ctx.conv, _for_mapped(ctx.options, g, *saved)
         with torch.no_grad():

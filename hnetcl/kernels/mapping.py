@@ -1,9 +1,12 @@
-"""Batch norm under torch.func. Under vmap B batches of Q numbers are one batch of B * Q numbers."""
+"""Batch norm under torch.func, where B batches of Q numbers are one batch of B * Q numbers; and under torch's older vmap."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+
+OLD_VMAP, OLD_VMAP_MODE = map(torch._C._dispatch_key_parse, ("Batched", "VmapMode"))
 
 
 def is_mapped(*tensors: Tensor | None) -> bool:
@@ -57,6 +60,26 @@ def part_vectors(v: Tensor, size: int, d: int) -> Tensor:
 def part_matrices(matrices: Tensor, size: int) -> Tensor:
     """[B * Q, ...] -> [B, Q, ...]."""
     return matrices.reshape(size, -1, *matrices.shape[1:])
+
+
+def one_by_one(backward: Callable[[Tensor], tuple[Tensor | None, ...]], g: Tensor) -> tuple[Tensor | None, ...]:
+    """backward(g); of several gradients at once (`torch.autograd.grad(is_grads_batched=True)`), what a loop over them gives.
+
+    torch maps over those by its older vmap, which knows too few operations for batch norm.
+    """
+    if torch.compiler.is_compiling() or not torch._C._dispatch_keys(g).has(OLD_VMAP):
+        return backward(g)
+    level, gradients = 1, torch._remove_batch_dim(g, 1, 1, 0)
+    while torch._C._dispatch_keys(gradients).has(OLD_VMAP):  # g is not of this level, but of one further in
+        level += 1
+        gradients = torch._remove_batch_dim(g, level, 1, 0)
+    torch._C._dispatch_tls_set_dispatch_key_included(OLD_VMAP_MODE, False)  # in which nothing can be compiled
+    try:
+        found = zip(*[backward(gradient) for gradient in gradients], strict=True)
+    finally:
+        torch._C._dispatch_tls_set_dispatch_key_included(OLD_VMAP_MODE, True)
+    stacks = [None if each[0] is None else torch.stack(each) for each in found]
+    return tuple(None if s is None else torch._add_batch_dim(s, 0, level) for s in stacks)
 
 
 def _first(t: Any, dim: int | None, size: int) -> Tensor:

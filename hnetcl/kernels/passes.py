@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from hnetcl.kernels import whitening
-from hnetcl.kernels.layout import sum_dtype
+from hnetcl.kernels.layout import numbers_like, sum_dtype
 
 
 @dataclass(frozen=True)
@@ -44,9 +44,9 @@ def moments(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def affine(x: Tensor, mean: Tensor, matrix: Tensor, beta: Tensor) -> Tensor:
-    """Reads x, writes y = A (x - mu) + beta in its dtype; mean and beta [d, Q], A [Q, d, d]."""
+    """Reads x, writes y = A (x - mu) + beta in its dtype and layout; mean and beta [d, Q], A [Q, d, d]."""
     y = _apply(matrix, _centred(x, mean))
-    return torch.stack([(part + _broadcast(shift)).to(x.dtype) for part, shift in zip(y, beta.unbind(0), strict=True)], 1)
+    return numbers_like(x, [(part + _broadcast(shift)).to(x.dtype) for part, shift in zip(y, beta.unbind(0), strict=True)])
 
 
 def gradient_sums(g: Tensor, x: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
@@ -56,9 +56,9 @@ def gradient_sums(g: Tensor, x: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def gradient(g: Tensor, x: Tensor, mean: Tensor, matrix: Tensor, shift: Tensor, factor: Tensor) -> Tensor:
-    """Reads g and x, writes dx = A^T (g - shift) + factor (x - mu) in the dtype of x; shift [d, Q], the matrices [Q, d, d]."""
+    """Reads g and x, writes dx = A^T (g - shift) + factor (x - mu), like x; shift [d, Q], the matrices [Q, d, d]."""
     from_g, from_x = _apply(matrix.mT, _centred(g, shift)), _apply(factor, _centred(x, mean))
-    return torch.stack([(a + b).to(x.dtype) for a, b in zip(from_g, from_x, strict=True)], 1)
+    return numbers_like(x, [(a + b).to(x.dtype) for a, b in zip(from_g, from_x, strict=True)])
 
 
 def _broadcast(v: Tensor) -> Tensor:

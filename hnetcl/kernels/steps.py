@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from hnetcl.kernels.blocks import BLOCKS
-from hnetcl.kernels.layout import sum_dtype
+from hnetcl.kernels.layout import lay_out, sum_dtype
 from hnetcl.kernels.mapping import is_mapped
 from hnetcl.kernels.passes import PLAIN, Passes, backward, forward
 from hnetcl.kernels.sums import Group, moments_of_all, sums_of_all
@@ -89,7 +89,7 @@ def backward_given(
     total, outer = passes.gradient_sums(g, x, centre)
     matrix, dgamma, dcov = passes.backward_matrices(outer, gamma, factors, options.whitening, centre.dtype)
     zero = torch.zeros_like(centre)
-    dx = passes.affine(g.to(x.dtype), zero, matrix.mT, zero)
+    dx = passes.affine(lay_out(g.to(x.dtype), x), zero, matrix.mT, zero)
     dmean = -(matrix * total.T.unsqueeze(-1)).sum(1).T.reshape(-1).to(mean.dtype)
     return dx, dmean, dcov, _like(dgamma, gamma), total.reshape(-1)
 

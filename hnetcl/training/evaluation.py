@@ -6,8 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from hnetcl.bn import BATCH, batchnorm_layers
 from hnetcl.choices import INFERENCES, SCENARIOS
-from hnetcl.errors import one_of
+from hnetcl.errors import ArgumentError, one_of
 from hnetcl.inference import Candidates, candidates, infer_tasks
 from hnetcl.model import HyperModel
 from hnetcl.modules import main_logits
@@ -58,6 +59,9 @@ def accuracy(
             is told.
         seen: tasks that come into question, the first so many.
         among: these tasks, where they have been written already.
+
+    Raises:
+        ArgumentError: the batch's statistics are to be used, of a single image.
     """
     training = model.training
     model.eval()
@@ -68,10 +72,11 @@ def accuracy(
         among = candidates(model, protocol.inference, seen)
     right = torch.zeros((), dtype=torch.long, device=split.labels.device)
     known = torch.zeros_like(right)
-    for images, labels in zip(split.images.split(protocol.batch_size), split.labels.split(protocol.batch_size), strict=True):
+    sizes = batch_sizes(len(split), protocol.batch_size)
+    for images, labels in zip(split.images.split(sizes), split.labels.split(sizes), strict=True):
         x = task.preprocess(images)
         if among is None:
-            logits = main_logits(model.run(params, x, number, stats))
+            logits = _run(model, params, x, number, stats)
             found = torch.ones_like(labels, dtype=torch.bool)
         else:
             tasks, logits = infer_tasks(model, x, among)
@@ -81,6 +86,27 @@ def accuracy(
         known += found.sum()
     model.train(training)
     return int(right) / len(split), int(known) / len(split)
+
+
+def _run(model: HyperModel, params: dict[str, Tensor], x: Tensor, task: int, stats: int | str | None) -> Tensor:
+    try:
+        return main_logits(model.run(params, x, task, stats))
+    except ValueError as error:
+        by_batch = stats == BATCH or any(layer.stats == "batch" for layer in batchnorm_layers(model.net).values())
+        if len(x) > 1 or not by_batch:
+            raise
+        raise ArgumentError("stats", "batch", "can't be used for a batch of one image, which has no statistics") from error
+
+
+def batch_sizes(count: int, size: int) -> list[int]:
+    """Sizes of batches of `count` images, at most `size` each.
+
+    None is 1 where that can be, for a batch of one has no statistics of its own.
+    """
+    sizes = [size] * (count // size) + [count % size] * (count % size > 0)
+    if size > 2 and sizes[-1:] == [1] and len(sizes) > 1:
+        sizes[-2:] = [size - 1, 2]
+    return sizes
 
 
 def accuracies(

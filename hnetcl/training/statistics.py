@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from hnetcl.bn import BatchNormLayer
+from hnetcl.bn import BatchNormLayer, batchnorm_layers
 from hnetcl.bn.gaussian import distance
-from hnetcl.bn.measure import Moments, watching
+from hnetcl.bn.measure import Moments, evaluating, watching
 from hnetcl.model import HyperModel
 from hnetcl.tasks import TaskSequence
 
@@ -14,7 +14,8 @@ from hnetcl.tasks import TaskSequence
 def statistics_report(
     model: HyperModel, sequence: TaskSequence, tasks: int, batch_size: int
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Of every batch-norm layer that uses statistics in evaluation, by name, in float64 (see `gaussian.distance`):
+    """Of every batch-norm layer that uses statistics in evaluation and runs in every task, by name, in float64
+    (see `gaussian.distance`):
 
     - the distances between the statistics of all pairs of the first tasks [tasks, tasks];
     - the misfit of each of these tasks [tasks]: the distance of its statistics from those of what the layer is given now, for
@@ -22,29 +23,36 @@ def statistics_report(
     """
     used: dict[str, list[tuple[Tensor, Tensor]]] = {}
     misfit: dict[str, list[Tensor]] = {}
-    eps: dict[str, float] = {}
+    layers = batchnorm_layers(model.net)
+    with evaluating(model):
+        for task in range(tasks):
+            given: dict[str, Moments] = {}
+            now: dict[str, tuple[Tensor, Tensor]] = {}
 
-    def see(name: str, layer: BatchNormLayer, x: Tensor) -> None:
-        statistics = layer.evaluation_statistics()
-        if statistics is None:
-            return
-        moments = Moments()
-        moments.add(x, layer.algebra.dim)
-        used.setdefault(name, []).append(statistics)
-        apart = distance(*statistics, moments.centre, moments.covariance, layer.eps)
-        misfit.setdefault(name, []).append(apart)
-        eps[name] = layer.eps
+            def see(
+                name: str,
+                layer: BatchNormLayer,
+                x: Tensor,
+                given: dict[str, Moments] = given,
+                now: dict[str, tuple[Tensor, Tensor]] = now,
+            ) -> None:
+                statistics = layer.evaluation_statistics()
+                if statistics is not None:
+                    now[name] = statistics
+                    given.setdefault(name, Moments()).add(x, layer.algebra.dim)  # of all calls, where a layer runs twice
 
-    training = model.training
-    model.eval()
-    for task in range(tasks):
-        data = sequence[task]
-        with watching(model.net, see):
-            model(data.preprocess(data.train.images[:batch_size]), task)
-    model.train(training)
+            data = sequence[task]
+            with watching(model.net, see):
+                model(data.preprocess(data.train.images[:batch_size]), task)
+            for name, moments in given.items():
+                if moments.count > 1:
+                    used.setdefault(name, []).append(now[name])
+                    off = distance(*now[name], moments.centre, moments.covariance, layers[name].eps)
+                    misfit.setdefault(name, []).append(off)
 
     apart = {}
-    for name, rows in used.items():
-        mean, cov = (torch.stack(values) for values in zip(*rows, strict=True))
-        apart[name] = distance(mean[:, None], cov[:, None], mean[None], cov[None], eps[name]).cpu()
-    return apart, {name: torch.stack(values).cpu() for name, values in misfit.items()}
+    whole = [name for name in used if len(used[name]) == tasks]
+    for name in whole:
+        mean, cov = (torch.stack(values) for values in zip(*used[name], strict=True))
+        apart[name] = distance(mean[:, None], cov[:, None], mean[None], cov[None], layers[name].eps).cpu()
+    return apart, {name: torch.stack(misfit[name]).cpu() for name in whole}
