@@ -274,3 +274,97 @@ def test_without_batch_norm(
     assert sum(recorded(run)) / 3 > 0.8
     with pytest.raises(ArgumentError, match="uses no statistics; allowed: own"):
         evaluate(compose_evaluation(f"run={run}", "stats=0"))
+
+
+OTHERS = """
+import hnetcl
+import torch
+from hnetcl.vision import import_torchvision
+from torch import nn
+
+
+@hnetcl.register_net("small")
+def small(in_shape, num_classes):
+    return nn.Sequential(nn.Flatten(), nn.LazyLinear(4), nn.ReLU(), nn.LazyLinear(num_classes))
+
+
+@hnetcl.register_net("vit")
+def vit(in_shape, num_classes):
+    return import_torchvision().models.VisionTransformer(16, 8, 1, 2, 16, 16, num_classes=num_classes)
+
+
+@hnetcl.register_net("pretrained")
+def pretrained(in_shape, num_classes):
+    convolution = nn.Conv2d(in_shape[0], 8, 3)
+    net = nn.Sequential(convolution, nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.LazyLinear(num_classes))
+    net(torch.randn(4, *in_shape))
+    return net
+"""
+
+
+@pytest.fixture
+def others(tmp_path: Path) -> Path:
+    path = tmp_path / "others.py"
+    path.write_text(OTHERS)
+    return path
+
+
+@pytest.fixture
+def colour(data_root: Path, tmp_path: Path) -> list[str]:
+    tensors = load_file(data_root / "tiny.safetensors")
+    save_file({n: v.repeat(1, 3, 1, 1) if v.ndim == 4 else v for n, v in tensors.items()}, tmp_path / "colour.safetensors")
+    return [*TASKS, f"data.root={tmp_path}", "task.dataset=colour", "task.val_size=20", "trainer.steps=2"]
+
+
+@pytest.mark.parametrize(
+    ("net", "methods", "heads"),
+    [
+        ("custom", ["finetune", "joint"], {"small": 4 * 2 + 2, "vit": 16 * 2 + 2}),
+        ("torchvision", ["finetune"], {"resnet18": 512 * 2 + 2, "mobilenet_v2": 1280 * 2 + 2}),
+    ],
+)
+def test_baselines_train_networks_of_others(
+    net: str, methods: list[str], heads: dict[str, int], others: Path, colour: list[str], tmp_path: Path
+) -> None:
+    """With no word about heads: each task has the layer that makes the logits for itself, all else is shared."""
+    choices = [f"imports=[{others}]", f"net={net}", f"net.model={','.join(heads)}", f"method={','.join(methods)}"]
+    process = script("train", "-m", *choices, *colour, f"hydra.sweep.dir={tmp_path / 'sweep'}", cwd=tmp_path)
+    assert process.returncode == 0, process.stderr
+    for job in range(len(heads) * len(methods)):
+        run = tmp_path / "sweep" / str(job)
+        config = OmegaConf.load(run / "config.yaml")
+        assert (run / "metrics.json").exists()
+        assert config.hnet.per_task is None
+        assert load_file(run / "model.safetensors")["hnet.own"].shape == (2, heads[config.net.model])
+
+
+def test_a_small_network_at_the_defaults(others: Path, colour: list[str], tmp_path: Path) -> None:
+    """The screen says what became of the wanted ratio; one that was typed is refused."""
+    values = [f"imports=[{others}]", "net=custom", "net.model=small", *colour, f"run.dir={tmp_path / 'run'}"]
+    process = script("train", *values, cwd=tmp_path)
+    assert process.returncode == 0, process.stderr
+    assert "no chunk size comes to compression 0.95: taken is the smallest in reach" in process.stdout
+    process = script("train", *values, "hnet.compression=0.95", "run.dir=other", cwd=tmp_path)
+    assert process.returncode == 2
+    assert process.stderr.startswith("hnet.compression=0.95: the smallest ratio that a chunk size reaches is ")
+    assert len(process.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("bn", [[], ["bn=quaternion"]])
+def test_a_pretrained_network(bn: list[str], others: Path, colour: list[str], tmp_path: Path, compose: Compose) -> None:
+    """Its owner says whether its weights are kept; the baselines, which hold weights as they are, need not be told."""
+    values = [f"imports=[{others}]", "net=custom", "net.model=pretrained", *colour, *bn, f"run.dir={tmp_path / 'run'}"]
+    with pytest.raises(ArgumentError, match=r"^init=None: Sequential has been trained .*; given keeps its weights, own draws"):
+        train(compose(*values))
+    written = {}
+    for init in ("given", "own"):
+        model = parts(compose(*values, f"init={init}")).model
+        weight = model.net.get_parameter("0.weight")
+        written[init] = model.hnet(1)["0.weight"]
+        assert torch.equal(written[init], weight) == (init == "given")
+    parts(compose(*values, "method=finetune"))
+    parts(compose(*values, "init=given", "method=finetune"))
+    run = train(compose(*values, "init=given", "hnet=low_rank"))
+    assert OmegaConf.load(run / "config.yaml").init == "given"
+    assert "hnet.center" in load_file(run / "model.safetensors")
+    assert script("evaluate", f"run={run}", f"imports=[{others}]", cwd=tmp_path).returncode == 0
