@@ -17,5 +17,6 @@ def flat_numbers(value: Tensor) -> Tensor:
 
 def as_parameter(numbers: Tensor, like: Tensor) -> Tensor:
     """Real numbers [..., *S], or [..., *S, 2], as a tensor [..., *S] of a parameter's dtype; gradients pass."""
-    own = numbers.to(like.dtype.to_real())
-    return torch.complex(*own.unbind(-1)) if like.is_complex() else own  # view_as_complex is picky about strides
+    if like.is_complex():
+        return torch.complex(*numbers.to(like.real.dtype).unbind(-1))  # view_as_complex is picky about strides
+    return numbers.to(like.dtype)
