@@ -17,7 +17,6 @@ def flat_numbers(value: Tensor) -> Tensor:
 
 def as_parameter(numbers: Tensor, like: Tensor) -> Tensor:
     """Real numbers [..., *S], or [..., *S, 2], as a tensor [..., *S] of a parameter's dtype; gradients pass."""
-    if not like.is_complex():
-        return numbers.to(like.dtype)
-    real, imaginary = numbers.float().unbind(-1) if numbers.dtype.itemsize < 4 else numbers.unbind(-1)
-    return torch.complex(real, imaginary).to(like.dtype)  # view_as_complex is picky about strides
+    if like.is_complex():
+        return torch.complex(*numbers.to(like.real.dtype).unbind(-1))  # view_as_complex is picky about strides
+    return numbers.to(like.dtype)

@@ -124,6 +124,28 @@ def test_complex_parameters_are_two_real_numbers_each(make: Callable[..., HyperN
     assert torch.equal(other.eval()(x, 1), model.eval()(x, 1))
 
 
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # raised inside torch's compiler
+@pytest.mark.parametrize("net", [Odd, partial(Complex, torch.complex64), partial(Odd, torch.bfloat16)])
+@pytest.mark.parametrize("make", [MEMBERS[name] for name in ("chunked", "structured", "low rank, with a base", "direct")])
+def test_one_graph_holds_it_all(make: Callable[..., HyperNetwork], net: Callable[[], nn.Module]) -> None:
+    """Shares, centers and dtypes are no obstacle for torch's compiler."""
+    torch._dynamo.reset()
+    model = hnetcl.wrap(net(), 3, init="given", hnet=make).eval()
+    x, task, tasks = (
+        torch.randn(4, 6).to(model.net.get_parameter("first.bias").dtype.to_real()),
+        torch.tensor(2),
+        torch.arange(2),
+    )
+    before = model.hnet.record(tasks, 1000)
+
+    def both(x: Tensor) -> tuple[Tensor, Tensor]:
+        return model(x, task), model.hnet.with_squared_distance(task, tasks, before)[1]
+
+    compiled = torch.compile(both, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(x), both(x))
+    sum(value.sum() for value in compiled(x)).backward()  # type: ignore[union-attr]
+
+
 def test_the_fan_of_a_complex_layer() -> None:
     """Each real output sums two products for every complex input."""
     values = initial_parameters(nn.Linear(200, 100, dtype=torch.complex64), "fan_in")

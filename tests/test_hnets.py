@@ -19,7 +19,9 @@ from hnetcl.hnets import (
     StructuredHyperNetwork,
 )
 from hnetcl.hnets.conditioned import ConditionedHyperNetwork
+from hnetcl.hnets.direct import logits_layer
 from hnetcl.hnets.part import ACTIVATIONS, Part
+from hnetcl.vision import import_torchvision
 
 SHAPES = {"body.weight": (1, 12, 20), "norm.weight": (12,), "norm.bias": (12,), "head.weight": (1, 3, 12), "head.bias": (3,)}
 MEMBERS: dict[str, Callable[..., HyperNetwork]] = {
@@ -230,6 +232,31 @@ def test_each_task_has_the_layer_that_makes_the_logits(
 def test_no_layer_makes_the_logits(shapes: dict[str, tuple[int, ...]], outputs: int | None) -> None:
     with pytest.raises(ArgumentError, match="per_task=None: no linear or convolution layer"):
         DirectHyperNetwork(shapes, 2, num_outputs=outputs)
+
+
+OTHERS = {
+    "resnet18": "fc.",
+    "mobilenet_v2": "classifier.1.",
+    "vgg11": "classifier.6.",
+    "squeezenet1_1": "classifier.1.",
+    "googlenet": "fc.",
+    "inception_v3": "fc.",
+    "densenet121": "classifier.",
+    "vit_b_16": "heads.head.",
+    "swin_t": "head.",
+    "convnext_tiny": "classifier.2.",
+    "maxvit_t": "classifier.5.",
+}
+
+
+@pytest.mark.filterwarnings("ignore:The default weight initialization:FutureWarning")
+@pytest.mark.parametrize(("model", "layer"), OTHERS.items())
+def test_the_logits_of_torchvisions_networks(model: str, layer: str) -> None:
+    with torch.device("meta"):
+        options = {"input_size": (224, 224)} if model == "maxvit_t" else {}
+        net = import_torchvision().models.get_model(model, weights=None, num_classes=2, **options)
+    shapes = {name: value.shape for name, value in net.named_parameters()}
+    assert logits_layer(shapes, 2) == [name for name in shapes if name.startswith(layer)]
 
 
 def test_direct_patterns_must_match() -> None:
