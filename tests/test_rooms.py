@@ -12,6 +12,7 @@ ROOMS = [
     "errors",
     "choices",
     "patterns",
+    "modes",
     "vision",
     "algebra",
     "kernels",

@@ -14,6 +14,7 @@ from hnetcl.bn.layer import BatchNormLayer
 from hnetcl.bn.rows import batchnorm_layers, using_task
 from hnetcl.kernels.layout import complex_to_real, split
 from hnetcl.kernels.passes import moments
+from hnetcl.modes import evaluation_mode
 
 
 class Moments:
@@ -106,16 +107,11 @@ def recalibrate(
         if name in seen:
             seen[name].add(x, layer.algebra.dim)
 
-    training, number = {m: m.training for m in module.modules()}, 0
-    module.eval()
-    try:
-        with using_task(module, BATCH), watching(module, see):
-            for batch in batches:
-                (call or module)(batch)
-                number += 1
-    finally:
-        for m, was in training.items():
-            m.training = was
+    number = 0
+    with evaluation_mode(module), using_task(module, BATCH), watching(module, see):
+        for batch in batches:
+            (call or module)(batch)
+            number += 1
     if not number:
         raise ValueError("recalibrate needs at least one batch")
     for name, layer in layers.items():

@@ -7,6 +7,7 @@ from hnetcl.bn import BatchNormLayer
 from hnetcl.bn.gaussian import distance
 from hnetcl.bn.measure import Moments, watching
 from hnetcl.model import HyperModel
+from hnetcl.modes import evaluation_mode
 from hnetcl.tasks import TaskSequence
 
 
@@ -35,13 +36,10 @@ def statistics_report(
         misfit.setdefault(name, []).append(apart)
         eps[name] = layer.eps
 
-    training = model.training
-    model.eval()
-    for task in range(tasks):
-        data = sequence[task]
-        with watching(model.net, see):
+    with evaluation_mode(model), watching(model.net, see):
+        for task in range(tasks):
+            data = sequence[task]
             model(data.preprocess(data.train.images[:batch_size]), task)
-    model.train(training)
 
     apart = {}
     for name, rows in used.items():
