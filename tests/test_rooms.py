@@ -13,6 +13,7 @@ ROOMS = [
     "choices",
     "patterns",
     "modes",
+    "memory",
     "vision",
     "algebra",
     "kernels",
