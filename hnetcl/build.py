@@ -19,6 +19,7 @@ from hnetcl.hnets import (
     LowRankHyperNetwork,
     StructuredHyperNetwork,
 )
+from hnetcl.memory import allocating, require
 from hnetcl.methods import Finetune, Joint, Method, OutputRegularizer
 from hnetcl.model import HyperModel
 from hnetcl.nets import MLP, LeNet, custom_net, torchvision_net
@@ -64,11 +65,13 @@ def build(config: Config, device: torch.device) -> Parts:
         ArgumentError: a part refuses a value; named as on the command line.
     """
     sequence = build_sequence(config, device)
-    net = build_net(config, sequence)
+    with allocating(*_largest("net", config.net, "model"), watch=True):
+        net = build_net(config, sequence)
     known = {"num_outputs": sequence.num_classes} if isinstance(config.hnet, DirectConfig) else {}
     hnet = partial(_make, "hnet", HNETS, config.hnet, **known)
     how = {"generate": config.generate, "shared": config.shared, "init": config.init, "stats": config.bn.stats}
-    model = wrap(net, len(sequence), **how, precision=config.trainer.precision, hnet=hnet)
+    with allocating(*_largest("hnet", config.hnet, "name"), watch=True):
+        model = wrap(net, len(sequence), **how, precision=config.trainer.precision, hnet=hnet)
     method = _make("method", METHODS, config.method)
     optimizer = build_optimizer(config)
     return Parts(sequence, model.to(device), method, optimizer)
@@ -79,7 +82,8 @@ def build_sequence(config: Config, device: torch.device) -> TaskSequence:
     values = asdict(config.task)
     dataset = values.pop("dataset")
     try:
-        images = load_images(dataset, config.data.root)
+        with allocating("dataset", dataset):
+            images = load_images(dataset, config.data.root)
     except ArgumentError as error:
         raise error.within("data" if error.name == "root" else "task") from error
     sequence: TaskSequence = _construct("task", SEQUENCES, values, images=images.to(device), seed=config.seed)
@@ -91,7 +95,11 @@ def build_net(config: Config, sequence: TaskSequence) -> nn.Module:
     bn, shape = asdict(config.bn), {"in_shape": sequence.in_shape, "num_classes": sequence.num_classes}
     if not isinstance(config.net, ModuleConfig):
         norm = partial(BatchNormLayer, **bn) if config.net.norm == "batch" else None
-        made: nn.Module = _make("net", NETS, config.net, **shape, norm=norm)
+        make = partial(_make, "net", NETS, config.net, **shape, norm=norm)
+        with torch.device("meta"):  # takes no memory, and draws nothing
+            size = sum(value.nbytes for value in make().state_dict().values())
+        require(*_largest("net", config.net, "name"), size)
+        made: nn.Module = make()
         return made
     net = _make("net", NETS, config.net, **shape)
     direct = isinstance(config.hnet, DirectConfig)
@@ -116,6 +124,15 @@ def build_optimizer(config: Config) -> OptimizerFactory:
         return OptimizerFactory(**common, options=values)
     except ArgumentError as error:
         raise error.within("optimizer") from error
+
+
+def _largest(group: str, part: Checked, otherwise: str) -> tuple[str, Any]:
+    """The key with the largest number, which most probably makes a part too large for memory, and its value."""
+    values = asdict(part)
+    sizes = {key: max(v) if isinstance(v, list) and v and isinstance(v[0], int) else v for key, v in values.items()}
+    numbers = {key: size for key, size in sizes.items() if type(size) is int}
+    key = max(numbers, key=lambda key: numbers[key], default=otherwise)
+    return f"{group}.{key}", values[key]
 
 
 def _make(group: str, makers: Mapping[str, Callable[..., Any]], config: Checked, **known_at_run_time: Any) -> Any:

@@ -12,6 +12,8 @@ ROOMS = [
     "errors",
     "choices",
     "patterns",
+    "modes",
+    "memory",
     "vision",
     "algebra",
     "numbers",

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 from hnetcl.errors import ArgumentError
 from hnetcl.tasks import Batches, Images, load_images, permuted_sequence, sources, split_sequence
+from hnetcl.tasks.images import TENSORS
 
 
 @pytest.fixture(scope="module")
@@ -48,14 +49,14 @@ def test_the_packaged_files_are_the_canonical_ones(name: str, md5: str) -> None:
 
 
 def test_data_root_comes_first(tmp_path: Path, images: Images) -> None:
-    tensors = {name: getattr(images, name) for name in sources.TENSORS}
+    tensors = {name: getattr(images, name) for name in TENSORS}
     save_file(tensors, tmp_path / "mnist.safetensors", {"classes": json.dumps(list("abcdef"))})
     assert load_images("mnist", tmp_path).classes == tuple("abcdef")
     assert load_images("mnist", tmp_path).train_images.shape == images.train_images.shape
 
 
 def broken(tmp_path: Path, images: Images, **changes: Any) -> Path:
-    tensors = {name: getattr(images, name) for name in sources.TENSORS} | changes
+    tensors = {name: getattr(images, name) for name in TENSORS} | changes
     save_file({k: v for k, v in tensors.items() if v is not None}, tmp_path / "tiny.safetensors")
     return tmp_path
 
@@ -188,7 +189,7 @@ def test_preprocessing_standardizes(images: Images) -> None:
         ({"num_tasks": 0}, "num_tasks=0"),
         ({"classes_per_task": 7}, "classes_per_task=7: must be from 2 to 6"),
         ({"class_order": "reversed"}, "class_order=reversed: allowed: natural, random"),
-        ({"val_size": 120}, "val_size=120: must be from 0 to 119"),
+        ({"val_size": 119}, "val_size=119: must be from 0 to 118"),
     ],
 )
 def test_refused_split_arguments(images: Images, arguments: dict[str, Any], message: str) -> None:

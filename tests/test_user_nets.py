@@ -250,10 +250,10 @@ def test_shared_parameters_learn_as_long_as_they_are_told(
     """A second task moves them, or leaves them as the first one did."""
     values = [value for value in tiny if not value.startswith("hnet.")]
     values += ["hnet=direct", "hnet.per_task=[body.2.*]", "generate=norm", f"shared={shared}", "trainer.steps=5"]
-    after = []
-    for tasks in (1, 2):
-        run = train(compose(*values, f"task.num_tasks={tasks}", f"run.dir={tmp_path / str(tasks)}"))
-        after.append(load_file(run / "model.safetensors")["net.head.weight"])
+    run = train(compose(*values, "task.num_tasks=2", f"run.dir={tmp_path / 'run'}"))
+    first, second = (torch.load(run / "checkpoints" / name, weights_only=True) for name in ("previous.pt", "last.pt"))
+    assert (first["done"], second["done"]) == (1, 2)
+    after = [state["model"]["net.head.weight"] for state in (first, second)]
     assert torch.equal(*after) == (shared == "trained_once")
 
 

@@ -15,6 +15,7 @@ from hnetcl.bn.rows import batchnorm_layers, using_task
 from hnetcl.kernels.backends import Kernel
 from hnetcl.kernels.layout import complex_to_real, split
 from hnetcl.kernels.passes import moments
+from hnetcl.modes import evaluation_mode
 
 
 class Moments:
@@ -89,18 +90,6 @@ def watching(module: nn.Module, see: Callable[[str, BatchNormLayer, Tensor], Non
             handle.remove()
 
 
-@contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Within, the module is in evaluation mode; afterwards each of its modules is in the mode that it was in."""
-    training = {m: m.training for m in module.modules()}
-    module.eval()
-    try:
-        yield
-    finally:
-        for m, was in training.items():
-            m.training = was
-
-
 @torch.no_grad()
 def recalibrate(
     module: nn.Module, batches: Iterable[Tensor], stats_id: int = 0, call: Callable[[Tensor], Any] | None = None
@@ -136,7 +125,7 @@ def recalibrate(
             seen[name].add(x, layer.algebra.dim)
 
     number = 0
-    with evaluating(module), using_task(module, BATCH), watching(module, see):
+    with evaluation_mode(module), using_task(module, BATCH), watching(module, see):
         for batch in batches:
             (call or module)(batch)
             number += 1

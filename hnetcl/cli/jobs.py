@@ -1,5 +1,7 @@
 """The two jobs of the command line: train a run, evaluate a run."""
 
+import io
+import sys
 import time
 from dataclasses import asdict
 from functools import partial
@@ -17,8 +19,10 @@ from hnetcl.cli.imports import import_all
 from hnetcl.cli.parse import parse
 from hnetcl.config import Config, EvaluationConfig
 from hnetcl.errors import ArgumentError, one_line
+from hnetcl.memory import allocating
 from hnetcl.metrics import summary
 from hnetcl.model import HyperModel
+from hnetcl.tasks import data_folder, listed
 from hnetcl.training import Observer, Protocol, Result, RunDirectory, Trainer, accuracies, engine, resolve_device
 
 MAY_DIFFER = ("run", "data", "device", "imports", "resume")  # between a run and its continuation: where, not what
@@ -37,9 +41,10 @@ def train(config: Config, job_directory: str | None = None) -> Path:
     Raises:
         ArgumentError: the configuration can't be built, or the directory is in use; nothing has been written then.
     """
+    _print_anything()
     import_all(config.imports)
     if config.data.root is not None:
-        config.data.root = str(Path(config.data.root).absolute())
+        config.data.root = str(_data_folder(config.data.root).absolute())
     values = asdict(config.trainer)
     threads, deterministic, _ = (values.pop(key) for key in ("threads", "deterministic", "precision"))
     device = resolve_device(config.device)
@@ -54,7 +59,7 @@ def train(config: Config, job_directory: str | None = None) -> Path:
             log.info(describe(parts, device))
             observers: list[Observer] = [
                 Progress(console, len(parts.sequence)),
-                TensorBoard(directory.tensorboard, directory.config.read_text()),
+                TensorBoard(directory.tensorboard, directory.read_text(directory.config)),
                 FigureWriter(directory.figures),
             ]
             generator = torch.Generator(device).manual_seed(config.seed)
@@ -66,7 +71,8 @@ def train(config: Config, job_directory: str | None = None) -> Path:
                 **values,
             )
             try:
-                result = trainer.fit()
+                with allocating("trainer.batch_size", config.trainer.batch_size):
+                    result = trainer.fit()
             except KeyboardInterrupt:
                 log.info(f"interrupted; the same command with run.dir={directory.path} resume=true goes on after the last task")
                 raise
@@ -91,6 +97,7 @@ def evaluate(config: EvaluationConfig) -> list[float]:
     Raises:
         ArgumentError: the run is not there, not finished or damaged, the data is not the run's, or there is no such task.
     """
+    _print_anything()
     directory = RunDirectory(config.run)
     if not directory.holds_run():
         raise ArgumentError("run", config.run, "holds no run (there is no config.yaml)")
@@ -118,7 +125,8 @@ def evaluate(config: EvaluationConfig) -> list[float]:
                 "stats", config.stats, f"in scenario={scenario} each task uses its own; allowed: own, recalibrated"
             )
         protocol = Protocol(scenario, inference, trained.trainer.eval_batch_size)
-        right, known = accuracies(model, sequence, protocol, tasks, row)
+        with allocating("trainer.eval_batch_size", trained.trainer.eval_batch_size):
+            right, known = accuracies(model, sequence, protocol, tasks, row)
         found = right.tolist()
     from hnetcl.tracking import comparison_table, number
 
@@ -144,13 +152,27 @@ def _rebuild(trained: Config, config: EvaluationConfig) -> Parts:
 
 
 def describe(parts: Parts, device: torch.device) -> str:
-    """What is about to be trained, in one line."""
-    hnet = parts.model.hnet
+    """What is about to be trained, in one line; and in a second one which classes of the data are not there."""
+    hnet, left_out = parts.model.hnet, parts.sequence.facts.get("left_out")
     return (
         f"{parts.sequence.name}, {len(parts.sequence)} tasks, on {device}: {type(hnet).__name__} with "
         f"{hnet.num_trainable:,} trainable parameters writes {hnet.num_generated:,} (compression {hnet.compression:.3f})"
         f"{hnet.note and f'; {hnet.note}'}"
-    )
+    ) + (f"\nleft out, for there are no training images: {listed(left_out)}" if left_out else "")
+
+
+def _print_anything() -> None:
+    """A class name that the screen's encoding lacks is shown escaped; it must not end a run that has been trained."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _data_folder(root: str) -> Path:
+    try:
+        return data_folder(root)
+    except ArgumentError as error:
+        raise error.within("data") from error
 
 
 def _claim(config: Config, parts: Parts, job_directory: str | None) -> RunDirectory:
@@ -212,7 +234,10 @@ def _check_data(directory: RunDirectory, parts: Parts, name: str) -> None:
         saved = directory.read_tasks()
     except ValueError as error:
         raise ArgumentError(name, value, str(error)) from error
-    for t, (before, now) in enumerate(zip(saved, parts.sequence.manifest()["tasks"], strict=True)):
+    found = parts.sequence.manifest()["tasks"]
+    if len(saved) != len(found):
+        raise ArgumentError(name, value, f"tasks.json has {len(saved)} tasks, but config.yaml makes {len(found)}")
+    for t, (before, now) in enumerate(zip(saved, found, strict=True)):
         if before != now:
             differing = ", ".join(sorted(k for k in before.keys() | now.keys() if before.get(k) != now.get(k)))
             raise ArgumentError(name, value, f"the data of task {t} is not what the run was trained on: {differing} differ")

@@ -4,6 +4,8 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import index
+from typing import SupportsIndex
 
 import torch
 import torch.nn.functional as F
@@ -89,13 +91,16 @@ class HyperNetwork(nn.Module, ABC):
         """Trainable numbers per number written for one task."""
         return self.num_trainable / self.num_generated
 
-    def forward(self, task: int | Tensor) -> dict[str, Tensor]:
-        """The parameters of a task (an int or a 0-dim tensor), or of a vector of B tasks, then with a leading axis of B.
+    def forward(self, task: SupportsIndex | Tensor) -> dict[str, Tensor]:
+        """The parameters of a task (an int, numpy's too, or a 0-dim tensor), or of a vector of B tasks, then with a leading
+        axis of B.
 
         Raises:
             ValueError: there is no such task (ints only: a tensor is not read on the host).
+            TypeError: not an integer.
         """
-        if isinstance(task, int):
+        if not isinstance(task, Tensor):
+            task = index(task)
             if not 0 <= task < self.num_tasks:
                 raise ValueError(f"task={task}: there are tasks 0 to {self.num_tasks - 1}")
             task = torch.full((), task, device=next(self.parameters()).device)  # filled there: a copy would wait for the GPU

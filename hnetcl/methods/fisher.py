@@ -8,6 +8,7 @@ from torch.func import grad, vmap
 from hnetcl.bn import batchnorm_layers
 from hnetcl.errors import ArgumentError
 from hnetcl.model import HyperModel
+from hnetcl.modes import evaluation_mode
 
 NUMBERS_AT_ONCE = 2**25  # of gradients held at a time, 128 MB in float32
 
@@ -33,8 +34,6 @@ def fisher_information(model: HyperModel, task: int, x: Tensor, generator: torch
     """
     if any(layer.stats == "batch" for layer in batchnorm_layers(model.net).values()):
         raise ArgumentError("importance", "fisher", "needs batch norm whose statistics don't depend on the batch")
-    training = model.training
-    model.eval()
     params = model.hnet(task)
 
     def loss(params: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
@@ -42,9 +41,9 @@ def fisher_information(model: HyperModel, task: int, x: Tensor, generator: torch
 
     per_sample = vmap(grad(loss), in_dims=(None, 0, 0))
     total = {name: torch.zeros_like(value) for name, value in params.items()}
-    for some in x.split(max(1, NUMBERS_AT_ONCE // model.hnet.num_generated)):
-        y = torch.multinomial(model.run(params, some, task).softmax(1), 1, generator=generator)[:, 0]
-        for name, gradient in per_sample(params, some, y).items():
-            total[name] += gradient.square().sum(0)
-    model.train(training)
+    with evaluation_mode(model):
+        for some in x.split(max(1, NUMBERS_AT_ONCE // model.hnet.num_generated)):
+            y = torch.multinomial(model.run(params, some, task).softmax(1), 1, generator=generator)[:, 0]
+            for name, gradient in per_sample(params, some, y).items():
+                total[name] += gradient.square().sum(0)
     return torch.cat([total[name].flatten() for name in model.hnet.shapes]) / len(x)

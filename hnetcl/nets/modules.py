@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from hnetcl.errors import ArgumentError, one_line, one_of
+from hnetcl.modes import evaluation_mode, start_training
 from hnetcl.vision import import_torchvision
 
 Maker = TypeVar("Maker", bound=Callable[..., nn.Module])
@@ -94,11 +95,12 @@ def _checked(net: Any, model: str, in_shape: Sequence[int], num_classes: int) ->
     if not isinstance(net, nn.Module):
         raise ArgumentError("model", model, f"must make a torch.nn.Module, not {type(net).__name__}")
     try:
-        with torch.no_grad():
-            logits = net.eval()(torch.zeros(2, *in_shape))
+        with torch.no_grad(), evaluation_mode(net):
+            logits = net(torch.zeros(2, *in_shape))
     except (RuntimeError, ValueError, AssertionError) as error:  # how torch's and torchvision's layers refuse a shape
         raise ArgumentError("model", model, f"can't take images of shape {tuple(in_shape)} ({one_line(error)})") from error
     got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
     if got != (2, num_classes):
         raise ArgumentError("model", model, f"must map two images to logits of shape {(2, num_classes)}, not {got}")
-    return net.train()
+    start_training(net)
+    return net

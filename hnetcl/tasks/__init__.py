@@ -1,9 +1,10 @@
 """Sequences of image-classification tasks."""
 
 from hnetcl.tasks.batches import Batches
+from hnetcl.tasks.images import Images, image_set, listed
 from hnetcl.tasks.permuted import permuted_sequence
 from hnetcl.tasks.sequence import Preprocess, Split, Task, TaskSequence
-from hnetcl.tasks.sources import Images, load_images
+from hnetcl.tasks.sources import data_folder, load_images
 from hnetcl.tasks.split import split_sequence
 
 __all__ = [
@@ -13,6 +14,9 @@ __all__ = [
     "Split",
     "Task",
     "TaskSequence",
+    "data_folder",
+    "image_set",
+    "listed",
     "load_images",
     "permuted_sequence",
     "split_sequence",

@@ -6,8 +6,9 @@ import torch
 import torch.nn.functional as F
 
 from hnetcl.errors import ArgumentError
-from hnetcl.tasks.sequence import Split, Task, TaskSequence, derive_seed, hold_out, standardize
-from hnetcl.tasks.sources import Images
+from hnetcl.memory import require
+from hnetcl.tasks.images import Images
+from hnetcl.tasks.sequence import Split, Task, TaskSequence, derive_seed, hold_out, require_classes, standardize
 
 
 def permuted_sequence(
@@ -15,7 +16,8 @@ def permuted_sequence(
 ) -> TaskSequence:
     """All tasks share the images and classes; task t permutes the H' x W' pixels of every channel in its own way.
 
-    The images lie in memory once, whatever the number of tasks: batches are permuted as they are drawn.
+    The images lie in memory once, whatever the number of tasks: batches are permuted as they are drawn. Pixels are standardized
+    by mean and standard deviation of all training images, those held out included, without the padding.
 
     Args:
         images: on the device where they are to be used.
@@ -32,9 +34,15 @@ def permuted_sequence(
         raise ArgumentError("num_tasks", num_tasks, "must be at least 1")
     if padding < 0:
         raise ArgumentError("padding", padding, "must not be negative")
-    preprocess = standardize(images)
+    whole = Split(images.train_images, images.train_labels), Split(images.test_images, images.test_labels)
+    require_classes(images.name, images.origin, "task 0", *whole, images.classes)
+    height, width = (size + 2 * padding for size in images.train_images.shape[2:])
+    each = images.train_images.shape[1] * height * width
+    require("padding", padding, 2 * each * (len(whole[0]) + len(whole[1])))  # padded, and then without those held out
+    require("num_tasks", num_tasks, 8 * num_tasks * (height * width + num_tasks))  # permutations, and R
+    preprocess = standardize(images.train_images)
     train_images, test_images = (F.pad(x, [padding] * 4) for x in (images.train_images, images.test_images))
-    train, val = hold_out(train_images, images.train_labels, val_size, derive_seed(seed, "validation"))
+    train, val = hold_out(train_images, images.train_labels, val_size, derive_seed(seed, "validation"), images.classes)
     test = Split(test_images, images.test_labels)
     pixels = train_images.shape[2] * train_images.shape[3]
     tasks = []
@@ -43,4 +51,5 @@ def permuted_sequence(
         permutation = torch.randperm(pixels, generator=torch.Generator().manual_seed(permutation_seed))
         permuted = replace(preprocess, permutation=permutation.to(train_images.device))
         tasks.append(Task(images.classes, train, val, test, permuted, {"permutation_seed": permutation_seed}))
-    return TaskSequence(f"permuted_{images.name}", tuple(tasks), {"dataset": images.name, "padding": padding})
+    facts = {"dataset": images.name, "padding": padding, "left_out": list(images.left_out)}
+    return TaskSequence(f"permuted_{images.name}", tuple(tasks), facts, images.origin)

@@ -1,6 +1,8 @@
 """What a task is, and what a sequence of tasks is."""
 
 import hashlib
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -8,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hnetcl.errors import ArgumentError
-from hnetcl.tasks.sources import Images
+from hnetcl.tasks.images import listed
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,13 +75,33 @@ class TaskSequence:
 
     Args:
         name: for people.
-        tasks: at least one.
+        tasks: at least one, each a classification: of two classes at least, all with training and with test images.
         facts: what pins the sequence (plain JSON values).
+        origin: where the images come from, for messages.
+
+    Raises:
+        ArgumentError: the tasks are not like that.
     """
 
     name: str
     tasks: tuple[Task, ...]
     facts: dict[str, Any] = field(default_factory=dict)
+    origin: str = ""
+
+    def __post_init__(self) -> None:
+        dataset = self.facts.get("dataset", self.name)
+        if not self.tasks:
+            raise ArgumentError("num_tasks", 0, "must be at least 1")
+        shapes = {(*split.images.shape[1:], len(task.classes)) for task in self.tasks for split in (task.train, task.test)}
+        if len(shapes) > 1:
+            found = f"[C, H, W, classes] are {sorted(shapes)}"
+            raise ArgumentError("dataset", dataset, f"{found}, but must be the same in all tasks and splits")
+        done: set[tuple[Split, Split, tuple[str, ...]]] = set()  # permuted tasks share their images: they are looked at once
+        for number, task in enumerate(self.tasks):
+            look = task.train, task.test, task.classes
+            if look not in done:
+                require_classes(dataset, self.origin, f"task {number}", *look)
+            done.add(look)
 
     def __len__(self) -> int:
         return len(self.tasks)
@@ -104,6 +126,8 @@ class TaskSequence:
             {
                 "classes": list(task.classes),
                 **task.facts,
+                "mean": task.preprocess.mean.flatten().tolist(),
+                "std": task.preprocess.std.flatten().tolist(),
                 "sizes": {name: len(split) for name, split in named.items()},
                 "sha256": {name: digests[split] for name, split in named.items()},
             }
@@ -112,27 +136,57 @@ class TaskSequence:
         return {"name": self.name, **self.facts, "tasks": tasks}
 
 
-def standardize(images: Images) -> Preprocess:
-    """Preprocessing by the training images' own mean and standard deviation per channel."""
-    channels = images.train_images.shape[1]
-    counts = [torch.bincount(images.train_images[:, c].flatten(), minlength=256).double() for c in range(channels)]
-    levels = torch.arange(256, dtype=torch.float64, device=images.train_images.device) / 255
-    mean = torch.stack([(count * levels).sum() / count.sum() for count in counts])
-    square = torch.stack([(count * levels**2).sum() / count.sum() for count in counts])
-    std = (square - mean**2).sqrt().clamp_min(1 / 255)
-    return Preprocess(mean.float().reshape(-1, 1, 1), std.float().reshape(-1, 1, 1))
+def require_classes(dataset: str, origin: str, who: str, train: Split, test: Split, classes: Sequence[str]) -> None:
+    """Refuses what is no classification, or could not be learned or measured.
+
+    Raises:
+        ArgumentError: fewer than two classes; a class without training or without test images; a label of no class.
+    """
+    what = f"{origin or dataset}: {who}"
+    if len(classes) < 2:
+        raise ArgumentError("dataset", dataset, f"{what} has one class, but a classification needs two")
+    for kind, split in (("training", train), ("test", test)):
+        highest = int(split.labels.max()) if len(split) else 0
+        if highest >= len(classes):
+            raise ArgumentError("dataset", dataset, f"{what} has {len(classes)} classes, but {kind} labels up to {highest}")
+        lacking = [classes[k] for k in _lacking(split.labels, len(classes))]
+        if lacking:
+            raise ArgumentError("dataset", dataset, f"{what} has no {kind} images of {listed(lacking)}")
 
 
-def hold_out(images: Tensor, labels: Tensor, val_size: int, seed: int) -> tuple[Split, Split]:
+def _lacking(labels: Tensor, classes: int) -> list[int]:
+    """The classes that no label names."""
+    return (labels.bincount(minlength=classes) == 0).nonzero().flatten().tolist()
+
+
+def standardize(images: Tensor) -> Preprocess:
+    """Preprocessing by the mean and standard deviation per channel of some images, uint8 [N, C, H, W].
+
+    Both come from exact counts, and are the same on every machine.
+    """
+    means, stds = [], []
+    for c in range(images.shape[1]):
+        counts = torch.bincount(images[:, c].flatten(), minlength=256).tolist()
+        pixels, total, squares = (sum(n * level**power for level, n in enumerate(counts)) for power in range(3))
+        means.append(total / (255 * pixels))
+        stds.append(max(1, math.sqrt((pixels * squares - total**2) / pixels**2)) / 255)
+    return Preprocess(*(torch.tensor(each, device=images.device).reshape(-1, 1, 1) for each in (means, stds)))
+
+
+def hold_out(images: Tensor, labels: Tensor, val_size: int, seed: int, classes: Sequence[str]) -> tuple[Split, Split]:
     """Training and validation images: `val_size` of them, drawn by `seed`, are held out.
 
     Raises:
-        ArgumentError: that would leave none for training.
+        ArgumentError: that would leave fewer than two images for training (batch norm needs two), or a class without any.
     """
-    if not 0 <= val_size < len(labels):
-        raise ArgumentError("val_size", val_size, f"must be from 0 to {len(labels) - 1} (a task has {len(labels)} images)")
+    most = max(0, len(labels) - 2)
+    if not 0 <= val_size <= most:
+        raise ArgumentError("val_size", val_size, f"must be from 0 to {most} (a task has {len(labels)} images)")
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed)).to(labels.device)
     val, train = order[:val_size].sort().values, order[val_size:].sort().values
+    lost = [classes[k] for k in _lacking(labels[train], len(classes)) if k not in _lacking(labels, len(classes))]
+    if lost:
+        raise ArgumentError("val_size", val_size, f"leaves no training images of {listed(lost)}")
     return Split(images[train], labels[train]), Split(images[val], labels[val])
 
 

@@ -5,7 +5,6 @@ import json
 import os
 import struct
 import tempfile
-from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -17,9 +16,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from hnetcl.errors import ArgumentError, one_of
+from hnetcl.tasks.images import Images, image_set, read_names
 from hnetcl.vision import import_torchvision
 
-TENSORS = ("train_images", "train_labels", "test_images", "test_labels")
 DOWNLOADS = {
     "mnist": "MNIST",
     "fashion_mnist": "FashionMNIST",
@@ -29,49 +28,46 @@ DOWNLOADS = {
 }
 
 
-@dataclass(frozen=True)
-class Images:
-    """An image-classification set.
-
-    Args:
-        train_images, test_images: uint8 [N, C, H, W].
-        train_labels, test_labels: int64 [N], from 0 to len(classes) - 1.
-        classes: their names.
-    """
-
-    name: str
-    train_images: Tensor
-    train_labels: Tensor
-    test_images: Tensor
-    test_labels: Tensor
-    classes: tuple[str, ...]
-
-    def to(self, device: torch.device) -> "Images":
-        return replace(self, **{name: getattr(self, name).to(device) for name in TENSORS})
-
-
 def load_images(name: str, root: str | Path | None = None) -> Images:
     """The set called `name`: from `root/name.safetensors` if that is there, else from the package, else by download.
 
     Args:
         name: file name without its ending, or one of `DOWNLOADS`.
-        root: the user's data folder. A downloaded set is kept there, or in the user's cache where root is None.
+        root: the user's data folder; `~` is the user's home. A downloaded set is kept there, or in the user's cache where root
+            is None. The packaged set needs neither home nor cache.
 
     Raises:
-        ArgumentError: the folder does not exist, the file is not what it should be, or there is no such set.
+        ArgumentError: the folder does not exist or can't be read, the file is not what it should be, or there is no such set.
     """
-    if root is not None and not Path(root).is_dir():
-        raise ArgumentError("root", root, "there is no such folder")
-    folder = _cache() if root is None else Path(root)
-    path = folder / f"{name}.safetensors"
-    if path.exists():
-        return _read(name, path)
-    if name == "mnist":
+    if root is None and name == "mnist":
         return _packaged_mnist()
-    if name not in DOWNLOADS:
-        raise one_of("dataset", name, [*DOWNLOADS, *(p.stem for p in folder.glob("*.safetensors"))])
-    _download(name, path)
+    folder = _cache() if root is None else data_folder(root)
+    path = folder / f"{name}.safetensors"
+    try:
+        if root is not None and not folder.is_dir():
+            raise ArgumentError("root", root, "there is no such folder")
+        if path.exists():
+            return _read(name, path)
+        if name == "mnist":
+            return _packaged_mnist()
+        if name not in DOWNLOADS:
+            raise one_of("dataset", name, [*DOWNLOADS, *(p.stem for p in folder.glob("*.safetensors"))])
+        _download(name, path)
+    except OSError as error:
+        raise ArgumentError("root", folder, f"{path.name} can't be read or written there ({error})") from error
     return _read(name, path)
+
+
+def data_folder(root: str | Path) -> Path:
+    """The user's data folder, with `~` as the user's home.
+
+    Raises:
+        ArgumentError: nobody knows where that home is.
+    """
+    try:
+        return Path(root).expanduser()
+    except RuntimeError as error:
+        raise ArgumentError("root", root, f"there is no such home ({error})") from error
 
 
 def _read(name: str, path: Path) -> Images:
@@ -82,29 +78,12 @@ def _read(name: str, path: Path) -> Images:
             metadata = file.metadata() or {}
     except (SafetensorError, OSError) as error:
         raise ArgumentError("root", path.parent, f"{path.name} is truncated or not a safetensors file ({error})") from error
-    fault = _fault(tensors)
-    if fault:
-        raise ArgumentError("root", path.parent, f"{path.name} {fault}")
-    count = 1 + int(max(tensors["train_labels"].max(), tensors["test_labels"].max()))
-    classes = json.loads(metadata.get("classes", "[]")) or [str(k) for k in range(count)]
-    if len(classes) < count:
-        raise ArgumentError("root", path.parent, f"{path.name} names {len(classes)} classes but has labels up to {count - 1}")
-    return Images(name, **{key: tensors[key] for key in TENSORS}, classes=tuple(classes))
-
-
-def _fault(tensors: dict[str, Tensor]) -> str:
-    """What is wrong with a file's tensors, or nothing."""
-    for split in ("train", "test"):
-        images, labels = tensors.get(f"{split}_images"), tensors.get(f"{split}_labels")
-        if images is None or labels is None:
-            return f"lacks {split}_images or {split}_labels"
-        if images.ndim != 4 or images.dtype != torch.uint8:
-            return f"holds {split}_images {tuple(images.shape)} {images.dtype}, expected uint8 [N, C, H, W]"
-        if labels.dtype != torch.int64 or labels.shape != images.shape[:1] or not len(labels):
-            return f"holds {split}_labels {tuple(labels.shape)} {labels.dtype}, expected int64 [{len(images)}]"
-        if labels.min() < 0:
-            return f"holds a negative label in {split}_labels"
-    return ""
+    try:
+        return image_set(name, tensors, read_names(metadata.get("classes")), str(path))
+    except ArgumentError as error:
+        raise ArgumentError("root", path.parent, f"{path.name} {error.allowed}") from error
+    except ValueError as error:
+        raise ArgumentError("root", path.parent, f"{path.name} {error}") from error
 
 
 def _packaged_mnist() -> Images:
@@ -149,4 +128,9 @@ def _images(dataset: Any) -> Tensor:
 
 
 def _cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "hnetcl"
+    folder = os.environ.get("XDG_CACHE_HOME")
+    try:
+        return Path(folder or Path.home() / ".cache") / "hnetcl"
+    except RuntimeError as error:
+        rule = f"name a folder with the images, for there is no home to keep downloads in ({error})"
+        raise ArgumentError("root", None, rule) from error

@@ -5,8 +5,8 @@ from torch import Tensor
 
 from hnetcl.choices import CLASS_ORDERS
 from hnetcl.errors import ArgumentError, one_of
-from hnetcl.tasks.sequence import Split, Task, TaskSequence, derive_seed, hold_out, standardize
-from hnetcl.tasks.sources import Images
+from hnetcl.tasks.images import Images, listed
+from hnetcl.tasks.sequence import Split, Task, TaskSequence, derive_seed, hold_out, require_classes, standardize
 
 
 def split_sequence(
@@ -18,6 +18,9 @@ def split_sequence(
     seed: int = 0,
 ) -> TaskSequence:
     """Task t has the classes order[t * classes_per_task : (t + 1) * classes_per_task], relabelled from 0.
+
+    Pixels are standardized by mean and standard deviation of the training images of all tasks, those held out included: classes
+    that no task has do not count, and `val_size` moves nothing.
 
     Args:
         images: on the device where they are to be used.
@@ -35,31 +38,33 @@ def split_sequence(
         raise ArgumentError("classes_per_task", classes_per_task, f"must be from 2 to {total}, the classes of {images.name}")
     if num_tasks < 1 or num_tasks * classes_per_task > total:
         most = total // classes_per_task
-        raise ArgumentError(
-            "num_tasks", num_tasks, f"must be from 1 to {most}: {images.name} has {total} classes, {classes_per_task} a task"
-        )
+        left_out = f"; it has no training images of {listed(images.left_out)}" if images.left_out else ""
+        rule = f"must be from 1 to {most}: {images.name} has {total} classes, {classes_per_task} a task{left_out}"
+        raise ArgumentError("num_tasks", num_tasks, rule)
     if class_order not in CLASS_ORDERS:
         raise one_of("class_order", class_order, CLASS_ORDERS)
     order = list(range(total))
     if class_order == "random":
         order = torch.randperm(total, generator=_generator(seed)).tolist()
-    preprocess = standardize(images)
 
     def select(pixels: Tensor, labels: Tensor, chosen: list[int]) -> tuple[Tensor, Tensor]:
         matches = labels[:, None] == torch.tensor(chosen, device=labels.device)
         rows = matches.any(1).nonzero().squeeze(1)
         return pixels[rows], matches[rows].int().argmax(1)
 
+    used = order[: num_tasks * classes_per_task]
+    preprocess = standardize(select(images.train_images, images.train_labels, used)[0])
     tasks = []
     for t in range(num_tasks):
-        chosen = order[t * classes_per_task : (t + 1) * classes_per_task]
-        train, val = hold_out(
-            *select(images.train_images, images.train_labels, chosen), val_size, derive_seed(seed, "validation", t)
-        )
+        chosen = used[t * classes_per_task : (t + 1) * classes_per_task]
+        classes = tuple(images.classes[c] for c in chosen)
+        whole = Split(*select(images.train_images, images.train_labels, chosen))
         test = Split(*select(images.test_images, images.test_labels, chosen))
-        tasks.append(Task(tuple(images.classes[c] for c in chosen), train, val, test, preprocess))
-    facts = {"dataset": images.name, "class_order": order[: num_tasks * classes_per_task]}
-    return TaskSequence(f"split_{images.name}", tuple(tasks), facts)
+        require_classes(images.name, images.origin, f"task {t}", whole, test, classes)
+        train, val = hold_out(whole.images, whole.labels, val_size, derive_seed(seed, "validation", t), classes)
+        tasks.append(Task(classes, train, val, test, preprocess))
+    facts = {"dataset": images.name, "class_order": used, "left_out": list(images.left_out)}
+    return TaskSequence(f"split_{images.name}", tuple(tasks), facts, images.origin)
 
 
 def _generator(seed: int) -> torch.Generator:

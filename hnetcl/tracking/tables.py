@@ -6,6 +6,7 @@ from textwrap import shorten
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 from torch import Tensor
 
 from hnetcl.tasks import TaskSequence
@@ -42,7 +43,7 @@ def text_table(header: list[str], rows: Sequence[Sequence[str]], left: int = 1) 
     for k, name in enumerate(header):
         table.add_column(name, justify="left" if k == left else "right", no_wrap=True)
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(Text, row))  # a plain string would be read as markup: a class may be called [/x] or :cat:
     console = Console(width=WIDTH, color_system=None)
     with console.capture() as text:
         console.print(table)

@@ -11,6 +11,7 @@ from hnetcl.choices import INFERENCES, SCENARIOS
 from hnetcl.errors import ArgumentError, one_of
 from hnetcl.inference import Candidates, candidates, infer_tasks
 from hnetcl.model import HyperModel
+from hnetcl.modes import evaluation_mode
 from hnetcl.modules import main_logits
 from hnetcl.tasks import Split, Task, TaskSequence
 
@@ -62,29 +63,32 @@ def accuracy(
 
     Raises:
         ArgumentError: the batch's statistics are to be used, of a single image.
+        ArgumentError: the split has no images, or the network has not a logit for each class: that is no classification.
     """
-    training = model.training
-    model.eval()
-    params: dict[str, Tensor] = {}
-    if protocol.scenario == "task":
-        params = model.hnet(number)
-    elif among is None:
-        among = candidates(model, protocol.inference, seen)
+    if not len(split):
+        raise ArgumentError("split", tuple(split.images.shape), f"task {number} has no images there")
     right = torch.zeros((), dtype=torch.long, device=split.labels.device)
     known = torch.zeros_like(right)
     sizes = batch_sizes(len(split), protocol.batch_size)
-    for images, labels in zip(split.images.split(sizes), split.labels.split(sizes), strict=True):
-        x = task.preprocess(images)
-        if among is None:
-            logits = _run(model, params, x, number, stats)
-            found = torch.ones_like(labels, dtype=torch.bool)
-        else:
-            tasks, logits = infer_tasks(model, x, among)
-            found = tasks == number
-        correct = logits.argmax(1) == labels
-        right += (correct & found if protocol.scenario == "class" else correct).sum()
-        known += found.sum()
-    model.train(training)
+    batches = zip(split.images.split(sizes), split.labels.split(sizes), strict=True)
+    with evaluation_mode(model):
+        params: dict[str, Tensor] = {}
+        if protocol.scenario == "task":
+            params = model.hnet(number)
+        elif among is None:
+            among = candidates(model, protocol.inference, seen)
+        for images, labels in batches:
+            x = task.preprocess(images)
+            if among is None:
+                logits = _run(model, params, x, number, stats)
+                found = torch.ones_like(labels, dtype=torch.bool)
+            else:
+                tasks, logits = infer_tasks(model, x, among)
+                found = tasks == number
+            _require_classes(logits, labels, task)
+            correct = logits.argmax(1) == labels
+            right += (correct & found if protocol.scenario == "class" else correct).sum()
+            known += found.sum()
     return int(right) / len(split), int(known) / len(split)
 
 
@@ -109,6 +113,14 @@ def batch_sizes(count: int, size: int) -> list[int]:
     return sizes
 
 
+def _require_classes(logits: Tensor, labels: Tensor, task: Task) -> None:
+    """A classification needs a logit for each of the task's classes, and two classes at least."""
+    least = max(2, len(task.classes))
+    if logits.ndim != 2 or len(logits) != len(labels) or logits.shape[1] < least:
+        rule = f"must be [{len(labels)}, K] with K at least {least}, for the task has {len(task.classes)} classes"
+        raise ArgumentError("logits", list(logits.shape), rule)
+
+
 def accuracies(
     model: HyperModel,
     sequence: TaskSequence,
@@ -119,10 +131,8 @@ def accuracies(
 ) -> tuple[Tensor, Tensor]:
     """Test accuracy, and how often the task was known, on some tasks, or on all, in float64; the rest as in `accuracy`."""
     chosen = range(len(sequence)) if tasks is None else tasks
-    training = model.training
-    model.eval()
-    among = None if protocol.scenario == "task" else candidates(model, protocol.inference, seen)
-    values = [accuracy(model, t, sequence[t], sequence[t].test, protocol, stats, seen, among) for t in chosen]
-    model.train(training)
+    with evaluation_mode(model):
+        among = None if protocol.scenario == "task" else candidates(model, protocol.inference, seen)
+        values = [accuracy(model, t, sequence[t], sequence[t].test, protocol, stats, seen, among) for t in chosen]
     right, known = torch.tensor(values, dtype=torch.float64).reshape(-1, 2).unbind(1)
     return right, known

@@ -78,7 +78,7 @@ class RunDirectory:
             ValueError: it is missing or not text.
         """
         try:
-            return path.read_text()
+            return path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise ValueError(f"{path.name} is missing or damaged ({error})") from error
 
@@ -86,13 +86,16 @@ class RunDirectory:
         """What tasks.json says of each task.
 
         Raises:
-            ValueError: the file is missing or damaged.
+            ValueError: the file is missing or damaged, or of a version that did not store how pixels are standardized.
         """
         text = self.read_text(self.tasks)
         try:
-            tasks: list[dict[str, Any]] = json.loads(text)["tasks"]
+            tasks: list[dict[str, Any]] = [dict(task) for task in json.loads(text)["tasks"]]
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{self.tasks.name} is damaged ({error})") from error
+        if not all({"mean", "std"} <= task.keys() for task in tasks):
+            lack = f"{self.tasks.name} holds no mean and standard deviation of the pixels"
+            raise ValueError(f"{lack}: an earlier version wrote it, which took them from other images; train the run again")
         return tasks
 
     def read_accuracy(self) -> list[list[float]]:

@@ -5,8 +5,9 @@ from torch import Tensor
 
 from hnetcl.bn import BatchNormLayer, batchnorm_layers
 from hnetcl.bn.gaussian import distance
-from hnetcl.bn.measure import Moments, evaluating, watching
+from hnetcl.bn.measure import Moments, watching
 from hnetcl.model import HyperModel
+from hnetcl.modes import evaluation_mode
 from hnetcl.tasks import TaskSequence
 
 
@@ -24,7 +25,7 @@ def statistics_report(
     used: dict[str, list[tuple[Tensor, Tensor]]] = {}
     misfit: dict[str, list[Tensor]] = {}
     layers = batchnorm_layers(model.net)
-    with evaluating(model):
+    with evaluation_mode(model):
         for task in range(tasks):
             given: dict[str, Moments] = {}
             now: dict[str, tuple[Tensor, Tensor]] = {}

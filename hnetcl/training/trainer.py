@@ -11,7 +11,8 @@ from torch import Tensor
 from hnetcl.errors import ArgumentError
 from hnetcl.methods import Method
 from hnetcl.model import HyperModel
-from hnetcl.tasks import Batches, TaskSequence
+from hnetcl.modes import start_training
+from hnetcl.tasks import Batches, Split, TaskSequence
 from hnetcl.training.evaluation import Protocol, accuracies, accuracy
 from hnetcl.training.observer import Observer, Step, TaskEnd
 from hnetcl.training.optimizers import OptimizerFactory
@@ -47,7 +48,8 @@ class Trainer:
     checkpoint written, from which `fit` goes on when the run is started again.
 
     Args:
-        model, sequence, method, optimizer: what is trained, on what, how. Model and sequence lie on one device.
+        model, sequence, method, optimizer: what is trained, on what, how. Model and sequence lie on one device. A network that
+            is in evaluation mode as a whole is put into training mode; single layers in evaluation mode stay so.
         generator: on that device; draws the batches.
         directory: where checkpoints are kept; None keeps none.
         steps: per task; give them or `epochs`.
@@ -60,7 +62,8 @@ class Trainer:
         compile: see `TrainingStep`; evaluation is never compiled.
 
     Raises:
-        ArgumentError: both or none of steps and epochs, a number below 1, or what `TrainingStep` refuses.
+        ArgumentError: both or none of steps and epochs, a number below 1, a network without a logit for each class, or what
+            `TrainingStep` refuses.
     """
 
     def __init__(
@@ -93,6 +96,8 @@ class Trainer:
                 raise ArgumentError(name, value, "must be at least 1")
 
         self.protocol = Protocol(scenario, inference, eval_batch_size)
+        few = Split(sequence[0].test.images[:2], sequence[0].test.labels[:2])
+        accuracy(model, 0, sequence[0], few, Protocol())  # refuses a network that does not give a logit for each class
         self.step = TrainingStep(model, method, generator.device, compile)
 
         tasks = len(sequence)
@@ -148,7 +153,9 @@ class Trainer:
             self.directory.save_checkpoint(self._state())  # last: what it counts as done has been told and written
 
     def _train(self, task: int, batches: list[Batches], steps: int) -> None:
-        model, method = self.model.train(), self.method
+        model, method = self.model, self.method
+        for part in (model.net, model.hnet, model):
+            start_training(part)
         model.start_task(task)
         optimizer, schedule = self.optimizer.make(model, steps)
         method.start_task(model.hnet, task, optimizer, self.generator)
