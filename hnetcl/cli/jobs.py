@@ -1,5 +1,6 @@
 """The two jobs of the command line: train a run, evaluate a run."""
 
+import json
 import time
 from dataclasses import asdict
 from functools import partial
@@ -13,6 +14,7 @@ from yaml import YAMLError
 
 from hnetcl.bn import BATCH, batchnorm_layers, recalibrate
 from hnetcl.build import Parts, build
+from hnetcl.cli.call import PYTHON, Call, environment
 from hnetcl.cli.imports import import_all
 from hnetcl.cli.parse import parse
 from hnetcl.config import Config, EvaluationConfig
@@ -21,15 +23,22 @@ from hnetcl.metrics import summary
 from hnetcl.model import HyperModel
 from hnetcl.training import Observer, Protocol, Result, RunDirectory, Trainer, accuracies, engine, resolve_device
 
-MAY_DIFFER = ("run", "data", "device", "imports", "resume")  # between a run and its continuation: where, not what
+MAY_DIFFER = (
+    "run",
+    "data",
+    "device",
+    "imports",
+    "optimized_metric",
+    "resume",
+)  # between a run and its continuation: where, not what
 
 
-def train(config: Config, job_directory: str | None = None) -> Path:
+def train(config: Config, call: Call = PYTHON) -> Path:
     """Trains a run, or goes on with one, and leaves all its files.
 
     Args:
         config: of the run.
-        job_directory: where a multirun wants the run; None outside of multiruns.
+        call: how the job was called.
 
     Returns:
         The run's directory.
@@ -45,7 +54,7 @@ def train(config: Config, job_directory: str | None = None) -> Path:
     device = resolve_device(config.device)
     with engine(config.seed, threads, deterministic):
         parts = build(config, device)
-        directory = _claim(config, parts, job_directory)
+        directory = _claim(config, parts, call)
         # TensorBoard and matplotlib are slow to import: only once nothing is left that could be refused.
         from hnetcl.tracking import Console, FigureWriter, Progress, TensorBoard, log_to, number, result_table
 
@@ -54,7 +63,7 @@ def train(config: Config, job_directory: str | None = None) -> Path:
             log.info(describe(parts, device))
             observers: list[Observer] = [
                 Progress(console, len(parts.sequence)),
-                TensorBoard(directory.tensorboard, directory.config.read_text()),
+                TensorBoard(directory.tensorboard, directory.read_text(directory.config)),
                 FigureWriter(directory.figures),
             ]
             generator = torch.Generator(device).manual_seed(config.seed)
@@ -68,7 +77,7 @@ def train(config: Config, job_directory: str | None = None) -> Path:
             try:
                 result = trainer.fit()
             except KeyboardInterrupt:
-                log.info(f"interrupted; the same command with run.dir={directory.path} resume=true goes on after the last task")
+                log.info(f"interrupted; this goes on after the last task:\n{call.continued(directory.path)}")
                 raise
             finally:
                 for observer in observers:
@@ -80,6 +89,11 @@ def train(config: Config, job_directory: str | None = None) -> Path:
             log.info("\n".join(f"{name}: {number(value)}" for name, value in metrics.items()))
             log.info(f"run: {directory.path}")
     return directory.path
+
+
+def metric(run: Path, name: str) -> float:
+    """A finished run's metric, by its name in metrics.json."""
+    return float(json.loads(RunDirectory(run).metrics.read_text(encoding="utf-8"))[name])
 
 
 def evaluate(config: EvaluationConfig) -> list[float]:
@@ -113,6 +127,10 @@ def evaluate(config: EvaluationConfig) -> list[float]:
         if config.stats == "recalibrated":
             _recalibrate(parts, tasks, trained.trainer.eval_batch_size)
         scenario, inference = config.scenario or trained.scenario, config.inference or trained.inference
+        if scenario == "task" and config.inference is not None:
+            raise ArgumentError(
+                "inference", inference, "in scenario=task the task is told; allowed with scenario=domain, class"
+            )
         if scenario != "task" and config.stats not in ("own", "recalibrated"):
             raise ArgumentError(
                 "stats", config.stats, f"in scenario={scenario} each task uses its own; allowed: own, recalibrated"
@@ -152,26 +170,35 @@ def describe(parts: Parts, device: torch.device) -> str:
     )
 
 
-def _claim(config: Config, parts: Parts, job_directory: str | None) -> RunDirectory:
+def _claim(config: Config, parts: Parts, call: Call) -> RunDirectory:
     """Takes a directory for the run and writes what the run is; or finds there the run to go on with."""
-    if config.run.dir is not None and job_directory is not None:
+    if config.run.dir is not None and call.directory is not None:
         raise ArgumentError("run.dir", config.run.dir, "is one directory, but this is a multirun: set hydra.sweep.dir")
-    given = config.run.dir or job_directory
+    given = config.run.dir or call.directory
     if config.resume and given is None:
         raise ArgumentError("resume", config.resume, "needs run.dir, the run to go on with")
-    path = Path(given) if given else _fresh(Path("outputs") / parts.sequence.name / time.strftime("%Y-%m-%d_%H-%M-%S"))
-    directory = RunDirectory(path)
-    if directory.path.exists() and not directory.path.is_dir():
+    path = Path(given) if given else Path("outputs") / parts.sequence.name / time.strftime("%Y-%m-%d_%H-%M-%S")
+    try:
+        return _begin(RunDirectory(path if given else _fresh(path)), config, parts, call)
+    except OSError as error:
+        raise ArgumentError("run.dir", path, f"can't be written ({error.strerror or one_line(error)})") from error
+
+
+def _begin(directory: RunDirectory, config: Config, parts: Parts, call: Call) -> RunDirectory:
+    path, starts = directory.path, []
+    if path.exists() and not path.is_dir():
         raise ArgumentError("run.dir", path, "is a file")
     if directory.holds_run():
         if not config.resume:
             raise ArgumentError("run.dir", path, "holds a run already; resume=true goes on with it")
         _check_same(config, _saved_config(directory, "run.dir"))
         _check_data(directory, parts, "run.dir")
-        return directory
+        starts = directory.read_environment()
     directory.create()
-    directory.write_json(directory.tasks, _manifest(config, parts))
-    directory.write_text(directory.config, OmegaConf.to_yaml(OmegaConf.create(asdict(config))))
+    directory.write_json(directory.environment, [*starts, environment(call)])
+    if not directory.holds_run():
+        directory.write_json(directory.tasks, _manifest(config, parts))
+        directory.write_text(directory.config, OmegaConf.to_yaml(OmegaConf.create(asdict(config))))
     return directory
 
 

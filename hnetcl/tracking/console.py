@@ -26,7 +26,7 @@ class _ConsoleHandler(logging.Handler):
 @contextmanager
 def log_to(console: Console, path: Path) -> Iterator[logging.Logger]:
     """Within, the package's log goes to the console, and with the time in front to a file (appended)."""
-    screen, file = _ConsoleHandler(console), logging.FileHandler(path)
+    screen, file = _ConsoleHandler(console), logging.FileHandler(path, encoding="utf-8")
     file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     before = logger.level, logger.propagate
     logger.setLevel(logging.INFO)

@@ -24,6 +24,7 @@ class RunDirectory:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.config = self.path / "config.yaml"
+        self.environment = self.path / "environment.json"
         self.tasks = self.path / "tasks.json"
         self.accuracy = self.path / "accuracy.csv"
         self.metrics = self.path / "metrics.json"
@@ -78,7 +79,7 @@ class RunDirectory:
             ValueError: it is missing or not text.
         """
         try:
-            return path.read_text()
+            return path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise ValueError(f"{path.name} is missing or damaged ({error})") from error
 
@@ -94,6 +95,14 @@ class RunDirectory:
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{self.tasks.name} is damaged ({error})") from error
         return tasks
+
+    def read_environment(self) -> list[dict[str, Any]]:
+        """What environment.json says of each time that the run was started; nothing where the file is missing or damaged."""
+        try:
+            starts = json.loads(self.read_text(self.environment))
+        except ValueError:
+            return []
+        return starts if isinstance(starts, list) else []
 
     def read_accuracy(self) -> list[list[float]]:
         """The rows of R that `write_accuracy` wrote, the untrained model's first.
