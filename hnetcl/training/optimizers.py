@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from inspect import signature
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from hnetcl.bn import row_parameters
-from hnetcl.errors import ArgumentError, one_line, one_of
+from hnetcl.errors import ArgumentError, one_of
 from hnetcl.model import HyperModel
 
 OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {  # fused where torch has that on every device
@@ -40,8 +41,8 @@ class OptimizerFactory:
         options: further arguments of the torch optimizer.
 
     Raises:
-        ArgumentError: an unknown name, a learning rate that is not positive, a negative weight decay, options that the torch
-            optimizer refuses.
+        ArgumentError: an unknown name, a learning rate that is not positive, a negative weight decay, an option that the torch
+            optimizer has not, Nesterov's momentum without momentum.
     """
 
     name: str
@@ -59,10 +60,12 @@ class OptimizerFactory:
             raise ArgumentError("lr", self.lr, "must be positive and finite")
         if not 0 <= self.weight_decay < math.inf:
             raise ArgumentError("weight_decay", self.weight_decay, "must be finite and not negative")
-        try:
-            OPTIMIZERS[self.name]([torch.zeros(1)], lr=self.lr, **self.options)
-        except (TypeError, ValueError) as error:
-            raise ArgumentError("options", self.options, f"{self.name} refuses them ({one_line(error)})") from error
+        arguments = signature(OPTIMIZERS[self.name]).parameters
+        for key in self.options:
+            if key not in arguments:
+                raise one_of("options", key, arguments)
+        if self.options.get("nesterov") and not self.options.get("momentum"):
+            raise ArgumentError("nesterov", True, "needs a momentum above 0")
 
     def make(self, model: HyperModel, steps: int) -> tuple[Optimizer, LRScheduler]:
         """A fresh optimizer over all that learns in `model`, and its schedule for a task of that many steps."""
