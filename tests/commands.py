@@ -52,6 +52,7 @@ def _code(script: str) -> int:
 
 if __name__ == "__main__":
     import_torchvision()
+    torch.optim.Adam([torch.zeros(1, requires_grad=True)])  # the first optimizer of a process imports torch's compiler
     matplotlib.pyplot.figure().savefig(io.BytesIO())  # reads its fonts
     results = [run(directory, words) for directory, words in json.load(sys.stdin)]
     Path(sys.argv[1]).write_text(json.dumps(results), encoding="utf-8")

@@ -95,8 +95,10 @@ def _is_plain(text: str) -> bool:
 
 def _path(word: str, sweeps: bool) -> str:
     key, equals, text = word.partition("=")
+    if not equals:
+        return word
     override = read(word)
-    as_typed = not equals or text == "null" or text[:1] in ("'", '"')
+    as_typed = text == "null" or text[:1] in ("'", '"')
     if override is not None and (as_typed or (sweeps and override.is_sweep_override())):
         return word
     return quoted(key, os.path.expanduser(text))
