@@ -14,7 +14,7 @@ import traceback
 from pathlib import Path
 
 import matplotlib.pyplot  # what takes long to import
-import torch.utils.tensorboard  # noqa: F401
+import torch.utils.tensorboard
 
 import hnetcl.tracking  # noqa: F401
 from hnetcl.vision import import_torchvision

@@ -23,6 +23,7 @@ ELSEWHERE = {
     ".venv/bin/python -m pip install -e .": ".ci/run installs the package, with what tests need",
     ".venv/bin/python -m pip install -e '.[dev]'": "the same",
     ".venv/bin/python -m pytest": "is what runs this test",
+    "pip install hydra-optuna-sweeper": "is among what tests need",
     "tensorboard --logdir outputs": "serves until it is stopped; test_tracking.py reads what it would show",
 }
 LISTINGS = ("hnetcl/algebra.py ",)  # how a block starts that lists files and no commands
@@ -101,7 +102,8 @@ def runnable(text: str, places: dict[str, str]) -> list[str]:
         return [script, *words, *BENCHMARK[words[0]]]
     if name == "evaluate" or any(word.startswith("--") or word == "resume=true" for word in words):
         return [script, *words]
-    few = [re.sub(r"=([^,\[]+),(.*,)?([^,]+)$", r"=\1" if "seed" in word else r"=\1,\3", word) for word in words]
+    words = [re.sub(r"(n_trials=)\d+$", r"\g<1>2", word) for word in words]
+    few = [re.sub(r"=([^,\[(]+),(.*,)?([^,]+)$", r"=\1" if "seed" in word else r"=\1,\3", word) for word in words]
     return [script, *(word.replace("cuda:1", "cpu") for word in few), *TRAIN, f"data.root={places['FOLDER']}"]
 
 
