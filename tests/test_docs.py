@@ -38,7 +38,7 @@ BENCHMARK = {  # the same for each subject
     "bn": ["--shape", "8,8,4,4", "--rounds", "1", "--only", "real/closed_form"],
     "conv_bn": ["--shape", "4,8,6,6", "--channels", "8", "--rounds", "1", "--only", "real/pair/*"],
     "memory": ["--steps", "70", "--only", "quaternion/tracked"],
-    "train": ["--rounds", "1", "--turn", "1"],
+    "train": ["--rounds", "1", "--turn", "1", "--only", "ours/all"],
     "regularizer": ["--rounds", "1", "--turn", "1", "--tasks", "2,3"],
     "inference": ["--rounds", "1", "--turn", "1", "--tasks", "2", "--batches", "1"],
 }
