@@ -20,3 +20,6 @@ IMPORTANCES = ("none", "fisher")
 COMPILES = ("auto", "on", "off")
 PRECISIONS = ("float32", "bfloat16")
 OPTIMIZERS = ("adagrad", "adam", "adamw", "rmsprop", "sgd")
+METRICS = ("average_accuracy", "forgetting", "bwt", "fwt", "average_incremental_accuracy")
+INFERENCE_METRICS = ("task_aware", "task_agnostic", "task_inference_accuracy")  # where the task is not told
+COSTS = ("compression", "seconds", "steps_per_second")

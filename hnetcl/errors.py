@@ -18,6 +18,9 @@ class ArgumentError(ValueError):
         super().__init__(f"{name}={value}: {allowed}")
         self.name, self.value, self.allowed = name, value, allowed
 
+    def __reduce__(self) -> tuple[type["ArgumentError"], tuple[str, Any, str]]:
+        return type(self), (self.name, self.value, self.allowed)  # else it could not come back from another process
+
     def within(self, group: str) -> "ArgumentError":
         """The same error with the name of the group that the argument belongs to in front."""
         return ArgumentError(f"{group}.{self.name}", self.value, self.allowed)
@@ -33,9 +36,9 @@ def one_line(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
-def nearest(word: Any, choices: Iterable[Any]) -> str:
-    """What is allowed in place of a word, the nearest spelling first."""
+def nearest(word: Any, choices: Iterable[Any], prefix: str = "") -> str:
+    """What is allowed in place of a word, the nearest spelling first; all are shown with the prefix in front."""
     names = sorted(str(choice) for choice in choices)
     near = get_close_matches(str(word), names, n=1)
-    hint = f"did you mean {near[0]}? " if near else ""
-    return f"{hint}allowed: {', '.join(names)}"
+    hint = f"did you mean {prefix}{near[0]}? " if near else ""
+    return f"{hint}allowed: {', '.join(prefix + name for name in names)}"

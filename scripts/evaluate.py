@@ -2,15 +2,17 @@
 
 from omegaconf import DictConfig
 
+from hnetcl.cli.call import Call
 from hnetcl.cli.main import main
 from hnetcl.cli.parse import parse_evaluation
 
 
-def job(composed: DictConfig) -> None:
+def job(composed: DictConfig, call: Call) -> float:
     arguments = parse_evaluation(composed)
     from hnetcl.cli.jobs import evaluate  # torch is imported only once the arguments are good
 
-    evaluate(arguments)
+    found = evaluate(arguments)
+    return sum(found) / len(found)
 
 
 if __name__ == "__main__":

@@ -2,15 +2,16 @@
 
 from omegaconf import DictConfig
 
-from hnetcl.cli.main import job_directory, main
+from hnetcl.cli.call import Call
+from hnetcl.cli.main import main
 from hnetcl.cli.parse import parse
 
 
-def job(composed: DictConfig) -> None:
+def job(composed: DictConfig, call: Call) -> float:
     config = parse(composed)
-    from hnetcl.cli.jobs import train  # torch is imported only once the configuration is good
+    from hnetcl.cli.jobs import metric, train  # torch is imported only once the configuration is good
 
-    train(config, job_directory())
+    return metric(train(config, call), config.optimized_metric)
 
 
 if __name__ == "__main__":

@@ -12,8 +12,9 @@ import torch
 from hydra.core.global_hydra import GlobalHydra
 from safetensors.torch import save_file
 
-from hnetcl.cli.main import CONF
+from hnetcl.cli.main import CONF, option_names
 from hnetcl.cli.parse import parse, parse_evaluation
+from hnetcl.cli.words import prepared
 from hnetcl.config import Config, EvaluationConfig
 
 CLASSES = 6
@@ -69,7 +70,7 @@ def compose() -> Callable[..., Config]:
     def call(*overrides: str) -> Config:
         GlobalHydra.instance().clear()
         with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-            return parse(hydra.compose("config", list(overrides)))
+            return parse(hydra.compose("config", prepared(overrides, option_names("config"))))
 
     return call
 

@@ -109,7 +109,7 @@ REFUSED = {
     "net.hidden=4": "net.hidden=4: must be of type list[int]",
     "net.name=mpl": "net.name=mpl: did you mean mlp? allowed: custom, lenet, mlp, torchvision",
     "trainer.batch_size=0": "trainer.batch_size=0: must be at least 2",
-    "trainer.epochs=2": "trainer.steps=1000: give steps or epochs, not both or none (epochs=2)",
+    "trainer.epochs=2 trainer.steps=1000": "trainer.steps=1000: give steps or epochs, not both or none (epochs=2)",
     "trainer.steps=null": "trainer.steps=None: give steps or epochs, not both or none (epochs=None)",
     "trainer.steps=1.5": "trainer.steps=1.5: must be of type int | None",
     "hnet.chunk_size=0": "hnet.chunk_size=0: must be at least 1",

@@ -1,7 +1,6 @@
 """The two jobs of the command line: train a run, evaluate a run."""
 
-import io
-import sys
+import json
 import time
 from dataclasses import asdict
 from functools import partial
@@ -15,6 +14,7 @@ from yaml import YAMLError
 
 from hnetcl.bn import BATCH, batchnorm_layers, recalibrate
 from hnetcl.build import Parts, build
+from hnetcl.cli.call import PYTHON, Call, environment
 from hnetcl.cli.imports import import_all
 from hnetcl.cli.parse import parse
 from hnetcl.config import Config, EvaluationConfig
@@ -25,15 +25,22 @@ from hnetcl.model import HyperModel
 from hnetcl.tasks import data_folder, listed
 from hnetcl.training import Observer, Protocol, Result, RunDirectory, Trainer, accuracies, engine, resolve_device
 
-MAY_DIFFER = ("run", "data", "device", "imports", "resume")  # between a run and its continuation: where, not what
+MAY_DIFFER = (
+    "run",
+    "data",
+    "device",
+    "imports",
+    "optimized_metric",
+    "resume",
+)  # between a run and its continuation: where, not what
 
 
-def train(config: Config, job_directory: str | None = None) -> Path:
+def train(config: Config, call: Call = PYTHON) -> Path:
     """Trains a run, or goes on with one, and leaves all its files.
 
     Args:
         config: of the run.
-        job_directory: where a multirun wants the run; None outside of multiruns.
+        call: how the job was called.
 
     Returns:
         The run's directory.
@@ -41,7 +48,6 @@ def train(config: Config, job_directory: str | None = None) -> Path:
     Raises:
         ArgumentError: the configuration can't be built, or the directory is in use; nothing has been written then.
     """
-    _print_anything()
     import_all(config.imports)
     if config.data.root is not None:
         config.data.root = str(_data_folder(config.data.root).absolute())
@@ -50,7 +56,7 @@ def train(config: Config, job_directory: str | None = None) -> Path:
     device = resolve_device(config.device)
     with engine(config.seed, threads, deterministic):
         parts = build(config, device)
-        directory = _claim(config, parts, job_directory)
+        directory = _claim(config, parts, call)
         # TensorBoard and matplotlib are slow to import: only once nothing is left that could be refused.
         from hnetcl.tracking import Console, FigureWriter, Progress, TensorBoard, log_to, number, result_table
 
@@ -74,7 +80,7 @@ def train(config: Config, job_directory: str | None = None) -> Path:
                 with allocating("trainer.batch_size", config.trainer.batch_size):
                     result = trainer.fit()
             except KeyboardInterrupt:
-                log.info(f"interrupted; the same command with run.dir={directory.path} resume=true goes on after the last task")
+                log.info(f"interrupted; this goes on after the last task:\n{call.continued(directory.path)}")
                 raise
             finally:
                 for observer in observers:
@@ -88,6 +94,11 @@ def train(config: Config, job_directory: str | None = None) -> Path:
     return directory.path
 
 
+def metric(run: Path, name: str) -> float:
+    """A finished run's metric, by its name in metrics.json."""
+    return float(json.loads(RunDirectory(run).metrics.read_text(encoding="utf-8"))[name])
+
+
 def evaluate(config: EvaluationConfig) -> list[float]:
     """Evaluates a finished run from its directory alone, and prints its accuracies beside those that training recorded.
 
@@ -97,7 +108,6 @@ def evaluate(config: EvaluationConfig) -> list[float]:
     Raises:
         ArgumentError: the run is not there, not finished or damaged, the data is not the run's, or there is no such task.
     """
-    _print_anything()
     directory = RunDirectory(config.run)
     if not directory.holds_run():
         raise ArgumentError("run", config.run, "holds no run (there is no config.yaml)")
@@ -120,6 +130,10 @@ def evaluate(config: EvaluationConfig) -> list[float]:
         if config.stats == "recalibrated":
             _recalibrate(parts, tasks, trained.trainer.eval_batch_size)
         scenario, inference = config.scenario or trained.scenario, config.inference or trained.inference
+        if scenario == "task" and config.inference is not None:
+            raise ArgumentError(
+                "inference", inference, "in scenario=task the task is told; allowed with scenario=domain, class"
+            )
         if scenario != "task" and config.stats not in ("own", "recalibrated"):
             raise ArgumentError(
                 "stats", config.stats, f"in scenario={scenario} each task uses its own; allowed: own, recalibrated"
@@ -161,13 +175,6 @@ def describe(parts: Parts, device: torch.device) -> str:
     ) + (f"\nleft out, for there are no training images: {listed(left_out)}" if left_out else "")
 
 
-def _print_anything() -> None:
-    """A class name that the screen's encoding lacks is shown escaped; it must not end a run that has been trained."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
-
-
 def _data_folder(root: str) -> Path:
     try:
         return data_folder(root)
@@ -175,26 +182,35 @@ def _data_folder(root: str) -> Path:
         raise error.within("data") from error
 
 
-def _claim(config: Config, parts: Parts, job_directory: str | None) -> RunDirectory:
+def _claim(config: Config, parts: Parts, call: Call) -> RunDirectory:
     """Takes a directory for the run and writes what the run is; or finds there the run to go on with."""
-    if config.run.dir is not None and job_directory is not None:
+    if config.run.dir is not None and call.directory is not None:
         raise ArgumentError("run.dir", config.run.dir, "is one directory, but this is a multirun: set hydra.sweep.dir")
-    given = config.run.dir or job_directory
+    given = config.run.dir or call.directory
     if config.resume and given is None:
         raise ArgumentError("resume", config.resume, "needs run.dir, the run to go on with")
-    path = Path(given) if given else _fresh(Path("outputs") / parts.sequence.name / time.strftime("%Y-%m-%d_%H-%M-%S"))
-    directory = RunDirectory(path)
-    if directory.path.exists() and not directory.path.is_dir():
+    path = Path(given) if given else Path("outputs") / parts.sequence.name / time.strftime("%Y-%m-%d_%H-%M-%S")
+    try:
+        return _begin(RunDirectory(path if given else _fresh(path)), config, parts, call)
+    except OSError as error:
+        raise ArgumentError("run.dir", path, f"can't be written ({error.strerror or one_line(error)})") from error
+
+
+def _begin(directory: RunDirectory, config: Config, parts: Parts, call: Call) -> RunDirectory:
+    path, starts = directory.path, []
+    if path.exists() and not path.is_dir():
         raise ArgumentError("run.dir", path, "is a file")
     if directory.holds_run():
         if not config.resume:
             raise ArgumentError("run.dir", path, "holds a run already; resume=true goes on with it")
         _check_same(config, _saved_config(directory, "run.dir"))
         _check_data(directory, parts, "run.dir")
-        return directory
+        starts = directory.read_environment()
     directory.create()
-    directory.write_json(directory.tasks, _manifest(config, parts))
-    directory.write_text(directory.config, OmegaConf.to_yaml(OmegaConf.create(asdict(config))))
+    directory.write_json(directory.environment, [*starts, environment(call)])
+    if not directory.holds_run():
+        directory.write_json(directory.tasks, _manifest(config, parts))
+        directory.write_text(directory.config, OmegaConf.to_yaml(OmegaConf.create(asdict(config))))
     return directory
 
 

@@ -5,66 +5,120 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from traceback import walk_tb
+from types import FunctionType
 
 import hydra
+from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException
 from hydra.types import RunMode
-from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
+from hnetcl.cli.call import Call
+from hnetcl.cli.streams import make_patient
+from hnetcl.cli.words import as_text, is_multirun, prepared, read
 from hnetcl.errors import ArgumentError, nearest, one_line, one_of
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 USAGE_ERROR = 2
 INTERRUPTED = 130
-FREE = "net.options"  # its keys are the network's own; Hydra would refuse them as unknown without the ++
+Job = Callable[[DictConfig, Call], float | None]
 
 
-def main(config_name: str, job: Callable[[DictConfig], None]) -> None:
+def main(config_name: str, job: Job) -> None:
     """Runs `job` with the configuration that the command line asks for; exits with 2 and one line where that is faulty.
 
-    In a multirun a faulty job does not keep the others from running.
+    In a multirun a faulty job does not keep the others from running, whichever launcher runs them.
 
     Args:
-        config_name: the primary YAML in conf/.
-        job: called once, or once per job of a multirun. An ArgumentError that it raises is told as the user's.
+        config_name: the primary YAML in conf/. Only `config` is composed of the groups there.
+        job: called once, or once per job of a multirun. An ArgumentError that it raises is told as the user's. What it returns
+            a sweeper may optimize.
     """
-    faults: list[str] = []
-
-    def tell(line: str) -> None:
-        faults.append(line)
-        print(line, file=sys.stderr)
-
-    def guarded(composed: DictConfig) -> None:
-        try:
-            job(composed)
-        except ArgumentError as error:
-            tell(str(error))
-            folder = job_directory()
-            if folder is not None and not any(Path(folder).iterdir()):
-                Path(folder).rmdir()
-
-    sys.argv[1:] = [f"++{word}" if word.startswith(FREE) else word for word in sys.argv[1:]]
+    make_patient()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises its errors, in place of printing them and exiting
-    try:
-        hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(guarded)()
-    except MissingConfigException as error:
-        tell(_missing_option(error))
-    except (HydraException, OmegaConfBaseException) as error:
-        tell(_refused_override(error, config_name))
-    except KeyboardInterrupt:
-        sys.exit(INTERRUPTED)
-    if faults:
-        sys.exit(USAGE_ERROR)
+    typed, faulty = tuple(sys.orig_argv), False
+    with TemporaryDirectory() as folder:
+        faults = Path(folder) / "faults"  # a file, for a launcher may run jobs in processes of their own
+        try:
+            sys.argv[1:] = prepared(sys.argv[1:], option_names(config_name))
+            task = _guarded(job, typed, faults)
+            hydra.main(version_base="1.3", config_path=search_folder(config_name), config_name=config_name)(task)()
+        except (ArgumentError, HydraException, OmegaConfBaseException) as error:
+            print(_explained(error, config_name), file=sys.stderr)
+            faulty = True
+        except OSError as error:
+            if any(frame.f_code is task.__code__ for frame, _ in walk_tb(error.__traceback__)):
+                raise  # the job's own
+            rule = f"can't be written ({error.strerror})"
+            name = "hydra.sweep.dir" if is_multirun(sys.argv[1:]) else "hydra.run.dir"
+            print(ArgumentError(name, error.filename, rule), file=sys.stderr)
+            faulty = True
+        except ValueError:  # a sweeper that has no results, because all its jobs were faulty
+            if not faults.exists():
+                raise
+        except KeyboardInterrupt:
+            sys.exit(INTERRUPTED)
+        if faulty or faults.exists():
+            sys.exit(USAGE_ERROR)
 
 
-def job_directory() -> str | None:
-    """The directory that a multirun gives to the current job; None outside of multiruns."""
+def search_folder(config_name: str) -> str | None:
+    """Where Hydra finds the parts of a configuration.
+
+    One without groups is handed to it as it is: beside conf/task/, `task=2` would mean an option of that group.
+    """
+    if option_names(config_name):
+        return str(CONF)
+    ConfigStore.instance().store(config_name, OmegaConf.load(CONF / f"{config_name}.yaml"))
+    return None
+
+
+def option_names(config_name: str) -> dict[str, list[str]]:
+    """The groups that a configuration chooses from, and their options."""
+    if config_name != "config":
+        return {}
+    folders = [path for path in CONF.iterdir() if path.is_dir() and path.name != "experiment"]
+    return {path.name: sorted(file.stem for file in path.glob("*.yaml")) for path in folders}
+
+
+def _guarded(job: Job, typed: tuple[str, ...], faults: Path) -> FunctionType:
+    """The job, with a line in `faults` where it refuses its arguments."""
+
+    def run(composed: DictConfig) -> float | None:
+        make_patient()
+        call = _call(typed)
+        try:
+            return job(composed, call)
+        except ArgumentError as error:
+            with faults.open("a", encoding="utf-8") as file:
+                print(error, file=file)
+            print(error, file=sys.stderr)
+            if call.directory is not None and not any(Path(call.directory).iterdir()):
+                Path(call.directory).rmdir()
+            return None
+
+    assert isinstance(run, FunctionType)
+    return run
+
+
+def _call(typed: tuple[str, ...]) -> Call:
     config = HydraConfig.get()
-    return config.runtime.output_dir if config.mode == RunMode.MULTIRUN else None
+    overrides = tuple(map(str, OmegaConf.to_container(config.overrides.task) or ()))
+    if config.mode != RunMode.MULTIRUN:
+        return Call(typed, overrides)
+    return Call(typed, overrides, config.runtime.output_dir, config.sweep.dir)
+
+
+def _explained(error: Exception, config_name: str) -> str:
+    """Hydra's errors in one line."""
+    if isinstance(error, MissingConfigException):
+        return _missing_option(error)
+    return str(error) if isinstance(error, ArgumentError) else _refused_override(error, config_name)
 
 
 def _missing_option(error: MissingConfigException) -> str:
@@ -79,12 +133,26 @@ def _refused_override(error: Exception, config_name: str) -> str:
     """For a key that is not in the configuration, or an override that can't be read."""
     key = re.search(r"Could not (?:override|append to config|delete from config)\W+'?([\w.@/-]+)", str(error))
     if key is None:
-        return one_line(error)
-    overrides = OverridesParser.create().parse_overrides([a for a in sys.argv[1:] if "=" in a and not a.startswith("-")])
-    values = {o.key_or_group: o.get_value_string() for o in overrides}
-    group = key[1].rpartition(".")[0]
-    level = [k for k in _keys(config_name) if k.rpartition(".")[0] == group] or _keys(config_name)
-    return str(ArgumentError(key[1], values.get(key[1], "?"), f"there is no such key; {nearest(key[1], level)}"))
+        texts = [text for word in sys.argv[1:] if (text := as_text(word)) is not None]
+        return one_line(error) + (f"; as text it is {texts[0]}" if texts else "")
+    values = {o.key_or_group: o.get_value_string() for word in sys.argv[1:] if (o := read(word)) is not None}
+    group, dot, leaf = key[1].rpartition(".")
+    level, option = _siblings(error.__cause__, group)
+    if not level:
+        level = [k.rpartition(".")[2] for k in _keys(config_name) if k.rpartition(".")[0] == group]
+    if not level:  # nor is there the group
+        leaf, level, group, dot = key[1], _keys(config_name), "", ""
+    rule = f"there is no such key; {nearest(leaf, level, group + dot)}{option}"
+    return str(ArgumentError(key[1], values.get(key[1], "?"), rule))
+
+
+def _siblings(cause: BaseException | None, group: str) -> tuple[list[str], str]:
+    """The keys of what was composed where a key is missing, and the option that they belong to: ` (hnet=direct)`."""
+    node = cause.parent_node if isinstance(cause, ConfigAttributeError | ConfigKeyError) else None
+    if not isinstance(node, DictConfig) or (group and "hydra" in node):  # the root: there is no such group
+        return [], ""
+    keys = [str(key) for key in node if key != "hydra"]
+    return keys, f" ({group}={node['name']})" if group and "name" in keys else ""
 
 
 def _keys(config_name: str) -> list[str]:

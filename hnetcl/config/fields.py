@@ -1,6 +1,7 @@
 """What a schema is made of: fields with bounds, and classes that check them."""
 
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -45,9 +46,14 @@ def parameter_names() -> Any:
     return field(metadata={"check": check})
 
 
+def path() -> Any:
+    """A field for a path; `~` is the home directory."""
+    return field(metadata={"path": True})
+
+
 @dataclass(kw_only=True)
 class Checked:
-    """Checks its fields against their bounds; None is let through, for the types say where it may stand.
+    """Checks its fields against their bounds; None is let through where the type names it.
 
     Raises:
         ArgumentError: for the first value out of bounds.
@@ -58,8 +64,10 @@ class Checked:
             value = getattr(self, f.name)
             options: tuple[str, ...] | None = f.metadata.get("options")
             check: Check | None = f.metadata.get("check")
-            if value is None:
+            if value is None and f.type is not Any:
                 continue
+            if f.metadata.get("path"):
+                setattr(self, f.name, os.path.expanduser(value))
             if options is not None and value not in options:
                 raise one_of(f.name, value, options)
             fault = check(value) if check else ""

@@ -1,5 +1,6 @@
 """The schema of every replaceable part, and of the trainer."""
 
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +23,8 @@ from hnetcl.choices import (
 )
 from hnetcl.config.fields import Checked, Part, choice, number, widths
 from hnetcl.errors import ArgumentError
+
+MOST_THREADS = max(256, 4 * (os.cpu_count() or 1))  # a system that runs out of threads ends the process
 
 # ---------------------------------------------------------------------- task
 
@@ -199,6 +202,11 @@ class SGDConfig(OptimizerConfig):
     momentum: float = number(least=0, most=1)
     nesterov: bool
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.nesterov and not self.momentum:
+            raise ArgumentError("nesterov", self.nesterov, f"needs a momentum above 0 (momentum={self.momentum})")
+
 
 @dataclass(kw_only=True)
 class TrainerConfig(Checked):
@@ -207,7 +215,7 @@ class TrainerConfig(Checked):
     batch_size: int = number(least=2)
     eval_batch_size: int = number(least=1)
     log_every: int = number(least=1)
-    threads: int | None = number(least=1)
+    threads: int | None = number(least=1, most=MOST_THREADS)
     deterministic: bool
     precision: str = choice(PRECISIONS)
     compile: str = choice(COMPILES)

@@ -1,16 +1,20 @@
 """The schema of the whole: what a run and an evaluation are told."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 from hnetcl.choices import (
     ALGEBRA_DIMS,
+    COSTS,
+    INFERENCE_METRICS,
     INFERENCES,
     INITS,
+    METRICS,
     SCENARIOS,
     SHARED,
 )
-from hnetcl.config.fields import Checked, choice, number, parameter_names
+from hnetcl.config.fields import Checked, choice, number, parameter_names, path
 from hnetcl.config.parts import (
     AdagradConfig,
     AdamConfig,
@@ -38,12 +42,12 @@ from hnetcl.errors import ArgumentError
 
 @dataclass(kw_only=True)
 class RunConfig(Checked):
-    dir: str | None
+    dir: str | None = path()
 
 
 @dataclass(kw_only=True)
 class DataConfig(Checked):
-    root: str | None
+    root: str | None = path()
 
 
 @dataclass(kw_only=True)
@@ -56,6 +60,7 @@ class Settings(Checked):
     shared: str = choice(SHARED)
     init: str | None = choice(INITS)
     imports: list[str]
+    optimized_metric: str = choice((*METRICS, *INFERENCE_METRICS, *COSTS))
     resume: bool
 
 
@@ -73,11 +78,31 @@ class Config(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self._check_scenario()
+        self._check_method()
+        self._check_widths()
+
+    def _check_scenario(self) -> None:
         if self.scenario != "task" and self.inference == "agreement" and isinstance(self.hnet, DirectConfig):
             raise ArgumentError("inference", self.inference, "hnet=direct has no task embeddings; allowed: confidence, entropy")
-        if isinstance(self.method, OutputRegularizerConfig) and (self.method.importance, self.bn.stats) == ("fisher", "batch"):
+        if self.scenario == "task" and self.optimized_metric in INFERENCE_METRICS:
+            raise ArgumentError("optimized_metric", self.optimized_metric, "in scenario=task the task is told, not inferred")
+
+    def _check_method(self) -> None:
+        if not isinstance(self.method, OutputRegularizerConfig):
+            return
+        norm = not isinstance(self.net, NetConfig) or self.net.norm == "batch"
+        if norm and (self.method.importance, self.bn.stats) == ("fisher", "batch"):
             rule = "needs batch norm whose statistics don't depend on the batch; allowed with bn.stats=batch: none"
             raise ArgumentError("method.importance", self.method.importance, rule)
+        weights, tasks = self.method.task_weights, self.task.num_tasks
+        if weights is not None and len(weights) not in (tasks - 1, tasks):
+            rule = f"must be {tasks} weights, one for each task (task.num_tasks={tasks}); the last may be left out"
+            raise ArgumentError("method.task_weights", weights, rule)
+        if weights is not None and not all(0 <= weight < math.inf for weight in weights):
+            raise ArgumentError("method.task_weights", weights, "must be finite and not negative")
+
+    def _check_widths(self) -> None:
         if not isinstance(self.net, NetConfig):
             return
         lists = {"net.hidden": self.net.hidden}
@@ -92,7 +117,7 @@ class Config(Settings):
 
 @dataclass(kw_only=True)
 class EvaluationSettings(Checked):
-    run: str
+    run: str = path()
     task: int | None = number(least=0)
     stats: str
     scenario: str | None = choice(SCENARIOS)

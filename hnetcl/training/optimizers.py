@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from inspect import signature
 from typing import Any
 
 import torch
@@ -40,7 +41,8 @@ class OptimizerFactory:
         options: further arguments of the torch optimizer.
 
     Raises:
-        ArgumentError: an unknown name, a learning rate that is not positive, a negative weight decay.
+        ArgumentError: an unknown name, a learning rate that is not positive, a negative weight decay, an option that the torch
+            optimizer has not, Nesterov's momentum without momentum.
     """
 
     name: str
@@ -58,6 +60,12 @@ class OptimizerFactory:
             raise ArgumentError("lr", self.lr, "must be positive and finite")
         if not 0 <= self.weight_decay < math.inf:
             raise ArgumentError("weight_decay", self.weight_decay, "must be finite and not negative")
+        arguments = signature(OPTIMIZERS[self.name]).parameters
+        for key in self.options:
+            if key not in arguments:
+                raise one_of("options", key, arguments)
+        if self.options.get("nesterov") and not self.options.get("momentum"):
+            raise ArgumentError("nesterov", True, "needs a momentum above 0")
 
     def make(self, model: HyperModel, steps: int) -> tuple[Optimizer, LRScheduler]:
         """A fresh optimizer over all that learns in `model`, and its schedule for a task of that many steps."""

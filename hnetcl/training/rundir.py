@@ -24,6 +24,7 @@ class RunDirectory:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.config = self.path / "config.yaml"
+        self.environment = self.path / "environment.json"
         self.tasks = self.path / "tasks.json"
         self.accuracy = self.path / "accuracy.csv"
         self.metrics = self.path / "metrics.json"
@@ -97,6 +98,14 @@ class RunDirectory:
             lack = f"{self.tasks.name} holds no mean and standard deviation of the pixels"
             raise ValueError(f"{lack}: an earlier version wrote it, which took them from other images; train the run again")
         return tasks
+
+    def read_environment(self) -> list[dict[str, Any]]:
+        """What environment.json says of each time that the run was started; nothing where the file is missing or damaged."""
+        try:
+            starts = json.loads(self.read_text(self.environment))
+        except ValueError:
+            return []
+        return starts if isinstance(starts, list) else []
 
     def read_accuracy(self) -> list[list[float]]:
         """The rows of R that `write_accuracy` wrote, the untrained model's first.
