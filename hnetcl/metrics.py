@@ -1,6 +1,8 @@
 """What the accuracy matrix says. All functions are pure and work in float64.
 
 R [T, T]: R[i, j] is the test accuracy on task j after training task i, as a fraction. b [T]: the untrained model's accuracies.
+Each function reads the entries of its formula and no others: what was not measured may be NaN. No metric reads R[i, j] for
+j > i + 1, nor b[0].
 """
 
 from torch import Tensor
@@ -26,10 +28,16 @@ def forward_transfer(R: Tensor, b: Tensor) -> float:
 
 
 def forgetting(R: Tensor) -> float:
-    """mean_{j<T-1} (max_{i<T-1} R[i, j] - R[T-1, j]) (Chaudhry et al. 2018, equation 3; may be negative). 0 for one task."""
-    if len(R) == 1:
+    """mean_{j<T-1} (max_{j<=i<T-1} R[i, j] - R[T-1, j]). 0 for one task; may be negative.
+
+    What was right before a task was trained can't be forgotten: the maximum begins at i = j.
+
+    Source: Chaudhry et al. 2018, equation 3 (whose maximum begins at i = 1).
+    """
+    last = len(R) - 1
+    if last == 0:
         return 0.0
-    return float((R[:-1].max(0).values - R[-1])[:-1].mean())
+    return float(sum(R[j:last, j].max() - R[last, j] for j in range(last)) / last)
 
 
 def average_incremental_accuracy(R: Tensor) -> float:

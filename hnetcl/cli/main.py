@@ -15,7 +15,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from hnetcl.errors import ArgumentError, nearest, one_line, one_of
+from hnetcl.errors import ArgumentError, DivergedError, nearest, one_line, one_of
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 USAGE_ERROR = 2
@@ -30,7 +30,7 @@ def main(config_name: str, job: Callable[[DictConfig], None]) -> None:
 
     Args:
         config_name: the primary YAML in conf/.
-        job: called once, or once per job of a multirun. An ArgumentError that it raises is told as the user's.
+        job: called once, or once per job of a multirun. What it raises as an ArgumentError or DivergedError is told.
     """
     faults: list[str] = []
 
@@ -41,7 +41,7 @@ def main(config_name: str, job: Callable[[DictConfig], None]) -> None:
     def guarded(composed: DictConfig) -> None:
         try:
             job(composed)
-        except ArgumentError as error:
+        except (ArgumentError, DivergedError) as error:
             tell(str(error))
             folder = job_directory()
             if folder is not None and not any(Path(folder).iterdir()):

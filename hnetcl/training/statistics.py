@@ -9,6 +9,8 @@ from hnetcl.bn.measure import Moments, watching
 from hnetcl.model import HyperModel
 from hnetcl.tasks import TaskSequence
 
+IMAGES = 1000  # of a task, which its statistics are compared with
+
 
 @torch.no_grad()
 def statistics_report(
@@ -18,29 +20,34 @@ def statistics_report(
 
     - the distances between the statistics of all pairs of the first tasks [tasks, tasks];
     - the misfit of each of these tasks [tasks]: the distance of its statistics from those of what the layer is given now, for
-      the first `batch_size` training images of the task. It grows where the network moves on and the row does not.
+      the first `IMAGES` training images of the task. It grows where the network moves on and the row does not.
+
+    Args:
+        batch_size: images at a time.
     """
     used: dict[str, list[tuple[Tensor, Tensor]]] = {}
     misfit: dict[str, list[Tensor]] = {}
     eps: dict[str, float] = {}
+    seen: dict[str, tuple[tuple[Tensor, Tensor], Moments]] = {}  # of one task: statistics, and what the layer is given
 
     def see(name: str, layer: BatchNormLayer, x: Tensor) -> None:
         statistics = layer.evaluation_statistics()
         if statistics is None:
             return
-        moments = Moments()
-        moments.add(x, layer.algebra.dim)
-        used.setdefault(name, []).append(statistics)
-        apart = distance(*statistics, moments.centre, moments.covariance, layer.eps)
-        misfit.setdefault(name, []).append(apart)
         eps[name] = layer.eps
+        seen.setdefault(name, (statistics, Moments()))[1].add(x, layer.algebra.dim)
 
     training = model.training
     model.eval()
     for task in range(tasks):
-        data = sequence[task]
+        data, params = sequence[task], model.hnet(task)
         with watching(model.net, see):
-            model(data.preprocess(data.train.images[:batch_size]), task)
+            for images in data.train.images[:IMAGES].split(batch_size):
+                model.run(params, data.preprocess(images), task)
+        for name, (statistics, moments) in seen.items():
+            used.setdefault(name, []).append(statistics)
+            misfit.setdefault(name, []).append(distance(*statistics, moments.centre, moments.covariance, eps[name]))
+        seen.clear()
     model.train(training)
 
     apart = {}
