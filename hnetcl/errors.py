@@ -1,4 +1,4 @@
-"""The one error that a user's input can cause."""
+"""The errors that are told in one line: of a user's input, and of a training that can't go on."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -24,6 +24,24 @@ class ArgumentError(ValueError):
     def within(self, group: str) -> "ArgumentError":
         """The same error with the name of the group that the argument belongs to in front."""
         return ArgumentError(f"{group}.{self.name}", self.value, self.allowed)
+
+
+class DivergedError(ArithmeticError):
+    """A training that met numbers which are not finite, told in one line: where, what, and what may help.
+
+    Args:
+        task: the current one.
+        step: from 1, within the task; None after its last.
+        what: the first thing that is not finite.
+    """
+
+    def __init__(self, task: int, step: int | None, what: str) -> None:
+        where = f"task {task}, after its last step" if step is None else f"task {task}, step {step}"
+        super().__init__(f"{where}: {what} is not finite; a smaller optimizer.lr may help. Nothing of this task was saved")
+        self.task, self.step, self.what = task, step, what
+
+    def __reduce__(self) -> tuple[type["DivergedError"], tuple[int, int | None, str]]:
+        return type(self), (self.task, self.step, self.what)  # else it could not come back from another process
 
 
 def one_of(name: str, value: Any, choices: Iterable[Any]) -> ArgumentError:

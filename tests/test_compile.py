@@ -126,7 +126,7 @@ def test_our_own_networks_are_one_graph(net: type[MLP] | type[LeNet], algebra: s
 def test_compiled_training_ends_where_plain_training_does(algebra: str, data_root: Path) -> None:
     """Accuracies, hypernetwork and rows of statistics; by the graphs that torch's own compiler gets, with their backward."""
     (plain, tensors), (compiled, found) = (fit(data_root, on, "aot_eager", algebra, 8) for on in ("off", "on"))
-    torch.testing.assert_close(plain.matrix, compiled.matrix, atol=0.02, rtol=0)
+    torch.testing.assert_close(plain.matrix, compiled.matrix, atol=0.02, rtol=0, equal_nan=True)
     torch.testing.assert_close(tensors, found, rtol=1e-3, atol=1e-4)
 
 
@@ -134,7 +134,7 @@ def test_compiled_code_trains_as_plain_code_does(data_root: Path) -> None:
     if not can_compile(CPU):
         pytest.skip("torch.compile needs a C++ compiler")
     (plain, tensors), (compiled, found) = (fit(data_root, on, "inductor", "real", 4) for on in ("off", "on"))
-    torch.testing.assert_close(plain.matrix, compiled.matrix, atol=0.02, rtol=0)
+    torch.testing.assert_close(plain.matrix, compiled.matrix, atol=0.02, rtol=0, equal_nan=True)
     torch.testing.assert_close(tensors, found, rtol=1e-3, atol=1e-4)
 
 

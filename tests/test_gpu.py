@@ -12,11 +12,13 @@ from hnetcl.bn import BatchNormLayer, using_task
 from hnetcl.choices import PRECISIONS, STATS
 from hnetcl.cli.jobs import train
 from hnetcl.config import Config
+from hnetcl.errors import DivergedError
 from hnetcl.hnets import ChunkedHyperNetwork
 from hnetcl.methods import OutputRegularizer
 from hnetcl.model import HyperModel
 from hnetcl.nets import MLP
 from hnetcl.training import OptimizerFactory, TrainingStep
+from hnetcl.training.watch import Watch
 
 pytestmark = [
     pytest.mark.gpu,
@@ -111,16 +113,18 @@ def steps(compile: str, precision: str, algebra: str) -> dict[str, torch.Tensor]
     for task in range(4):
         optimizer, schedule = OptimizerFactory("sgd", 0.05, "cosine", 0.0, {}).make(model, 8)
         method.start_task(hnet, task, optimizer, generator)
+        watch = Watch(model, task, optimizer, torch.device("cuda"))
         for number in range(8):
             torch.cuda.set_sync_debug_mode("error" if number > 4 else "default")
             try:
                 x = torch.randn(32, 1, 8, 8, generator=generator, device="cuda")
                 y = torch.randint(3, (32,), generator=generator, device="cuda")
-                step(x, y, task, optimizer)
+                watch.look(step(x, y, task, optimizer), x, task)
                 optimizer.step()
                 schedule.step()
             finally:
                 torch.cuda.set_sync_debug_mode("default")
+        watch.close()
     return {name: value.cpu() for name, value in model.saved_tensors().items()}
 
 
@@ -137,6 +141,15 @@ def test_a_compiled_step_replays_cuda_graphs(algebra: str, precision: str) -> No
     assert counters["inductor"]["cudagraph_skips"] == skipped
     rtol, atol = (1e-2, 1e-3) if precision == "float32" else (0.1, 0.1)
     torch.testing.assert_close(found, steps("off", precision, algebra), rtol=rtol, atol=atol)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd", "rmsprop", "adagrad"])
+def test_numbers_that_are_not_finite_end_the_run_and_no_checkpoint_is_written(
+    optimizer: str, tiny: list[str], compose: Callable[..., Config], tmp_path: Path
+) -> None:
+    with pytest.raises(DivergedError, match="task 0, "):
+        train(compose(*tiny, "device=cuda", f"optimizer={optimizer}", "optimizer.lr=1e20", f"run.dir={tmp_path}"))
+    assert not list((tmp_path / "checkpoints").iterdir())
 
 
 def test_the_main_job_runs(tiny: list[str], compose: Callable[..., Config], tmp_path: Path) -> None:

@@ -77,7 +77,7 @@ def test_a_reload_gives_the_same_numbers(
     """Training's own accuracies, to the last digit, in the run's precision."""
     options = [f"scenario={scenario}", "trainer.precision=bfloat16", "trainer.steps=60", "method.beta=0.3"]
     run = train(compose(*tiny, *options, f"run.dir={tmp_path}"))
-    rows = [[float(v) for v in line.split(",")[1:]] for line in (run / "accuracy.csv").read_text().splitlines()[1:]]
+    rows = [[float(v or "nan") for v in line.split(",")[1:]] for line in (run / "accuracy.csv").read_text().splitlines()[1:]]
     values = {"run": str(run), "task": None, "stats": "own", "scenario": None, "inference": None, "device": "auto"}
     assert evaluate(parse_evaluation(values | {"imports": [], "data": {"root": None}})) == rows[-1]
     if scenario == "task":

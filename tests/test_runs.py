@@ -139,7 +139,7 @@ def test_a_run_leaves_its_files(run: Path) -> None:
     assert all(row.abs().sum() > 0 for row in rows)
     metrics = json.loads((run / "metrics.json").read_text())
     assert {"average_accuracy", "forgetting", "bwt", "fwt", "average_incremental_accuracy"} <= metrics.keys()
-    assert {"compression", "seconds", "steps_per_second"} <= metrics.keys()
+    assert {"compression", "seconds", "seconds_total", "steps_per_second"} <= metrics.keys()
 
 
 def test_the_event_file_holds_every_tag_for_every_task(run: Path) -> None:

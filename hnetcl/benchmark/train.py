@@ -25,6 +25,7 @@ from hnetcl.model import HyperModel
 from hnetcl.tasks.batches import Batches
 from hnetcl.training.optimizers import OptimizerFactory
 from hnetcl.training.step import TrainingStep
+from hnetcl.training.watch import Watch
 
 
 class OurStep:
@@ -42,12 +43,14 @@ class OurStep:
         self.model, self.method, self.batches, self.task = model.train(), method, batches, task
         self.optimizer, self.schedule = OptimizerFactory("adam", LR, "constant", 0.0, {}).make(model, 1)
         self.step = TrainingStep(model, method, batches.generator.device, compile)
+        self.watch = Watch(model, task, self.optimizer, batches.generator.device)
         method.start_task(model.hnet, task, self.optimizer, batches.generator)
 
     def __call__(self) -> Tensor:
         """The loss without the penalty."""
         x, y = self.batches.draw()
         losses = self.step(x, y, self.task, self.optimizer)
+        self.watch.look(losses, x, self.task)
         self.optimizer.step()
         self.schedule.step()
         return losses.loss

@@ -66,7 +66,7 @@ def distance(mean: Tensor, cov: Tensor, other_mean: Tensor, other_cov: Tensor, e
     eye = torch.eye(d, dtype=torch.float64, device=cov.device)
     a, b = cov.double() + eps * eye, other_cov.double() + eps * eye
     apart = _to_columns(mean.double() - other_mean.double(), d)
-    a_inverse, b_inverse = torch.linalg.inv(a), torch.linalg.inv(b)
+    (a_inverse, _), (b_inverse, _) = torch.linalg.inv_ex(a), torch.linalg.inv_ex(b)  # of a singular matrix nothing finite
     traces = (a_inverse @ b + b_inverse @ a - 2 * eye).diagonal(dim1=-2, dim2=-1).sum(-1)
     shift = (apart.mT @ (a_inverse + b_inverse) @ apart).squeeze((-1, -2))
     apart_by: Tensor = ((traces + shift) / (4 * d)).mean(-1)

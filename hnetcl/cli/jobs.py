@@ -140,7 +140,7 @@ def evaluate(config: EvaluationConfig) -> list[float]:
             )
         protocol = Protocol(scenario, inference, trained.trainer.eval_batch_size)
         with allocating("trainer.eval_batch_size", trained.trainer.eval_batch_size):
-            right, known = accuracies(model, sequence, protocol, tasks, row)
+            right, known, _ = accuracies(model, sequence, protocol, tasks, row)
         found = right.tolist()
     from hnetcl.tracking import comparison_table, number
 
@@ -305,9 +305,8 @@ def _manifest(config: Config, parts: Parts) -> dict[str, Any]:
 def _metrics(parts: Parts, result: Result, config: Config) -> dict[str, float]:
     metrics = summary(result.matrix, result.untrained)
     if config.scenario != "task":
-        aware, _ = accuracies(parts.model, parts.sequence, Protocol(batch_size=config.trainer.eval_batch_size))
         metrics |= {
-            "task_aware": float(aware.mean()),
+            "task_aware": float(result.aware.mean()),
             "task_agnostic": metrics["average_accuracy"],
             "task_inference_accuracy": float(result.known.mean()),
         }
@@ -315,6 +314,7 @@ def _metrics(parts: Parts, result: Result, config: Config) -> dict[str, float]:
         **metrics,
         "compression": parts.model.hnet.compression,
         "seconds": result.seconds,
+        "seconds_total": result.seconds_total,
         "steps_per_second": result.steps / result.seconds,
     }
 

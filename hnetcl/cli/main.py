@@ -21,7 +21,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 from hnetcl.cli.call import Call
 from hnetcl.cli.streams import make_patient
 from hnetcl.cli.words import as_text, is_multirun, prepared, read
-from hnetcl.errors import ArgumentError, nearest, one_line, one_of
+from hnetcl.errors import ArgumentError, DivergedError, nearest, one_line, one_of
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 USAGE_ERROR = 2
@@ -36,8 +36,8 @@ def main(config_name: str, job: Job) -> None:
 
     Args:
         config_name: the primary YAML in conf/. Only `config` is composed of the groups there.
-        job: called once, or once per job of a multirun. An ArgumentError that it raises is told as the user's. What it returns
-            a sweeper may optimize.
+        job: called once, or once per job of a multirun. What it raises as an ArgumentError or DivergedError is told in one
+            line. What it returns a sweeper may optimize.
     """
     make_patient()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises its errors, in place of printing them and exiting
@@ -94,7 +94,7 @@ def _guarded(job: Job, typed: tuple[str, ...], faults: Path) -> FunctionType:
         call = _call(typed)
         try:
             return job(composed, call)
-        except ArgumentError as error:
+        except (ArgumentError, DivergedError) as error:
             with faults.open("a", encoding="utf-8") as file:
                 print(error, file=file)
             print(error, file=sys.stderr)

@@ -10,10 +10,12 @@ from hnetcl.choices import (
     BACKENDS,
     CLASS_ORDERS,
     COMPILES,
+    EVALUATED,
     HEAD_SCALES,
     IMPORTANCES,
     NORMS,
     PRECISIONS,
+    REPORTS,
     SCHEDULES,
     STATS,
     TARGET_DEVICES,
@@ -219,6 +221,8 @@ class TrainerConfig(Checked):
     deterministic: bool
     precision: str = choice(PRECISIONS)
     compile: str = choice(COMPILES)
+    evaluate: str = choice(EVALUATED)
+    statistics: str = choice(REPORTS)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -2,7 +2,8 @@
 
 from collections.abc import Callable
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from hnetcl.algebra import Algebra
 from hnetcl.layers import Conv2d, Linear
@@ -19,4 +20,23 @@ def dense(width_in: int, width_out: int, algebra: Algebra, norm: Norm | None) ->
 def conv(width_in: int, width_out: int, kernel_size: int, algebra: Algebra, norm: Norm | None) -> list[nn.Module]:
     """Convolution without padding, norm, ReLU and 2 x 2 max pooling. Without a norm the layer has a bias."""
     conv2d = Conv2d(width_in, width_out, kernel_size, algebra, bias=norm is None)
-    return [conv2d, *([norm(width_out)] if norm else []), nn.ReLU(), nn.MaxPool2d(2)]
+    return [conv2d, *([norm(width_out)] if norm else []), nn.ReLU(), MaxPool()]
+
+
+class MaxPool(nn.MaxPool2d):
+    """The largest of 2 x 2 positions.
+
+    Without gradients, on a CPU, in two elementwise passes: the same numbers in a tenth of the time, for torch's pooling notes
+    the places of the maxima, too.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.is_grad_enabled() or not x.is_cpu:
+            pooled: Tensor = super().forward(x)
+            return pooled
+        height, width = (size // 2 * 2 for size in x.shape[-2:])
+        x = torch.maximum(x[..., 0:height:2, :], x[..., 1:height:2, :])
+        return torch.maximum(x[..., 0:width:2], x[..., 1:width:2])

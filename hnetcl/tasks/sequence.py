@@ -46,8 +46,11 @@ class Preprocess:
 
     def __call__(self, images: Tensor) -> Tensor:
         if self.permutation is not None:
-            images = images.flatten(2).index_select(2, self.permutation).reshape(images.shape)
-        return (images.float() / 255 - self.mean) / self.std
+            pixels = images.flatten(2)
+            images = pixels.gather(2, self.permutation.expand_as(pixels)).reshape(
+                images.shape
+            )  # index_select is ten times slower
+        return (images.float() / 255).sub_(self.mean).div_(self.std)
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,7 +1,9 @@
 """Accuracy of a model on tasks."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -9,7 +11,7 @@ from torch import Tensor
 from hnetcl.bn import BATCH, batchnorm_layers
 from hnetcl.choices import INFERENCES, SCENARIOS
 from hnetcl.errors import ArgumentError, one_of
-from hnetcl.inference import Candidates, candidates, infer_tasks
+from hnetcl.inference import Candidates, candidates, compare_tasks
 from hnetcl.model import HyperModel
 from hnetcl.modes import evaluation_mode
 from hnetcl.modules import main_logits
@@ -32,13 +34,35 @@ class Protocol:
 
     scenario: str = "task"
     inference: str = "entropy"
-    batch_size: int = 1000
+    batch_size: int = 250
 
     def __post_init__(self) -> None:
         if self.scenario not in SCENARIOS:
             raise one_of("scenario", self.scenario, SCENARIOS)
         if self.inference not in INFERENCES:
             raise one_of("inference", self.inference, INFERENCES)
+
+
+class Accuracy(NamedTuple):
+    """Fractions of a split's images.
+
+    Args:
+        right: those that are classified right, as the scenario counts it.
+        known: those whose task is known; 1 where it is told.
+        aware: those that are classified right where the task is told; NaN where it did not come into question.
+    """
+
+    right: float
+    known: float
+    aware: float
+
+
+class Accuracies(NamedTuple):
+    """The same of some tasks' test images, [B] in float64 each."""
+
+    right: Tensor
+    known: Tensor
+    aware: Tensor
 
 
 @torch.no_grad()
@@ -51,8 +75,8 @@ def accuracy(
     stats: int | str | None = None,
     seen: int | None = None,
     among: Candidates | None = None,
-) -> tuple[float, float]:
-    """The fraction of a split that the model classifies right, and the fraction whose task it knows (1 where it is told).
+) -> Accuracy:
+    """How much of a split the model classifies right.
 
     Args:
         number: of the task that the split belongs to.
@@ -68,7 +92,7 @@ def accuracy(
     if not len(split):
         raise ArgumentError("split", tuple(split.images.shape), f"task {number} has no images there")
     right = torch.zeros((), dtype=torch.long, device=split.labels.device)
-    known = torch.zeros_like(right)
+    known, aware = torch.zeros_like(right), torch.zeros_like(right)
     sizes = batch_sizes(len(split), protocol.batch_size)
     batches = zip(split.images.split(sizes), split.labels.split(sizes), strict=True)
     with evaluation_mode(model):
@@ -77,19 +101,28 @@ def accuracy(
             params = model.hnet(number)
         elif among is None:
             among = candidates(model, protocol.inference, seen)
+        if protocol.scenario == "class" and among is not None and number >= len(among.tasks):
+            return Accuracy(0.0, 0.0, math.nan)  # its images are taken for other tasks', whatever the logits
         for images, labels in batches:
             x = task.preprocess(images)
             if among is None:
                 logits = _run(model, params, x, number, stats)
                 found = torch.ones_like(labels, dtype=torch.bool)
             else:
-                tasks, logits = infer_tasks(model, x, among)
-                found = tasks == number
+                tasks, every = compare_tasks(model, x, among)
+                found, logits = tasks == number, every[tasks, torch.arange(len(x), device=x.device)]
+                if number < len(every):
+                    aware += (every[number].argmax(1) == labels).sum()
             _require_classes(logits, labels, task)
             correct = logits.argmax(1) == labels
             right += (correct & found if protocol.scenario == "class" else correct).sum()
             known += found.sum()
-    return int(right) / len(split), int(known) / len(split)
+    counts = [count / len(split) for count in torch.stack([right, known, aware]).tolist()]
+    if among is None:
+        counts[2] = counts[0]
+    elif number >= len(among.tasks):
+        counts[2] = math.nan
+    return Accuracy(*counts)
 
 
 def _run(model: HyperModel, params: dict[str, Tensor], x: Tensor, task: int, stats: int | str | None) -> Tensor:
@@ -128,11 +161,10 @@ def accuracies(
     tasks: Sequence[int] | None = None,
     stats: int | str | None = None,
     seen: int | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Test accuracy, and how often the task was known, on some tasks, or on all, in float64; the rest as in `accuracy`."""
+) -> Accuracies:
+    """How much of the test images of some tasks, or of all, the model classifies right; the rest as in `accuracy`."""
     chosen = range(len(sequence)) if tasks is None else tasks
     with evaluation_mode(model):
         among = None if protocol.scenario == "task" else candidates(model, protocol.inference, seen)
         values = [accuracy(model, t, sequence[t], sequence[t].test, protocol, stats, seen, among) for t in chosen]
-    right, known = torch.tensor(values, dtype=torch.float64).reshape(-1, 2).unbind(1)
-    return right, known
+    return Accuracies(*torch.tensor(values, dtype=torch.float64).reshape(-1, 3).unbind(1))

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import math
 import os
 import zipfile
 from pathlib import Path
@@ -50,27 +51,26 @@ class RunDirectory:
         _replace(path, text.encode())
 
     def write_json(self, path: Path, value: Any) -> None:
-        self.write_text(path, json.dumps(value, indent=2) + "\n")
+        """Writes plain values; null stands for numbers that are not finite, for JSON has none."""
+        self.write_text(path, json.dumps(_finite(value), indent=2, allow_nan=False) + "\n")
 
     def write_accuracy(self, matrix: Tensor, untrained: Tensor) -> None:
-        """R as CSV: a header, the row `init` of the untrained model, then a row per trained task."""
+        """R as CSV: a header, the row `init` of the untrained model, then a row per trained task.
+
+        Cells of tasks that were not evaluated are empty.
+        """
         file = io.StringIO()
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["trained", *(f"task_{j}" for j in range(len(untrained)))])
-        writer.writerow(["init", *untrained.tolist()])
-        writer.writerows([i, *row] for i, row in enumerate(matrix.tolist()) if row[0] == row[0])
+        writer.writerow(["init", *_cells(untrained)])
+        writer.writerows([i, *_cells(row)] for i, row in enumerate(matrix) if not row.isnan().all())
         self.write_text(self.accuracy, file.getvalue())
 
     def write_statistics(self, distances: dict[str, Tensor], misfits: dict[str, Tensor]) -> None:
         """What `TaskEnd` tells of the batch-norm layers' statistics, as JSON; null where there is no value yet."""
-        tables = {
-            "distances": {name: values.tolist() for name, values in distances.items()},
-            "misfits": {
-                name: [[None if value != value else value for value in row] for row in values.tolist()]
-                for name, values in misfits.items()
-            },
-        }
-        self.write_json(self.statistics, tables)
+        tables = {"distances": distances, "misfits": misfits}
+        plain = {key: {name: values.tolist() for name, values in table.items()} for key, table in tables.items()}
+        self.write_json(self.statistics, plain)
 
     def read_text(self, path: Path) -> str:
         """A file of the run.
@@ -108,14 +108,14 @@ class RunDirectory:
         return starts if isinstance(starts, list) else []
 
     def read_accuracy(self) -> list[list[float]]:
-        """The rows of R that `write_accuracy` wrote, the untrained model's first.
+        """The rows of R that `write_accuracy` wrote, the untrained model's first; NaN where a task was not evaluated.
 
         Raises:
             ValueError: the file is missing or damaged.
         """
         header, *rows = list(csv.reader(io.StringIO(self.read_text(self.accuracy)))) or [[]]
         try:
-            values = [[float(value) for value in row[1:]] for row in rows]
+            values = [[float(value) if value else math.nan for value in row[1:]] for row in rows]
         except ValueError as error:
             raise ValueError(f"{self.accuracy.name} is damaged ({error})") from error
         if not values or any(len(row) != len(header) - 1 for row in values):
@@ -152,6 +152,19 @@ class RunDirectory:
             return load_file(self.model)
         except (OSError, SafetensorError) as error:
             raise ValueError(f"{self.model.name} is missing or damaged ({error})") from error
+
+
+def _cells(values: Tensor) -> list[float | str]:
+    return ["" if math.isnan(value) else value for value in values.tolist()]
+
+
+def _finite(value: Any) -> Any:
+    """The same with None in place of numbers that are not finite."""
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _is_whole(path: Path) -> bool:

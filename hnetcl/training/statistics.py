@@ -10,6 +10,8 @@ from hnetcl.model import HyperModel
 from hnetcl.modes import evaluation_mode
 from hnetcl.tasks import TaskSequence
 
+IMAGES = 1000  # of a task, which its statistics are compared with
+
 
 @torch.no_grad()
 def statistics_report(
@@ -20,7 +22,10 @@ def statistics_report(
 
     - the distances between the statistics of all pairs of the first tasks [tasks, tasks];
     - the misfit of each of these tasks [tasks]: the distance of its statistics from those of what the layer is given now, for
-      the first `batch_size` training images of the task. It grows where the network moves on and the row does not.
+      the first `IMAGES` training images of the task. It grows where the network moves on and the row does not.
+
+    Args:
+        batch_size: images at a time.
     """
     used: dict[str, list[tuple[Tensor, Tensor]]] = {}
     misfit: dict[str, list[Tensor]] = {}
@@ -42,9 +47,10 @@ def statistics_report(
                     now[name] = statistics
                     given.setdefault(name, Moments()).add(x, layer.algebra.dim)  # of all calls, where a layer runs twice
 
-            data = sequence[task]
+            data, params = sequence[task], model.hnet(task)
             with watching(model.net, see):
-                model(data.preprocess(data.train.images[:batch_size]), task)
+                for images in data.train.images[:IMAGES].split(batch_size):
+                    model.run(params, data.preprocess(images), task)
             for name, moments in given.items():
                 if moments.count > 1:
                     used.setdefault(name, []).append(now[name])

@@ -8,17 +8,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hnetcl.errors import ArgumentError
+from hnetcl.choices import EVALUATED, REPORTS
+from hnetcl.errors import ArgumentError, one_of
 from hnetcl.methods import Method
 from hnetcl.model import HyperModel
 from hnetcl.modes import start_training
 from hnetcl.tasks import Batches, Split, TaskSequence
+from hnetcl.training.engine import random_states, set_random_states
 from hnetcl.training.evaluation import Protocol, accuracies, accuracy
 from hnetcl.training.observer import Observer, Step, TaskEnd
 from hnetcl.training.optimizers import OptimizerFactory
 from hnetcl.training.rundir import RunDirectory
 from hnetcl.training.statistics import statistics_report
 from hnetcl.training.step import Losses, TrainingStep
+from hnetcl.training.watch import Watch, check_learned
 
 
 @dataclass(frozen=True)
@@ -26,11 +29,13 @@ class Result:
     """What a finished run found out.
 
     Args:
-        matrix: R [T, T] in float64.
-        untrained: b [T] in float64.
+        matrix: R [T, T] in float64; NaN where a task was not evaluated.
+        untrained: b [T] in float64; NaN likewise.
         known: how often the task of a test image was known after the last task [T] in float64; 1 where it is told.
         seconds: training time of all tasks, evaluation not included.
         steps: training steps of all tasks.
+        aware: accuracy after the last task where the task is told [T] in float64.
+        seconds_total: time of the whole loop: training, evaluation, what observers do, checkpoints.
     """
 
     matrix: Tensor
@@ -38,14 +43,18 @@ class Result:
     known: Tensor
     seconds: float
     steps: int
+    aware: Tensor
+    seconds_total: float
 
 
 class Trainer:
     """Trains a model on a sequence of tasks, one after the other.
 
     Per task: the method keeps what it needs, then per step a batch is drawn on the device, the hypernetwork writes the
-    parameters, loss and penalty are summed, the optimizer steps. At its end all tasks are evaluated, a row of R is filled and a
+    parameters, loss and penalty are summed, the optimizer steps. At its end tasks are evaluated, a row of R is filled and a
     checkpoint written, from which `fit` goes on when the run is started again.
+
+    Numbers that are not finite end the training before they reach the model, a checkpoint or an observer (see `Watch`).
 
     Args:
         model, sequence, method, optimizer: what is trained, on what, how. Model and sequence lie on one device. A network that
@@ -60,6 +69,10 @@ class Trainer:
         log_every: observers hear of every so many steps. Only then numbers travel to the host.
         observers: who is told.
         compile: see `TrainingStep`; evaluation is never compiled.
+        evaluate: what is tested after task i. "seen": tasks 0 to i + 1, and before the first all of them, which is what the
+            metrics of R need; "all": all; "last": task i, and all after the last, so that only the average accuracy and
+            backward transfer are known. All else of R is NaN.
+        statistics: after which tasks a `statistics_report` is made: "each", "last", "none".
 
     Raises:
         ArgumentError: both or none of steps and epochs, a number below 1, a network without a logit for each class, or what
@@ -77,12 +90,14 @@ class Trainer:
         steps: int | None = None,
         epochs: int | None = None,
         batch_size: int = 128,
-        eval_batch_size: int = 1000,
+        eval_batch_size: int = 250,
         log_every: int = 50,
         scenario: str = "task",
         inference: str = "entropy",
         observers: Sequence[Observer] = (),
         compile: str = "auto",
+        evaluate: str = "seen",
+        statistics: str = "each",
     ) -> None:
         if (steps is None) == (epochs is None):
             raise ArgumentError("steps", steps, f"give steps or epochs, not both or none (epochs={epochs})")
@@ -94,6 +109,11 @@ class Trainer:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ArgumentError(name, value, "must be at least 1")
+        if evaluate not in EVALUATED:
+            raise one_of("evaluate", evaluate, EVALUATED)
+        if statistics not in REPORTS:
+            raise one_of("statistics", statistics, REPORTS)
+        self.evaluate, self.statistics = evaluate, statistics
 
         self.protocol = Protocol(scenario, inference, eval_batch_size)
         few = Split(sequence[0].test.images[:2], sequence[0].test.labels[:2])
@@ -105,19 +125,41 @@ class Trainer:
         self.matrix = torch.full((tasks, tasks), torch.nan, dtype=torch.float64)
         self.untrained = torch.full((tasks,), torch.nan, dtype=torch.float64)
         self.known = torch.full((tasks,), torch.nan, dtype=torch.float64)
+        self.aware = torch.full((tasks,), torch.nan, dtype=torch.float64)
         self.misfits: dict[str, Tensor] = {}
         self.seconds, self.steps_done = 0.0, 0
+        self.seconds_before, self.started = 0.0, 0.0  # of the whole loop: until it was interrupted, and when it went on
 
     def fit(self) -> Result:
         """Trains the tasks that are not done yet."""
+        self.started = time.perf_counter()
         state = self.directory.load_checkpoint() if self.directory else None
         if state is None:
-            self.untrained, self.known = accuracies(self.model, self.sequence, self.protocol)
+            if self.evaluate != "last":
+                self.untrained, self.known, self.aware = accuracies(self.model, self.sequence, self.protocol)
         else:
             self._restore(state)
         for task in range(self.done, len(self.sequence)):
             self._run_task(task)
-        return Result(self.matrix, self.untrained, self.known, self.seconds, self.steps_done)
+        total = self._seconds_total()
+        return Result(self.matrix, self.untrained, self.known, self.seconds, self.steps_done, self.aware, total)
+
+    def _seconds_total(self) -> float:
+        return self.seconds_before + time.perf_counter() - self.started
+
+    def _evaluated(self, task: int) -> range:
+        """The tasks that are tested after a task."""
+        tasks = len(self.sequence)
+        if self.evaluate == "all" or task == tasks - 1:
+            return range(tasks)
+        return range(task, task + 1) if self.evaluate == "last" else range(task + 2)
+
+    def _evaluate(self, task: int) -> None:
+        """Fills a row of R."""
+        chosen = self._evaluated(task)
+        found = accuracies(self.model, self.sequence, self.protocol, chosen, seen=task + 1)
+        for values, new in zip((self.matrix[task], self.known, self.aware), found, strict=True):
+            values[chosen.start : chosen.stop] = new
 
     def _run_task(self, task: int) -> None:
         batches = [Batches(t, self.batch_size, self.generator) for t in self.sequence.tasks[: task + 1]]
@@ -127,12 +169,16 @@ class Trainer:
         started = time.perf_counter()
         self._train(task, batches, steps)
         self.method.end_task(self.model, task, self.sequence[task], self.generator)
+        check_learned(self.method, task)
         seconds = time.perf_counter() - started
 
-        self.matrix[task], self.known = accuracies(self.model, self.sequence, self.protocol, seen=task + 1)
+        self._evaluate(task)
         self.done, self.seconds, self.steps_done = task + 1, self.seconds + seconds, self.steps_done + steps
         now, embeddings = self.sequence[task], self.model.hnet.embeddings
-        distances, misfits = statistics_report(self.model, self.sequence, task + 1, self.eval_batch_size)
+        distances: dict[str, Tensor] = {}
+        misfits: dict[str, Tensor] = {}
+        if self.statistics == "each" or (self.statistics == "last" and self.done == len(self.sequence)):
+            distances, misfits = statistics_report(self.model, self.sequence, task + 1, self.eval_batch_size)
         for name, values in misfits.items():
             self.misfits.setdefault(name, torch.full_like(self.matrix, torch.nan))[task, : task + 1] = values
         end = TaskEnd(
@@ -159,26 +205,31 @@ class Trainer:
         model.start_task(task)
         optimizer, schedule = self.optimizer.make(model, steps)
         method.start_task(model.hnet, task, optimizer, self.generator)
+        watch = Watch(model, task, optimizer, self.generator.device)
         for step in range(steps):
             source = method.batch_task(task, step)
             x, y = batches[source].draw()
             losses = self.step(x, y, source, optimizer)
+            norm = watch.look(losses, x, source)
             if self.observers and (step % self.log_every == 0 or step == steps - 1):
-                self._tell(task, step + 1, steps, losses, y, optimizer.param_groups[0]["lr"])
+                self._tell(task, step + 1, steps, losses, y, norm, watch, optimizer.param_groups[0]["lr"])
             optimizer.step()
             schedule.step()
+        watch.close()
         if self.generator.device.type == "cuda":
             torch.cuda.synchronize(self.generator.device)  # so that the seconds are those of the work, not of its launch
 
-    def _tell(self, task: int, step: int, steps: int, losses: Losses, y: Tensor, lr: float) -> None:
-        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+    def _tell(self, task: int, step: int, steps: int, losses: Losses, y: Tensor, norm: Tensor, watch: Watch, lr: float) -> None:
         numbers = [
             losses.loss,
             losses.loss.new_zeros(()) if losses.penalty is None else losses.penalty,
             (losses.logits.argmax(1) == y).float().mean(),
-            torch.nn.utils.get_total_norm(gradients),
+            norm,
+            watch.found,
         ]
         values = torch.stack(numbers).tolist()  # one transfer to the host for all of them
+        if values[-1]:
+            watch.read()
         record = Step(task, step, steps, values[0], values[1], values[2], values[3], lr)
         for observer in self.observers:
             observer.on_step(record)
@@ -190,12 +241,14 @@ class Trainer:
             "model": self.model.saved_tensors(),
             "method": self.method.state(),
             "generator": self.generator.get_state(),
-            "random": torch.get_rng_state(),
+            "random": random_states(self.generator.device),
             "matrix": self.matrix,
             "untrained": self.untrained,
             "known": self.known,
+            "aware": self.aware,
             "misfits": self.misfits,
             "seconds": self.seconds,
+            "seconds_total": self._seconds_total(),
             "steps": self.steps_done,
         }
 
@@ -203,7 +256,7 @@ class Trainer:
         self.model.load_tensors(state["model"])
         self.method.load_state(state["method"])
         self.generator.set_state(state["generator"])
-        torch.set_rng_state(state["random"])
+        set_random_states(state["random"], self.generator.device)
         self.done, self.seconds, self.steps_done = state["done"], state["seconds"], state["steps"]
         self.matrix, self.untrained, self.known = state["matrix"], state["untrained"], state["known"]
-        self.misfits = state["misfits"]
+        self.misfits, self.aware, self.seconds_before = state["misfits"], state["aware"], state["seconds_total"]

@@ -1,0 +1,170 @@
+"""Ends a training whose numbers are no longer finite, before they reach the model or a file."""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from hnetcl.bn import norm_layers
+from hnetcl.errors import DivergedError
+from hnetcl.methods import Method
+from hnetcl.model import HyperModel
+from hnetcl.modes import evaluation_mode
+from hnetcl.training.step import Losses
+
+
+class Watch:
+    """Looks at loss, penalty and gradients between backward and the optimizer's step, in every step of a task.
+
+        watch = Watch(model, task, optimizer, device)
+        losses = step(x, y, task, optimizer)
+        norm = watch.look(losses, x, task)      # on a CPU raises here
+        optimizer.step()
+
+    On a CPU the numbers are read at once. On a GPU that would be to wait for it. There they set a latch on the device, which
+    fused optimizers look at in their step (as they do under torch's GradScaler), so that from the first bad step on nothing
+    moves; the latch is read where numbers travel to the host anyway: call `read` there. Optimizers without a fused step
+    (adagrad, and rmsprop) know no latch: with them the numbers are read in every step, which waits for the GPU.
+
+    Args:
+        model: trained.
+        task: the current one, for the message.
+        optimizer: of all that is trained.
+        device: of the model.
+        latch: whether to wait for `read`; None is as said above.
+
+    Attributes:
+        found: the latch, 0-dim float32: 1 from the first bad step on.
+        good: steps before that, 0-dim float32.
+    """
+
+    def __init__(
+        self, model: HyperModel, task: int, optimizer: Optimizer, device: torch.device, latch: bool | None = None
+    ) -> None:
+        self.model, self.task = model, task
+        self.parameters = list(model.parameters())
+        fused = bool(getattr(optimizer, "_step_supports_amp_scaling", False))
+        self.latch = fused and device.type != "cpu" if latch is None else latch
+        self.found, self.good = torch.zeros((), device=device), torch.zeros((), device=device)
+        self.newest: tuple[Losses, Tensor, int] | None = None
+        self.steps = 0
+        if self.latch:
+            optimizer.found_inf = self.found  # type: ignore[attr-defined]
+
+    def look(self, losses: Losses, x: Tensor, task: int) -> Tensor:
+        """The Euclidean norm of all gradients, 0-dim.
+
+        Args:
+            losses, x, task: of the step: what it found, its batch, and the batch's task.
+
+        Raises:
+            DivergedError: the loss, the penalty or that norm is not finite, and they are read at once.
+        """
+        self.steps, self.newest = self.steps + 1, (losses, x, task)
+        norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+        numbers = [losses.loss, norm] if losses.penalty is None else [losses.loss, losses.penalty, norm]
+        if self.latch:
+            bad = torch.stack(numbers).isfinite().logical_not().any()
+            self.found.copy_(torch.maximum(self.found, bad.float()))
+            self.good.add_(1 - self.found)
+        elif not all(math.isfinite(float(number)) for number in numbers):
+            raise self._error(self.steps)
+        return norm
+
+    def read(self) -> None:
+        """Reads the latch, which waits for the device.
+
+        Raises:
+            DivergedError: a step since the task's start was bad.
+        """
+        if self.latch and float(self.found):
+            raise self._error(int(self.good) + 1)
+
+    def close(self) -> None:
+        """After the task's last step: looks at what it made of the model.
+
+        Raises:
+            DivergedError: a parameter, a row of statistics or a logit of the newest batch is not finite.
+        """
+        self.read()
+        for name, value in _kept(self.model):
+            if not value.isfinite().all():
+                raise DivergedError(self.task, None, name)
+        if self.newest is not None:
+            _, x, task = self.newest
+            with evaluation_mode(self.model):
+                fault = first_bad_layer(self.model, x, task)
+            if fault is not None:
+                raise DivergedError(self.task, None, fault)
+
+    def _error(self, step: int) -> DivergedError:
+        """Looks for what was bad in the newest step: where the latch was set before, its parameters are still the same."""
+        assert self.newest is not None
+        losses, x, task = self.newest
+        fault = None
+        if not losses.loss.isfinite():
+            fault = first_bad_layer(self.model, x, task) or "the loss"
+        elif losses.penalty is not None and not losses.penalty.isfinite():
+            fault = "the method's penalty"
+        else:
+            gradients = {name: p.grad for name, p in self.model.named_parameters() if p.grad is not None}
+            for name, gradient in gradients.items():
+                if not gradient.norm().isfinite():
+                    fault = f"the gradient of {name} (or its norm)"
+                    break
+        return DivergedError(self.task, step, fault or "the loss, the penalty or a gradient")
+
+
+def check_learned(method: Method, task: int) -> None:
+    """Looks at what a method keeps of a task.
+
+    Raises:
+        DivergedError: it is not finite.
+    """
+    for name, value in method.state().items():
+        if value.is_floating_point() and not value.isfinite().all():
+            raise DivergedError(task, None, f"what the method keeps ({name})")
+
+
+@torch.no_grad()
+def first_bad_layer(model: HyperModel, x: Tensor, task: int) -> str | None:
+    """The first layer of the main network, in the order of its calls, whose output is not finite, and its bad parameters.
+
+    None where all logits are finite.
+    """
+    found: list[str] = []
+    names = {module: name for name, module in model.net.named_modules()}
+
+    def see(module: nn.Module, _: Any, output: Any) -> None:
+        if not found and not all(value.isfinite().all() for value in _tensors(output)):
+            bad = [name for name, value in module.named_parameters(recurse=False) if not value.isfinite().all()]
+            kind = type(module).__name__
+            of = f"layer {names[module]} ({kind})" if names[module] else f"the network ({kind})"
+            found.append(f"the output of {of}" + (f", like its {' and '.join(bad)}," if bad else ""))
+
+    handles = [module.register_forward_hook(see) for module in names]
+    try:
+        logits = model(x, task)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found[0] if found and not logits.isfinite().all() else None
+
+
+def _kept(model: HyperModel) -> Iterator[tuple[str, Tensor]]:
+    """What learns, and the rows of statistics. Other buffers may hold infinities, as masks do."""
+    yield from ((name, value) for name, value in model.named_parameters() if value.requires_grad)
+    for name, layer in norm_layers(model.net).items():
+        yield from ((f"net.{name}.{row}", value) for row, value in layer.rows.items())
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """The numbers in what a layer returns."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, dict | list | tuple):
+        for each in value.values() if isinstance(value, dict) else value:
+            yield from _tensors(each)
