@@ -2,7 +2,7 @@
 
 from omegaconf import DictConfig
 
-from hnetcl.cli.main import job_directory, main
+from hnetcl.cli.main import job_directory, main, run_name
 from hnetcl.cli.parse import parse
 
 
@@ -10,7 +10,7 @@ def job(composed: DictConfig) -> None:
     config = parse(composed)
     from hnetcl.cli.jobs import train  # torch is imported only once the configuration is good
 
-    train(config, job_directory())
+    train(config, job_directory(), run_name())
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The two jobs of the command line: train a run, evaluate a run."""
 
 import time
+from contextlib import ExitStack
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -15,21 +16,22 @@ from hnetcl.bn import BATCH, batchnorm_layers, recalibrate
 from hnetcl.build import Parts, build
 from hnetcl.cli.imports import import_all
 from hnetcl.cli.parse import parse
-from hnetcl.config import Config, EvaluationConfig
+from hnetcl.config import GROUPS, Config, EvaluationConfig
 from hnetcl.errors import ArgumentError, one_line
 from hnetcl.metrics import summary
 from hnetcl.model import HyperModel
-from hnetcl.training import Observer, Protocol, Result, RunDirectory, Trainer, accuracies, engine, resolve_device
+from hnetcl.training import Protocol, Result, RunDirectory, Trainer, accuracies, engine, resolve_device
 
-MAY_DIFFER = ("run", "data", "device", "imports", "resume")  # between a run and its continuation: where, not what
+MAY_DIFFER = ("run", "data", "device", "imports", "observers", "resume")  # between a run and its continuation: where, not what
 
 
-def train(config: Config, job_directory: str | None = None) -> Path:
+def train(config: Config, job_directory: str | None = None, run_name: str = "") -> Path:
     """Trains a run, or goes on with one, and leaves all its files.
 
     Args:
         config: of the run.
         job_directory: where a multirun wants the run; None outside of multiruns.
+        run_name: what TensorBoard calls the run.
 
     Returns:
         The run's directory.
@@ -46,21 +48,19 @@ def train(config: Config, job_directory: str | None = None) -> Path:
     with engine(config.seed, threads, deterministic):
         parts = build(config, device)
         directory = _claim(config, parts, job_directory)
-        # TensorBoard and matplotlib are slow to import: only once nothing is left that could be refused.
-        from hnetcl.tracking import Console, FigureWriter, Progress, TensorBoard, log_to, number, result_table
+        from hnetcl.tracking import Console, log_to, number, observers, result_table
 
         console = Console()
-        with log_to(console, directory.log) as log:
+        with log_to(console, directory.log) as log, ExitStack() as closing:
             log.info(describe(parts, device))
-            observers: list[Observer] = [
-                Progress(console, len(parts.sequence)),
-                TensorBoard(directory.tensorboard, directory.config.read_text()),
-                FigureWriter(directory.figures),
-            ]
+            what = _flatten({key: value for key, value in asdict(config).items() if key not in MAY_DIFFER})
+            listening = observers(config.observers, console, directory, what, _all_keys(), run_name)
+            for observer in listening:
+                closing.callback(observer.close)
             generator = torch.Generator(device).manual_seed(config.seed)
             trainer = Trainer(
                 *(parts.model, parts.sequence, parts.method, parts.optimizer, generator, directory),
-                observers=observers,
+                observers=listening,
                 scenario=config.scenario,
                 inference=config.inference,
                 **values,
@@ -70,11 +70,11 @@ def train(config: Config, job_directory: str | None = None) -> Path:
             except KeyboardInterrupt:
                 log.info(f"interrupted; the same command with run.dir={directory.path} resume=true goes on after the last task")
                 raise
-            finally:
-                for observer in observers:
-                    observer.close()
             directory.save_model(parts.model.saved_tensors())
             metrics = _metrics(parts, result, config)
+            for observer in listening:
+                observer.on_end(metrics)
+            closing.close()  # the bar makes way for the table
             directory.write_json(directory.metrics, metrics)  # last: a run with metrics is a whole run
             log.info(result_table(parts.sequence, result.matrix))
             log.info("\n".join(f"{name}: {number(value)}" for name, value in metrics.items()))
@@ -275,6 +275,14 @@ def _metrics(parts: Parts, result: Result, config: Config) -> dict[str, float]:
         "seconds": result.seconds,
         "steps_per_second": result.steps / result.seconds,
     }
+
+
+def _all_keys() -> list[str]:
+    """The keys of all parts that can be chosen, where `_flatten` has those of the chosen ones."""
+    schemas = {
+        group: list(s.values()) if isinstance(s, dict) else [s] for group, s in GROUPS.items() if group not in MAY_DIFFER
+    }
+    return sorted({f"{group}.{key}" for group, kinds in schemas.items() for kind in kinds for key in kind.__dataclass_fields__})
 
 
 def _flatten(values: dict[str, Any]) -> dict[str, Any]:

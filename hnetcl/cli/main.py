@@ -1,15 +1,18 @@
 """The command line: Hydra composes, and whatever is wrong with the input is told in one line."""
 
+import logging
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, MissingConfigException
 from hydra.types import RunMode
 from omegaconf import DictConfig
@@ -20,6 +23,8 @@ from hnetcl.errors import ArgumentError, nearest, one_line, one_of
 CONF = Path(__file__).resolve().parents[2] / "conf"
 USAGE_ERROR = 2
 INTERRUPTED = 130
+NOT_IN_NAMES = ("run.", "data.root", "device=", "imports=", "observers=", "resume=", "hydra")
+LONGEST_NAME = 120  # bytes; file systems allow 255
 FREE = "net.options"  # its keys are the network's own; Hydra would refuse them as unknown without the ++
 
 
@@ -40,7 +45,8 @@ def main(config_name: str, job: Callable[[DictConfig], None]) -> None:
 
     def guarded(composed: DictConfig) -> None:
         try:
-            job(composed)
+            with _others_quiet():
+                job(composed)
         except ArgumentError as error:
             tell(str(error))
             folder = job_directory()
@@ -67,6 +73,39 @@ def job_directory() -> str | None:
     return config.runtime.output_dir if config.mode == RunMode.MULTIRUN else None
 
 
+def run_name() -> str:
+    """What the current job was told beside the defaults, as a folder's name; first what differs among the jobs of a multirun.
+
+    Where the run lies, and what may differ between a run and its continuation, is left out.
+    """
+    told = HydraConfig.get().overrides.task
+    swept = [override.key_or_group for override in _typed() if override.is_sweep_override()]
+    words = sorted((word.lstrip("+~") for word in told), key=lambda word: word.partition("=")[0] not in swept)
+    words = [word for word in words if not word.startswith(NOT_IN_NAMES)]
+    return _within(",".join(re.sub(r"[^\w.+,=\[\]-]+", "_", word) for word in words), LONGEST_NAME)
+
+
+def _typed() -> list[Override]:
+    return OverridesParser.create().parse_overrides([a for a in sys.argv[1:] if "=" in a and not a.startswith("-")])
+
+
+@contextmanager
+def _others_quiet() -> Iterator[None]:
+    """Within, other libraries tell warnings and errors, nothing less: Hydra prints all that reaches the root logger."""
+    root = logging.getLogger()
+    before = root.level
+    root.setLevel(max(before, logging.WARNING))
+    try:
+        yield
+    finally:
+        root.setLevel(before)
+
+
+def _within(name: str, most: int) -> str:
+    """The name, cut where a part of it ends."""
+    return name if len(name.encode()) <= most else _within(name.rpartition(",")[0] or name[: len(name) // 2], most)
+
+
 def _missing_option(error: MissingConfigException) -> str:
     """For `task=split_mnits`: there is no such YAML in the group."""
     group, _, option = str(error.missing_cfg_file).rpartition("/")
@@ -80,8 +119,7 @@ def _refused_override(error: Exception, config_name: str) -> str:
     key = re.search(r"Could not (?:override|append to config|delete from config)\W+'?([\w.@/-]+)", str(error))
     if key is None:
         return one_line(error)
-    overrides = OverridesParser.create().parse_overrides([a for a in sys.argv[1:] if "=" in a and not a.startswith("-")])
-    values = {o.key_or_group: o.get_value_string() for o in overrides}
+    values = {o.key_or_group: o.get_value_string() for o in _typed()}
     group = key[1].rpartition(".")[0]
     level = [k for k in _keys(config_name) if k.rpartition(".")[0] == group] or _keys(config_name)
     return str(ArgumentError(key[1], values.get(key[1], "?"), f"there is no such key; {nearest(key[1], level)}"))

@@ -7,10 +7,11 @@ from hnetcl.choices import (
     ALGEBRA_DIMS,
     INFERENCES,
     INITS,
+    OBSERVERS,
     SCENARIOS,
     SHARED,
 )
-from hnetcl.config.fields import Checked, choice, number, parameter_names
+from hnetcl.config.fields import Checked, choice, names, number, parameter_names
 from hnetcl.config.parts import (
     AdagradConfig,
     AdamConfig,
@@ -56,6 +57,7 @@ class Settings(Checked):
     shared: str = choice(SHARED)
     init: str = choice(INITS)
     imports: list[str]
+    observers: list[str] = names(OBSERVERS)
     resume: bool
 
 

@@ -13,11 +13,13 @@ from hnetcl.methods import Method
 from hnetcl.model import HyperModel
 from hnetcl.tasks import Batches, TaskSequence
 from hnetcl.training.evaluation import Protocol, accuracies, accuracy
-from hnetcl.training.observer import Observer, Step, TaskEnd
+from hnetcl.training.observer import Observer, RunStart, Step, TaskEnd
 from hnetcl.training.optimizers import OptimizerFactory
 from hnetcl.training.rundir import RunDirectory
 from hnetcl.training.statistics import statistics_report
 from hnetcl.training.step import Losses, TrainingStep
+
+POINTS = 50  # of a task's training curves, where log_every is left out: enough that a curve can be smoothed
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,8 @@ class Trainer:
         batch_size: images in a training step.
         eval_batch_size: images in an evaluation step.
         scenario, inference: what R is: see `Protocol`. Tasks that were not trained yet never come into question.
-        log_every: observers hear of every so many steps. Only then numbers travel to the host.
+        log_every: observers hear the numbers of every so many steps, and only then these travel to the host; None: of
+            `POINTS` steps a task.
         observers: who is told.
         compile: see `TrainingStep`; evaluation is never compiled.
 
@@ -75,7 +78,7 @@ class Trainer:
         epochs: int | None = None,
         batch_size: int = 128,
         eval_batch_size: int = 1000,
-        log_every: int = 50,
+        log_every: int | None = None,
         scenario: str = "task",
         inference: str = "entropy",
         observers: Sequence[Observer] = (),
@@ -100,63 +103,87 @@ class Trainer:
         self.matrix = torch.full((tasks, tasks), torch.nan, dtype=torch.float64)
         self.untrained = torch.full((tasks,), torch.nan, dtype=torch.float64)
         self.known = torch.full((tasks,), torch.nan, dtype=torch.float64)
+        self.distances: dict[str, Tensor] = {}
         self.misfits: dict[str, Tensor] = {}
         self.seconds, self.steps_done = 0.0, 0
 
     def fit(self) -> Result:
         """Trains the tasks that are not done yet."""
         state = self.directory.load_checkpoint() if self.directory else None
-        if state is None:
-            self.untrained, self.known = accuracies(self.model, self.sequence, self.protocol)
-        else:
+        if state is not None:
             self._restore(state)
+        start = RunStart(tuple(map(self._steps, range(len(self.sequence)))), self.done, self._end(0.0) if self.done else None)
+        for observer in self.observers:
+            observer.on_start(start)
+        if state is None:
+            self._enter("evaluating")
+            self.untrained, self.known = accuracies(self.model, self.sequence, self.protocol)
         for task in range(self.done, len(self.sequence)):
             self._run_task(task)
         return Result(self.matrix, self.untrained, self.known, self.seconds, self.steps_done)
 
     def _run_task(self, task: int) -> None:
         batches = [Batches(t, self.batch_size, self.generator) for t in self.sequence.tasks[: task + 1]]
-        steps = self.steps or (self.epochs or 0) * batches[task].per_epoch
+        steps = self._steps(task)
         for observer in self.observers:
             observer.on_task_start(task, steps, self.steps_done)
+        self._enter("training")
         started = time.perf_counter()
         self._train(task, batches, steps)
         self.method.end_task(self.model, task, self.sequence[task], self.generator)
         seconds = time.perf_counter() - started
 
+        self._enter("evaluating")
         self.matrix[task], self.known = accuracies(self.model, self.sequence, self.protocol, seen=task + 1)
         self.done, self.seconds, self.steps_done = task + 1, self.seconds + seconds, self.steps_done + steps
-        now, embeddings = self.sequence[task], self.model.hnet.embeddings
-        distances, misfits = statistics_report(self.model, self.sequence, task + 1, self.eval_batch_size)
+        now = self.sequence[task]
+        self.distances, misfits = statistics_report(self.model, self.sequence, task + 1, self.eval_batch_size)
         for name, values in misfits.items():
             self.misfits.setdefault(name, torch.full_like(self.matrix, torch.nan))[task, : task + 1] = values
-        end = TaskEnd(
-            task,
-            accuracy(self.model, task, now, now.val, self.protocol, seen=task + 1)[0] if len(now.val) else None,
-            self.matrix.clone(),
-            self.untrained.clone(),
-            None if embeddings is None else embeddings.detach().cpu(),
-            seconds,
-            distances,
-            {name: values.clone() for name, values in self.misfits.items()},
-        )
+        val = accuracy(self.model, task, now, now.val, self.protocol, seen=task + 1)[0] if len(now.val) else None
+        end = self._end(seconds, val)
         for observer in self.observers:
             observer.on_task_end(end)
         if self.directory:
             self.directory.write_accuracy(self.matrix, self.untrained)
-            self.directory.write_statistics(distances, self.misfits)
+            self.directory.write_statistics(self.distances, self.misfits)
             self.directory.save_checkpoint(self._state())  # last: what it counts as done has been told and written
+
+    def _steps(self, task: int) -> int:
+        per_epoch = Batches(self.sequence[task], self.batch_size, self.generator).per_epoch
+        return self.steps or (self.epochs or 0) * per_epoch
+
+    def _enter(self, phase: str) -> None:
+        for observer in self.observers:
+            observer.on_phase(phase)
+
+    def _end(self, seconds: float, val_accuracy: float | None = None) -> TaskEnd:
+        """What is known at the end of the newest task."""
+        embeddings = self.model.hnet.embeddings
+        return TaskEnd(
+            self.done - 1,
+            val_accuracy,
+            self.matrix.clone(),
+            self.untrained.clone(),
+            None if embeddings is None else embeddings.detach().cpu().clone(),
+            seconds,
+            self.distances,
+            {name: values.clone() for name, values in self.misfits.items()},
+        )
 
     def _train(self, task: int, batches: list[Batches], steps: int) -> None:
         model, method = self.model.train(), self.method
         model.start_task(task)
         optimizer, schedule = self.optimizer.make(model, steps)
         method.start_task(model.hnet, task, optimizer, self.generator)
+        log_every = self.log_every or max(1, steps // POINTS)
         for step in range(steps):
+            for observer in self.observers:
+                observer.on_tick(step + 1)
             source = method.batch_task(task, step)
             x, y = batches[source].draw()
             losses = self.step(x, y, source, optimizer)
-            if self.observers and (step % self.log_every == 0 or step == steps - 1):
+            if self.observers and (step % log_every == 0 or step == steps - 1):
                 self._tell(task, step + 1, steps, losses, y, optimizer.param_groups[0]["lr"])
             optimizer.step()
             schedule.step()
@@ -187,6 +214,7 @@ class Trainer:
             "matrix": self.matrix,
             "untrained": self.untrained,
             "known": self.known,
+            "distances": self.distances,
             "misfits": self.misfits,
             "seconds": self.seconds,
             "steps": self.steps_done,
@@ -199,4 +227,4 @@ class Trainer:
         torch.set_rng_state(state["random"])
         self.done, self.seconds, self.steps_done = state["done"], state["seconds"], state["steps"]
         self.matrix, self.untrained, self.known = state["matrix"], state["untrained"], state["known"]
-        self.misfits = state["misfits"]
+        self.distances, self.misfits = state.get("distances", {}), state["misfits"]
