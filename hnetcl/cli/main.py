@@ -74,14 +74,19 @@ def job_directory() -> str | None:
 
 
 def run_name() -> str:
-    """What the current job was told beside the defaults, as a folder's name; first what differs among the jobs of a multirun.
+    """What the current job was told beside the defaults, as a folder's name.
 
-    Where the run lies, and what may differ between a run and its continuation, is left out.
+    First what differs among the jobs of a multirun, then chosen parts and the like, then single values. Where the run lies, and
+    what may differ between a run and its continuation, is left out.
     """
-    told = HydraConfig.get().overrides.task
-    swept = [override.key_or_group for override in _typed() if override.is_sweep_override()]
-    words = sorted((word.lstrip("+~") for word in told), key=lambda word: word.partition("=")[0] not in swept)
-    words = [word for word in words if not word.startswith(NOT_IN_NAMES)]
+    swept = {override.key_or_group for override in _typed() if override.is_sweep_override()}
+
+    def rank(word: str) -> tuple[bool, bool]:
+        key = word.partition("=")[0]
+        return key not in swept, "." in key
+
+    told = (word.lstrip("+~") for word in HydraConfig.get().overrides.task)
+    words = sorted((word for word in told if not word.startswith(NOT_IN_NAMES)), key=rank)
     return _within(",".join(re.sub(r"[^\w.+,=\[\]-]+", "_", word) for word in words), LONGEST_NAME)
 
 

@@ -67,7 +67,7 @@ class Progress(Observer):
         """Of the whole run; None before the first step is done."""
         training, steps, now = self.training, self.trained_steps, time.perf_counter() - self.since
         if self.phase == "training":
-            training, steps = training + now, steps + self.step - 1  # a step is told when it begins
+            training, steps = training + now, steps + max(0, self.step - 1)  # told when it begins
         if steps < 1:
             return None
         steps_left = sum(self.steps[self.task :]) - self.step
