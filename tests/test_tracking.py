@@ -175,7 +175,7 @@ def test_figures_of_a_run_that_ends_early_or_had_ended(done: int, tmp_path: Path
 @pytest.mark.parametrize("terminal", [True, False])
 def test_progress_is_quiet_where_nobody_watches(terminal: bool) -> None:
     screen = io.StringIO()
-    progress = Progress(Console(file=screen, force_terminal=terminal, width=120))
+    progress = Progress(Console(file=screen, force_terminal=terminal, width=80))
     progress.on_start(RunStart((10, 10), 0, None))
     progress.on_phase("training")
     progress.on_task_start(0, 10, 0)

@@ -16,7 +16,7 @@ logger = logging.getLogger("hnetcl")
 class Progress(Observer):
     """Where the run is, on one line that moves with the time; nothing where the output is no terminal. And a line per task.
 
-    The line shows the task, its steps, the newest loss and accuracy, what is done beside training (evaluating, writing), and
+    The line shows the task, its steps, the newest loss and accuracy, or what is done beside training (evaluating, writing), and
     the time left of the whole run: of the steps by their mean, and of what lies between two tasks by how long it took last.
 
     Args:
@@ -79,10 +79,9 @@ class Progress(Observer):
         left = self.seconds_left()
         parts: list[str | ProgressBar] = [
             f"task {self.task} of {len(self.steps)}",
-            ProgressBar(total=max(1, total), completed=self.step, width=24),
+            ProgressBar(total=max(1, total), completed=self.step, width=12),
             f"{self.step}/{total}",
-            self.numbers,
-            "" if self.phase == "training" else self.phase,
+            self.numbers if self.phase == "training" else self.phase,
             "" if left is None else f"{_clock(left)} left",
         ]
         line = Table.grid(padding=(0, 1))
