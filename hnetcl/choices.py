@@ -25,3 +25,4 @@ OPTIMIZERS = ("adagrad", "adam", "adamw", "rmsprop", "sgd")
 METRICS = ("average_accuracy", "forgetting", "bwt", "fwt", "average_incremental_accuracy")
 INFERENCE_METRICS = ("task_aware", "task_agnostic", "task_inference_accuracy")  # where the task is not told
 COSTS = ("compression", "seconds", "steps_per_second")
+OBSERVERS = ("progress", "tensorboard", "figures")

@@ -1,6 +1,8 @@
 """Runs as people make them: train, reload, resume, sweep."""
 
 import json
+import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,6 +13,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar import layout_pb2
+from tensorboard.plugins.hparams import metadata
 
 from hnetcl.choices import STATS
 from hnetcl.cli.jobs import evaluate, train
@@ -20,7 +24,7 @@ from hnetcl.config import Config
 from hnetcl.errors import ArgumentError
 from hnetcl.training import RunDirectory, Trainer
 
-FIGURES = ("accuracy_matrix.png", "accuracy_curves.png", "row_statistics.png")
+FIGURES = [f"{name}.{kind}" for name in ("accuracy_matrix", "accuracy_curves", "row_statistics") for kind in ("png", "pdf")]
 FILES = ["config.yaml", "tasks.json", "accuracy.csv", "metrics.json", "statistics.json", "model.safetensors", "train.log"]
 SAME = ["accuracy.csv", "model.safetensors", "tasks.json"]  # files that two equal runs have in common, byte by byte
 
@@ -150,17 +154,147 @@ def test_the_event_file_holds_every_tag_for_every_task(run: Path) -> None:
         for name in ("loss", "penalty", "gradient_norm", "learning_rate", "batch_accuracy"):
             values = events.Scalars(f"{name}/task_{task}")
             assert [value.step for value in values] == [30 * task + k for k in (1, 11, 21, 30)]
-        assert [value.step for value in events.Scalars(f"accuracy/task_{task}")] == [0, 1, 2, 3]
+        assert [value.step for value in events.Scalars(f"accuracy/task_{task}")] == [*range(task + 1, 4)]
         assert f"val_accuracy/task_{task}" in tags["scalars"]
         assert f"embedding/task_{task}" in tags["histograms"]
     assert events.Scalars("penalty/task_0")[-1].value == 0
     assert events.Scalars("penalty/task_2")[-1].value > 0
-    for tag in ("accuracy_matrix", "row_statistics"):
-        assert len(events.Images(tag)) == 3
+    rows = [[float(value) for value in line.split(",")[1:]] for line in (run / "accuracy.csv").read_text().splitlines()[2:]]
+    average = [sum(row[: k + 1]) / (k + 1) for k, row in enumerate(rows)]
+    assert [value.value for value in events.Scalars("accuracy/average")] == pytest.approx(average)
+    for tag in ("accuracy_matrix", "accuracy_curves", "row_statistics"):
+        assert [value.step for value in events.Images(tag)] == [3]  # the run is too quick for more than the last
+        assert events.Images(tag)[0].encoded_image_string == (run / "figures" / f"{tag}.png").read_bytes()
     for layer in ("body.2", "body.5"):
         assert [value.step for value in events.Scalars(f"misfit/{layer}/task_1")] == [2, 3]
         assert [value.step for value in events.Scalars(f"distance/{layer}")] == [2, 3]
+    layout = layout_pb2.Layout.FromString(events.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0])
+    patterns = {pattern for chart in layout.category[0].chart for pattern in chart.multiline.tag}
+    for name in ("accuracy", "loss"):
+        shown = {tag for tag in tags["scalars"] if any(re.match(pattern, tag) for pattern in patterns)}
+        assert {f"{name}/task_{task}" for task in range(3)} <= shown
+    margins = [series for chart in layout.category[0].chart for series in chart.margin.series]
+    assert {margins[0].value, margins[0].lower, margins[0].upper} <= set(tags["scalars"])
     assert "split" in events.Tensors("config/text_summary")[0].tensor_proto.string_val[0].decode()
+
+
+def hyperparameters(folder: Path) -> tuple[dict[str, Any], set[str], dict[str, float]]:
+    """What TensorBoard's HPARAMS shows of a run: its values, all its columns, and its metrics."""
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
+    events.Reload()
+    content = events.PluginTagToContent("hparams")
+    columns = metadata.parse_experiment_plugin_data(content[metadata.EXPERIMENT_TAG])
+    start = metadata.parse_session_start_info_plugin_data(content[metadata.SESSION_START_INFO_TAG])
+    values = {
+        name: value.number_value if value.HasField("number_value") else value.string_value
+        for name, value in start.hparams.items()
+    }
+    metadata.parse_session_end_info_plugin_data(content[metadata.SESSION_END_INFO_TAG])
+    tags = [info.name.tag for info in columns.metric_infos]
+    metrics = {tag.removeprefix("metrics/"): events.Scalars(tag) for tag in tags}
+    assert all(len(numbers) == 1 for numbers in metrics.values())
+    return values, {info.name for info in columns.hparam_infos}, {name: numbers[0].value for name, numbers in metrics.items()}
+
+
+def test_hparams_are_in_the_run_itself(run: Path) -> None:
+    assert len(list((run / "tensorboard").rglob("events*"))) == 1
+    values, columns, metrics = hyperparameters(run / "tensorboard")
+    assert values["trainer.steps"] == 30
+    assert values["net.hidden"] == "[16, 16]"
+    assert values["trainer.epochs"] == "None"
+    assert columns > values.keys()
+    assert {"optimizer.momentum", "method.lookahead"} <= columns
+    assert not {"run.dir", "resume"} & columns
+    assert metrics == pytest.approx(json.loads((run / "metrics.json").read_text()))
+
+
+def test_the_projector_shows_the_newest_embeddings(run: Path) -> None:
+    rows = (run / "tensorboard" / "embeddings.tsv").read_text().splitlines()
+    saved = load_file(run / "model.safetensors")
+    embeddings = next(value for name, value in saved.items() if value.shape == (3, 8) and "embedding" in name)
+    assert torch.tensor([[float(v) for v in row.split("\t")] for row in rows]) == pytest.approx(embeddings)
+    assert (run / "tensorboard" / "tasks.tsv").read_text().splitlines() == ["task 0", "task 1", "task 2"]
+
+
+@pytest.mark.parametrize(("moment", "task"), [("step", 0), ("checkpoint", 1), ("step", 2)])
+def test_a_resumed_run_has_every_event_once(
+    moment: str,
+    task: int,
+    run: Path,
+    tiny: list[str],
+    compose: Callable[..., Config],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Be it killed in the middle of a task, or after a task was told and before its checkpoint was written."""
+    died = tmp_path / "died"
+    tell, save = Trainer._tell, RunDirectory.save_checkpoint
+
+    def dies_in_a_step(self: Trainer, number: int, step: int, *rest: Any) -> None:
+        tell(self, number, step, *rest)
+        if (moment, number, step) == ("step", task, 11):
+            raise KilledError
+
+    def dies_before_a_checkpoint(self: RunDirectory, state: dict[str, Any]) -> None:
+        if (moment, state["done"]) == ("checkpoint", task + 1):
+            raise KilledError
+        save(self, state)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_tell", dies_in_a_step)
+        patch.setattr(RunDirectory, "save_checkpoint", dies_before_a_checkpoint)
+        with pytest.raises(KilledError):
+            train(compose(*tiny, f"run.dir={died}"))
+    for _ in range(2):  # the second time nothing is left to train
+        train(compose(*tiny, f"run.dir={died}", "resume=true"))
+    whole, resumed = (
+        EventAccumulator(str(path / "tensorboard"), size_guidance={"scalars": 0, "images": 0}) for path in (run, died)
+    )
+    for events in (whole, resumed):
+        events.Reload()
+    assert whole.Tags() == resumed.Tags()
+    for tag in whole.Tags()["scalars"]:
+        steps = [[value.step for value in events.Scalars(tag)] for events in (whole, resumed)]
+        assert steps[0] == steps[1]
+        if tag.startswith(("loss", "accuracy", "misfit")):
+            assert [v.value for v in whole.Scalars(tag)] == [v.value for v in resumed.Scalars(tag)]
+    for tag in whole.Tags()["images"]:
+        assert [image.step for image in resumed.Images(tag)][-1:] == [3]
+        assert len({image.step for image in resumed.Images(tag)}) == len(resumed.Images(tag))
+    assert hyperparameters(died / "tensorboard")[:2] == hyperparameters(run / "tensorboard")[:2]
+    for name in FIGURES:
+        assert (run / "figures" / name).read_bytes() == (died / "figures" / name).read_bytes()
+
+
+@pytest.mark.parametrize("observers", [[], ["progress"], ["tensorboard"], ["figures"]])
+def test_observers_that_are_left_out_leave_nothing(
+    observers: list[str], tiny: list[str], compose: Callable[..., Config], tmp_path: Path
+) -> None:
+    run = train(compose(*tiny, "trainer.steps=2", f"observers=[{','.join(observers)}]", f"run.dir={tmp_path}"))
+    assert any((run / "figures").iterdir()) == ("figures" in observers)
+    assert any((run / "tensorboard").iterdir()) == ("tensorboard" in observers)
+    assert ("task 0 of 3" in (run / "train.log").read_text()) == ("progress" in observers)
+    train(compose(*tiny, "trainer.steps=2", "observers=[figures]", f"run.dir={tmp_path}", "resume=true"))
+    assert {path.name for path in (run / "figures").iterdir()} == set(FIGURES)
+
+
+def test_the_first_run_tells_nothing_of_other_libraries(tiny: list[str], tmp_path: Path) -> None:
+    """matplotlib tells that it has made its font cache, where there is none yet. Slow imports wait until they are needed."""
+    path = CONF.parent / "scripts" / "train.py"
+    words = [*tiny, "trainer.steps=2", f"run.dir={tmp_path / 'run'}"]
+    environment = {**os.environ, "MPLCONFIGDIR": str(tmp_path / "fonts")}
+    process = subprocess.run([sys.executable, str(path), *words], env=environment, capture_output=True, text=True, check=True)
+    assert list((tmp_path / "fonts").glob("fontlist*"))
+    assert "HYDRA" not in process.stdout + process.stderr
+    assert "font" not in process.stdout + process.stderr
+    code = (
+        "import atexit, runpy, sys\n"
+        "atexit.register(lambda: print(*sorted({'matplotlib', 'tensorboard'} & sys.modules.keys()), 'imported'))\n"
+        f"sys.argv = ['evaluate.py', 'run={tmp_path / 'run'}']\n"
+        f"runpy.run_path({str(path.with_name('evaluate.py'))!r}, run_name='__main__')"
+    )
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert process.stdout.splitlines()[-1] == "imported"
 
 
 def test_evaluation_from_a_moved_directory_prints_what_training_printed(run: Path, tmp_path: Path) -> None:
@@ -328,6 +462,17 @@ def test_a_multirun_leaves_what_single_runs_leave(tiny: list[str], tmp_path: Pat
             assert process.returncode == 0, process.stderr
             assert equal(tmp_path / "sweep" / str(number), single)
             assert (single / "train.log").read_text().count("task 0 of 3") == 1
+            [named] = (single / "tensorboard").iterdir()
+            assert named.name.startswith(f"bn={bn},seed={seed},task.dataset=tiny,")
+            assert len(named.name) <= 120
+        [shown] = (tmp_path / "sweep" / str(number) / "tensorboard").iterdir()
+        assert shown.name.startswith(f"bn={bn},seed={seed},")
+        assert next(shown.glob("events*")).stat().st_size
+    again = script(
+        "train", "-m", *tiny, "bn=real", "seed=0", f"hydra.sweep.dir={tmp_path / 'sweep'}", "resume=true", cwd=tmp_path
+    )
+    assert again.returncode == 0, again.stderr
+    assert len(list((tmp_path / "sweep").rglob("tensorboard/*"))) == 4
 
 
 @pytest.mark.parametrize(

@@ -73,7 +73,7 @@ def _run(arguments: Namespace) -> None:
         for facts in (asked, found):
             print(", ".join(f"{name}: {value}" for name, value in facts.items()), flush=True)
         report = field.measure(field.contenders)
-    from hnetcl.tracking.tables import text_table  # brings TensorBoard along, which is slow to import
+    from hnetcl.tracking.tables import text_table
 
     print(text_table(report.header, report.rows, left=0))
     print(report.note)

@@ -1,6 +1,7 @@
 """How a job was called, and by what: what a run's environment.json says."""
 
 import platform
+import re
 import subprocess
 import time
 from dataclasses import dataclass
@@ -9,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import hnetcl
-from hnetcl.cli.words import pasted, quoted
+from hnetcl.cli.words import pasted, quoted, read
 
 PACKAGES = ("torch", "torchvision", "hydra-core")
+NOT_IN_NAMES = ("run.", "data.root", "device=", "imports=", "observers=", "optimized_metric=", "resume=", "hydra")
+LONGEST_NAME = 120  # bytes; file systems allow 255
 HOME = Path(__file__).resolve().parents[2]
 
 
@@ -34,11 +37,33 @@ class Call:
         """What was typed, as a shell takes it."""
         return pasted(self.words)
 
+    def name(self) -> str:
+        """What the job was told beside the defaults, as a folder's name.
+
+        First what differs among the jobs of a multirun, then chosen parts and the like, then single values. Where the run lies,
+        and what may differ between a run and its continuation, is left out.
+        """
+        typed = [override for word in self.words if (override := read(word)) is not None]
+        swept = {override.key_or_group for override in typed if override.is_sweep_override()}
+
+        def rank(word: str) -> tuple[bool, bool]:
+            key = word.partition("=")[0]
+            return key not in swept, "." in key
+
+        told = (word.lstrip("+~") for word in self.overrides)
+        words = sorted((word for word in told if not word.startswith(NOT_IN_NAMES)), key=rank)
+        return _within(",".join(re.sub(r"[^\w.+,=\[\]-]+", "_", word) for word in words), LONGEST_NAME)
+
     def continued(self, path: Path) -> str:
         """What goes on with the run at `path`, or with the whole multirun, as a shell takes it."""
         key, folder = ("run.dir", str(path)) if self.sweep is None else ("hydra.sweep.dir", self.sweep)
         kept = [word for word in self.words if word.lstrip("+").partition("=")[0] not in (key, "resume")]
         return pasted([*kept, quoted(key, folder), "resume=true"])
+
+
+def _within(name: str, most: int) -> str:
+    """The name, cut where a part of it ends."""
+    return name if len(name.encode()) <= most else _within(name.rpartition(",")[0] or name[: len(name) // 2], most)
 
 
 PYTHON = Call()  # no command line: a script of the user's own

@@ -2,6 +2,7 @@
 
 import json
 import time
+from contextlib import ExitStack
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -17,19 +18,20 @@ from hnetcl.build import Parts, build
 from hnetcl.cli.call import PYTHON, Call, environment
 from hnetcl.cli.imports import import_all
 from hnetcl.cli.parse import parse
-from hnetcl.config import Config, EvaluationConfig
+from hnetcl.config import GROUPS, Config, EvaluationConfig
 from hnetcl.errors import ArgumentError, one_line
 from hnetcl.memory import allocating
 from hnetcl.metrics import summary
 from hnetcl.model import HyperModel
 from hnetcl.tasks import data_folder, listed
-from hnetcl.training import Observer, Protocol, Result, RunDirectory, Trainer, accuracies, engine, resolve_device
+from hnetcl.training import Protocol, Result, RunDirectory, Trainer, accuracies, engine, resolve_device
 
 MAY_DIFFER = (
     "run",
     "data",
     "device",
     "imports",
+    "observers",
     "optimized_metric",
     "resume",
 )  # between a run and its continuation: where, not what
@@ -57,21 +59,19 @@ def train(config: Config, call: Call = PYTHON) -> Path:
     with engine(config.seed, threads, deterministic):
         parts = build(config, device)
         directory = _claim(config, parts, call)
-        # TensorBoard and matplotlib are slow to import: only once nothing is left that could be refused.
-        from hnetcl.tracking import Console, FigureWriter, Progress, TensorBoard, log_to, number, result_table
+        from hnetcl.tracking import Console, log_to, number, observers, result_table
 
         console = Console()
-        with log_to(console, directory.log) as log:
+        with log_to(console, directory.log) as log, ExitStack() as closing:
             log.info(describe(parts, device))
-            observers: list[Observer] = [
-                Progress(console, len(parts.sequence)),
-                TensorBoard(directory.tensorboard, directory.read_text(directory.config)),
-                FigureWriter(directory.figures),
-            ]
+            what = _flatten({key: value for key, value in asdict(config).items() if key not in MAY_DIFFER})
+            listening = observers(config.observers, console, directory, what, _all_keys(), call.name())
+            for observer in listening:
+                closing.callback(observer.close)
             generator = torch.Generator(device).manual_seed(config.seed)
             trainer = Trainer(
                 *(parts.model, parts.sequence, parts.method, parts.optimizer, generator, directory),
-                observers=observers,
+                observers=listening,
                 scenario=config.scenario,
                 inference=config.inference,
                 **values,
@@ -82,11 +82,11 @@ def train(config: Config, call: Call = PYTHON) -> Path:
             except KeyboardInterrupt:
                 log.info(f"interrupted; this goes on after the last task:\n{call.continued(directory.path)}")
                 raise
-            finally:
-                for observer in observers:
-                    observer.close()
             directory.save_model(parts.model.saved_tensors())
             metrics = _metrics(parts, result, config)
+            for observer in listening:
+                observer.on_end(metrics)
+            closing.close()  # the bar makes way for the table
             directory.write_json(directory.metrics, metrics)  # last: a run with metrics is a whole run
             log.info(result_table(parts.sequence, result.matrix))
             log.info("\n".join(f"{name}: {number(value)}" for name, value in metrics.items()))
@@ -317,6 +317,14 @@ def _metrics(parts: Parts, result: Result, config: Config) -> dict[str, float]:
         "seconds_total": result.seconds_total,
         "steps_per_second": result.steps / result.seconds,
     }
+
+
+def _all_keys() -> list[str]:
+    """The keys of all parts that can be chosen, where `_flatten` has those of the chosen ones."""
+    schemas = {
+        group: list(s.values()) if isinstance(s, dict) else [s] for group, s in GROUPS.items() if group not in MAY_DIFFER
+    }
+    return sorted({f"{group}.{key}" for group, kinds in schemas.items() for kind in kinds for key in kind.__dataclass_fields__})
 
 
 def _flatten(values: dict[str, Any]) -> dict[str, Any]:

@@ -1,9 +1,11 @@
 """The command line: Hydra composes, and whatever is wrong with the input is told in one line."""
 
+import logging
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from traceback import walk_tb
@@ -93,7 +95,8 @@ def _guarded(job: Job, typed: tuple[str, ...], faults: Path) -> FunctionType:
         make_patient()
         call = _call(typed)
         try:
-            return job(composed, call)
+            with _others_quiet():
+                return job(composed, call)
         except (ArgumentError, DivergedError) as error:
             with faults.open("a", encoding="utf-8") as file:
                 print(error, file=file)
@@ -119,6 +122,18 @@ def _explained(error: Exception, config_name: str) -> str:
     if isinstance(error, MissingConfigException):
         return _missing_option(error)
     return str(error) if isinstance(error, ArgumentError) else _refused_override(error, config_name)
+
+
+@contextmanager
+def _others_quiet() -> Iterator[None]:
+    """Within, other libraries tell warnings and errors, nothing less: Hydra prints all that reaches the root logger."""
+    root = logging.getLogger()
+    before = root.level
+    root.setLevel(max(before, logging.WARNING))
+    try:
+        yield
+    finally:
+        root.setLevel(before)
 
 
 def _missing_option(error: MissingConfigException) -> str:

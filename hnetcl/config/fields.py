@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from hnetcl.errors import ArgumentError, one_of
+from hnetcl.errors import ArgumentError, nearest, one_of
 
 Check = Callable[[Any], str]
 
@@ -26,6 +26,16 @@ def number(*, least: float = -math.inf, above: float = -math.inf, most: float = 
 def choice(options: tuple[str, ...]) -> Any:
     """A field for one of some names."""
     return field(metadata={"options": options})
+
+
+def names(options: tuple[str, ...]) -> Any:
+    """A field for a list of some of these names, all of them where it is left out."""
+
+    def check(value: list[str]) -> str:
+        unknown = [name for name in value if name not in options]
+        return f"{unknown[0]}: {nearest(unknown[0], options)}" if unknown else ""
+
+    return field(default_factory=lambda: list(options), metadata={"check": check})
 
 
 def widths() -> Any:

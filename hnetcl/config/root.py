@@ -11,10 +11,11 @@ from hnetcl.choices import (
     INFERENCES,
     INITS,
     METRICS,
+    OBSERVERS,
     SCENARIOS,
     SHARED,
 )
-from hnetcl.config.fields import Checked, choice, number, parameter_names, path
+from hnetcl.config.fields import Checked, choice, names, number, parameter_names, path
 from hnetcl.config.parts import (
     AdagradConfig,
     AdamConfig,
@@ -61,6 +62,7 @@ class Settings(Checked):
     init: str | None = choice(INITS)
     imports: list[str]
     optimized_metric: str = choice((*METRICS, *INFERENCE_METRICS, *COSTS))
+    observers: list[str] = names(OBSERVERS)
     resume: bool
 
 

@@ -1,9 +1,11 @@
-"""What people see of a run: progress, TensorBoard, figures, tables. The only room that knows a screen."""
+"""What people see of a run: progress, TensorBoard, figures, tables. The only room that knows a screen.
+
+`figures` and `tensorboard` are imported only where they are used, for matplotlib and TensorBoard are slow to import.
+"""
 
 from hnetcl.tracking.console import Console, log_to
-from hnetcl.tracking.figures import FigureWriter
+from hnetcl.tracking.observers import observers
 from hnetcl.tracking.progress import Progress
 from hnetcl.tracking.tables import comparison_table, number, result_table
-from hnetcl.tracking.tensorboard import TensorBoard
 
-__all__ = ["Console", "FigureWriter", "Progress", "TensorBoard", "comparison_table", "log_to", "number", "result_table"]
+__all__ = ["Console", "Progress", "comparison_table", "log_to", "number", "observers", "result_table"]

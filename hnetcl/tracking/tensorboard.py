@@ -1,11 +1,29 @@
 """TensorBoard."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import torch
+from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
 
-from hnetcl.tracking.figures import accuracy_matrix, row_statistics, to_image
-from hnetcl.training import Observer, Step, TaskEnd
+from hnetcl.tracking.events import PER_STEP, drop_events
+from hnetcl.tracking.pace import Pace
+from hnetcl.training import Observer, RunStart, Step, TaskEnd
+
+CHARTS = {
+    "all tasks": {
+        "test accuracy": ["Multiline", [r"accuracy/task_\d+"]],
+        "average accuracy, between the lowest and the highest": [
+            "Margin",
+            [f"accuracy/{k}" for k in ("average", "lowest", "highest")],
+        ],
+        **{name: ["Multiline", [rf"{name}/task_\d+"]] for name in PER_STEP},
+    }
+}
+PROJECTOR = 'embeddings {\n  tensor_name: "task embeddings"\n  tensor_path: "embeddings.tsv"\n  metadata_path: "tasks.tsv"\n}\n'
 
 
 class TensorBoard(Observer):
@@ -14,67 +32,110 @@ class TensorBoard(Observer):
     | tag | what | over |
     |---|---|---|
     | loss, penalty, gradient_norm, learning_rate, batch_accuracy `/task_T` | scalars of task T's training | steps of the run |
-    | accuracy/task_T | test accuracy on task T | tasks trained; 0 is the untrained model |
+    | accuracy/task_T | test accuracy on task T, from its own training on | tasks trained |
+    | accuracy/average, lowest, highest | of the tasks trained so far | tasks trained |
     | val_accuracy/task_T | on task T's held-out images, at its end | tasks trained |
-    | accuracy_matrix | R as an image | tasks trained |
-    | embedding/task_T | histogram of its embedding; the projector shows all tasks' | tasks trained |
     | misfit/LAYER/task_T | how far its statistics lie from those its data has now | tasks trained |
     | distance/LAYER | between the statistics of two tasks, the mean over all pairs | tasks trained |
-    | row_statistics | both as a figure | tasks trained |
+    | metrics/NAME | what metrics.json holds, at the end | tasks trained |
+    | accuracy_matrix, accuracy_curves, row_statistics | the figures, where these are drawn | tasks trained |
+    | embedding/task_T | histogram of its embedding; the projector shows all tasks' newest | tasks trained |
     | config | the configuration as text | |
+
+    Custom scalars show all tasks in one chart. HPARAMS has the configuration, and at the end the metrics. Histograms and
+    projector are left out after a task where they would cost more than a twentieth of the time. A run that goes on first drops
+    what the killed one wrote after its checkpoint, so that no step is there twice.
 
     Args:
         folder: for the event files.
-        config: the configuration as YAML.
+        text: the configuration as YAML.
+        config: the same, flat.
+        keys: all that a configuration can have: TensorBoard takes HPARAMS' columns from any one of the runs that it shows.
+        name: of a folder below, which TensorBoard shows as the end of the run's name. A run that goes on keeps its own.
     """
 
-    def __init__(self, folder: Path, config: str) -> None:
-        self.writer = SummaryWriter(str(folder))
-        self.writer.add_text("config", f"```yaml\n{config}```")
-        self.steps_before = 0
+    def __init__(
+        self, folder: Path, text: str, config: dict[str, Any] | None = None, keys: Sequence[str] = (), name: str = ""
+    ) -> None:
+        before = sorted(folder.rglob("events.out.tfevents.*"))
+        self.folder = before[0].parent if before else folder / name
+        self.text, self.keys = text, keys
+        self.config = {key: _hparam(value) for key, value in (config or {}).items()}
+        self.writer: Any = None
+        self.steps_before, self.tasks, self.pace = 0, 0, Pace(guess=0.1)
+
+    def on_start(self, start: RunStart) -> None:
+        self.tasks = len(start.steps)
+        drop_events(self.folder, start.done, sum(start.steps[: start.done]))
+        self.writer = SummaryWriter(str(self.folder))
+        if start.done == 0:
+            self.writer.add_text("config", f"```yaml\n{self.text}```")
+            self.writer.add_custom_scalars(CHARTS)
+            if self.config:
+                self._add_summary(hparams(self.config, {})[1])
 
     def on_task_start(self, task: int, steps: int, steps_before: int) -> None:
         self.steps_before = steps_before
 
     def on_step(self, step: Step) -> None:
-        scalars = {
-            "loss": step.loss,
-            "penalty": step.penalty,
-            "batch_accuracy": step.accuracy,
-            "gradient_norm": step.gradient_norm,
-            "learning_rate": step.learning_rate,
-        }
-        for name, value in scalars.items():
+        numbers = (step.loss, step.penalty, step.accuracy, step.gradient_norm, step.learning_rate)
+        for name, value in zip(PER_STEP, numbers, strict=True):
             self.writer.add_scalar(f"{name}/task_{step.task}", value, self.steps_before + step.step)
 
     def on_task_end(self, end: TaskEnd) -> None:
         trained = end.task + 1
-        for j, value in enumerate(end.matrix[end.task].tolist()):
-            if end.task == 0:
-                self.writer.add_scalar(f"accuracy/task_{j}", end.untrained[j], 0)
-            self.writer.add_scalar(f"accuracy/task_{j}", value, trained)
+        seen = end.matrix[end.task, :trained]
+        scalars = {f"accuracy/task_{j}": value for j, value in enumerate(seen.tolist())}
+        scalars |= {"accuracy/average": seen.mean(), "accuracy/lowest": seen.min(), "accuracy/highest": seen.max()}
         if end.val_accuracy is not None:
-            self.writer.add_scalar(f"val_accuracy/task_{end.task}", end.val_accuracy, trained)
-        image = to_image(accuracy_matrix(end.matrix, end.untrained))
-        self.writer.add_image("accuracy_matrix", image, trained, dataformats="HWC")
-        if end.embeddings is not None:
-            for j, embedding in enumerate(end.embeddings):
-                self.writer.add_histogram(f"embedding/task_{j}", embedding, trained)
-            names = [f"task {j}" for j in range(len(end.embeddings))]
-            self.writer.add_embedding(end.embeddings, metadata=names, tag="embeddings", global_step=trained)
-        self._add_statistics(end, trained)
-        self.writer.flush()
-
-    def _add_statistics(self, end: TaskEnd, trained: int) -> None:
+            scalars[f"val_accuracy/task_{end.task}"] = end.val_accuracy
         for name, misfit in end.misfits.items():
-            for j, value in enumerate(misfit[end.task, :trained].tolist()):
-                self.writer.add_scalar(f"misfit/{name}/task_{j}", value, trained)
+            scalars |= {f"misfit/{name}/task_{j}": value for j, value in enumerate(misfit[end.task, :trained].tolist())}
         for name, apart in end.distances.items():
             if trained > 1:
-                self.writer.add_scalar(f"distance/{name}", apart.sum() / (trained * (trained - 1)), trained)
-        if end.distances:
-            image = to_image(row_statistics(end.distances, end.misfits))
-            self.writer.add_image("row_statistics", image, trained, dataformats="HWC")
+                scalars[f"distance/{name}"] = apart.sum() / (trained * (trained - 1))
+        for tag, value in scalars.items():
+            if value == value:  # NaN: not evaluated
+                self.writer.add_scalar(tag, value, trained)
+        if end.embeddings is not None and (trained == self.tasks or self.pace.due()):
+            with self.pace.measured():
+                self._add_embeddings(end.embeddings, trained)
+        self.writer.flush()
+
+    def _add_embeddings(self, embeddings: torch.Tensor, trained: int) -> None:
+        for j, embedding in enumerate(embeddings):
+            if embedding.isfinite().all():  # TensorBoard has no histogram of anything else
+                self.writer.add_histogram(f"embedding/task_{j}", embedding, trained)
+        table = "\n".join("\t".join(map(str, row)) for row in embeddings.tolist())
+        for name, text in (
+            ("embeddings.tsv", table),
+            ("tasks.tsv", "\n".join(f"task {j}" for j in range(len(embeddings)))),
+            ("projector_config.pbtxt", PROJECTOR),
+        ):
+            (self.folder / name).write_text(text + "\n", encoding="utf-8")
+
+    def add_picture(self, name: str, png: bytes, size: tuple[int, int], trained: int) -> None:
+        """Adds a figure that has been drawn."""
+        picture = Summary.Image(height=size[0], width=size[1], colorspace=3, encoded_image_string=png)
+        self._add_summary(Summary(value=[Summary.Value(tag=name, image=picture)]), trained)
+
+    def on_end(self, metrics: dict[str, float]) -> None:
+        scalars = {f"metrics/{name}": value for name, value in metrics.items()}
+        for tag, value in scalars.items():
+            self.writer.add_scalar(tag, value, self.tasks)
+        if self.config:
+            columns, _, end = hparams({**dict.fromkeys(self.keys, ""), **self.config}, scalars)
+            self._add_summary(columns)
+            self._add_summary(end)
+
+    def _add_summary(self, summary: Any, step: int | None = None) -> None:
+        self.writer.file_writer.add_summary(summary, step)
 
     def close(self) -> None:
-        self.writer.close()
+        if self.writer is not None:
+            self.writer.close()
+
+
+def _hparam(value: Any) -> Any:
+    """A value as HPARAMS can show it."""
+    return value if isinstance(value, int | float | str) and not isinstance(value, bool) else str(value)

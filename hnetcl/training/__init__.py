@@ -2,7 +2,7 @@
 
 from hnetcl.training.engine import engine, resolve_device
 from hnetcl.training.evaluation import Protocol, accuracies, accuracy
-from hnetcl.training.observer import Observer, Step, TaskEnd
+from hnetcl.training.observer import Observer, RunStart, Step, TaskEnd
 from hnetcl.training.optimizers import OPTIMIZERS, SCHEDULES, OptimizerFactory
 from hnetcl.training.rundir import RunDirectory
 from hnetcl.training.statistics import statistics_report
@@ -18,6 +18,7 @@ __all__ = [
     "Protocol",
     "Result",
     "RunDirectory",
+    "RunStart",
     "Step",
     "TaskEnd",
     "Trainer",

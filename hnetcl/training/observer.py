@@ -43,6 +43,8 @@ class TaskEnd:
         distances: by batch-norm layer, those between the statistics of the tasks so far [task + 1, task + 1].
         misfits: by batch-norm layer [T, T]: after training i, how far the statistics of task j lie from those that its data
             has now; NaN where j > i. See `statistics_report`.
+
+    R may hold NaN elsewhere too, where a task was not evaluated.
     """
 
     task: int
@@ -55,20 +57,47 @@ class TaskEnd:
     misfits: dict[str, Tensor] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class RunStart:
+    """A run that begins, or goes on.
+
+    Args:
+        steps: of every task [T].
+        done: tasks that were trained before; 0 for a run that begins.
+        last: the newest of these, without the numbers that no checkpoint keeps (`val_accuracy`); None for a run that begins.
+    """
+
+    steps: tuple[int, ...]
+    done: int
+    last: TaskEnd | None
+
+
 class Observer:
     """Listens to a run; every event may be left out.
 
     A resumed run tells the events of the tasks that it trains, not of those that were trained before.
     """
 
+    def on_start(self, start: RunStart) -> None:
+        """The run begins or goes on; nothing has been evaluated yet."""
+
+    def on_phase(self, phase: str) -> None:
+        """What the run does from now on: "evaluating" or "training"."""
+
     def on_task_start(self, task: int, steps: int, steps_before: int) -> None:
         """Task number `task` begins; it will take `steps` steps, after `steps_before` of the tasks before it."""
+
+    def on_tick(self, step: int) -> None:
+        """Every step, from 1, before its numbers are known. Must be quick, and leave the device alone."""
 
     def on_step(self, step: Step) -> None:
         """Every `log_every`-th step, and a task's first and last."""
 
     def on_task_end(self, end: TaskEnd) -> None:
         """A task has been trained, and all tasks evaluated."""
+
+    def on_end(self, metrics: dict[str, float]) -> None:
+        """The run is complete, and these are its metrics (metrics.json)."""
 
     def close(self) -> None:
         """The run is over, or has failed. Called once."""

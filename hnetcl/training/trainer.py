@@ -16,12 +16,14 @@ from hnetcl.modes import start_training
 from hnetcl.tasks import Batches, Split, TaskSequence
 from hnetcl.training.engine import random_states, set_random_states
 from hnetcl.training.evaluation import Protocol, accuracies, accuracy
-from hnetcl.training.observer import Observer, Step, TaskEnd
+from hnetcl.training.observer import Observer, RunStart, Step, TaskEnd
 from hnetcl.training.optimizers import OptimizerFactory
 from hnetcl.training.rundir import RunDirectory
 from hnetcl.training.statistics import statistics_report
 from hnetcl.training.step import Losses, TrainingStep
 from hnetcl.training.watch import Watch, check_learned
+
+POINTS = 50  # of a task's training curves, where log_every is left out: enough that a curve can be smoothed
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,8 @@ class Trainer:
         batch_size: images in a training step.
         eval_batch_size: images in an evaluation step.
         scenario, inference: what R is: see `Protocol`. Tasks that were not trained yet never come into question.
-        log_every: observers hear of every so many steps. Only then numbers travel to the host.
+        log_every: observers hear the numbers of every so many steps, and only then these travel to the host; None: of
+            `POINTS` steps a task.
         observers: who is told.
         compile: see `TrainingStep`; evaluation is never compiled.
         evaluate: what is tested after task i. "seen": tasks 0 to i + 1, and before the first all of them, which is what the
@@ -91,7 +94,7 @@ class Trainer:
         epochs: int | None = None,
         batch_size: int = 128,
         eval_batch_size: int = 250,
-        log_every: int = 50,
+        log_every: int | None = None,
         scenario: str = "task",
         inference: str = "entropy",
         observers: Sequence[Observer] = (),
@@ -126,6 +129,7 @@ class Trainer:
         self.untrained = torch.full((tasks,), torch.nan, dtype=torch.float64)
         self.known = torch.full((tasks,), torch.nan, dtype=torch.float64)
         self.aware = torch.full((tasks,), torch.nan, dtype=torch.float64)
+        self.distances: dict[str, Tensor] = {}
         self.misfits: dict[str, Tensor] = {}
         self.seconds, self.steps_done = 0.0, 0
         self.seconds_before, self.started = 0.0, 0.0  # of the whole loop: until it was interrupted, and when it went on
@@ -134,11 +138,15 @@ class Trainer:
         """Trains the tasks that are not done yet."""
         self.started = time.perf_counter()
         state = self.directory.load_checkpoint() if self.directory else None
+        if state is not None:
+            self._restore(state)
+        start = RunStart(tuple(map(self._steps, range(len(self.sequence)))), self.done, self._end(0.0) if self.done else None)
+        for observer in self.observers:
+            observer.on_start(start)
         if state is None:
+            self._enter("evaluating")
             if self.evaluate != "last":
                 self.untrained, self.known, self.aware = accuracies(self.model, self.sequence, self.protocol)
-        else:
-            self._restore(state)
         for task in range(self.done, len(self.sequence)):
             self._run_task(task)
         total = self._seconds_total()
@@ -163,40 +171,56 @@ class Trainer:
 
     def _run_task(self, task: int) -> None:
         batches = [Batches(t, self.batch_size, self.generator) for t in self.sequence.tasks[: task + 1]]
-        steps = self.steps or (self.epochs or 0) * batches[task].per_epoch
+        steps = self._steps(task)
         for observer in self.observers:
             observer.on_task_start(task, steps, self.steps_done)
+        self._enter("training")
         started = time.perf_counter()
         self._train(task, batches, steps)
         self.method.end_task(self.model, task, self.sequence[task], self.generator)
         check_learned(self.method, task)
         seconds = time.perf_counter() - started
 
+        self._enter("evaluating")
         self._evaluate(task)
         self.done, self.seconds, self.steps_done = task + 1, self.seconds + seconds, self.steps_done + steps
-        now, embeddings = self.sequence[task], self.model.hnet.embeddings
-        distances: dict[str, Tensor] = {}
+        now = self.sequence[task]
         misfits: dict[str, Tensor] = {}
+        self.distances = {}
         if self.statistics == "each" or (self.statistics == "last" and self.done == len(self.sequence)):
-            distances, misfits = statistics_report(self.model, self.sequence, task + 1, self.eval_batch_size)
+            self.distances, misfits = statistics_report(self.model, self.sequence, task + 1, self.eval_batch_size)
         for name, values in misfits.items():
             self.misfits.setdefault(name, torch.full_like(self.matrix, torch.nan))[task, : task + 1] = values
-        end = TaskEnd(
-            task,
-            accuracy(self.model, task, now, now.val, self.protocol, seen=task + 1)[0] if len(now.val) else None,
-            self.matrix.clone(),
-            self.untrained.clone(),
-            None if embeddings is None else embeddings.detach().cpu(),
-            seconds,
-            distances,
-            {name: values.clone() for name, values in self.misfits.items()},
-        )
+        val = accuracy(self.model, task, now, now.val, self.protocol, seen=task + 1)[0] if len(now.val) else None
+        end = self._end(seconds, val)
         for observer in self.observers:
             observer.on_task_end(end)
         if self.directory:
             self.directory.write_accuracy(self.matrix, self.untrained)
-            self.directory.write_statistics(distances, self.misfits)
+            self.directory.write_statistics(self.distances, self.misfits)
             self.directory.save_checkpoint(self._state())  # last: what it counts as done has been told and written
+
+    def _steps(self, task: int) -> int:
+        per_epoch = Batches(self.sequence[task], self.batch_size, self.generator).per_epoch
+        return self.steps or (self.epochs or 0) * per_epoch
+
+    def _enter(self, phase: str) -> None:
+        for observer in self.observers:
+            observer.on_phase(phase)
+
+    def _end(self, seconds: float, val_accuracy: float | None = None) -> TaskEnd:
+        """What is known at the end of the newest task."""
+        embeddings = self.model.hnet.embeddings
+        return TaskEnd(
+            self.done - 1,
+            val_accuracy,
+            self.matrix.clone(),
+            self.untrained.clone(),
+            None if embeddings is None else embeddings.detach().cpu().clone(),
+            seconds,
+            self.distances,
+            {name: values.clone() for name, values in self.misfits.items()},
+        )
 
     def _train(self, task: int, batches: list[Batches], steps: int) -> None:
         model, method = self.model, self.method
@@ -206,12 +230,15 @@ class Trainer:
         optimizer, schedule = self.optimizer.make(model, steps)
         method.start_task(model.hnet, task, optimizer, self.generator)
         watch = Watch(model, task, optimizer, self.generator.device)
+        log_every = self.log_every or max(1, steps // POINTS)
         for step in range(steps):
+            for observer in self.observers:
+                observer.on_tick(step + 1)
             source = method.batch_task(task, step)
             x, y = batches[source].draw()
             losses = self.step(x, y, source, optimizer)
             norm = watch.look(losses, x, source)
-            if self.observers and (step % self.log_every == 0 or step == steps - 1):
+            if self.observers and (step % log_every == 0 or step == steps - 1):
                 self._tell(task, step + 1, steps, losses, y, norm, watch, optimizer.param_groups[0]["lr"])
             optimizer.step()
             schedule.step()
@@ -246,6 +273,7 @@ class Trainer:
             "untrained": self.untrained,
             "known": self.known,
             "aware": self.aware,
+            "distances": self.distances,
             "misfits": self.misfits,
             "seconds": self.seconds,
             "seconds_total": self._seconds_total(),
@@ -260,3 +288,4 @@ class Trainer:
         self.done, self.seconds, self.steps_done = state["done"], state["seconds"], state["steps"]
         self.matrix, self.untrained, self.known = state["matrix"], state["untrained"], state["known"]
         self.misfits, self.aware, self.seconds_before = state["misfits"], state["aware"], state["seconds_total"]
+        self.distances = state["distances"]

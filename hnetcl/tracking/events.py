@@ -1,0 +1,46 @@
+"""TensorBoard's event files: dropping what a killed run wrote after its newest checkpoint.
+
+TensorBoard's own way, `purge_step`, knows one axis for all tags; a run has two, steps and trained tasks.
+"""
+
+import os
+from pathlib import Path
+
+from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
+from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.summary.writer.record_writer import RecordWriter
+
+PER_STEP = ("loss", "penalty", "batch_accuracy", "gradient_norm", "learning_rate")  # tags over steps; all others go by tasks
+PICTURES = ("accuracy_matrix", "accuracy_curves", "row_statistics")  # those of the newest task are drawn anew
+AT_THE_END = ("metrics/", "_hparams_/experiment", "_hparams_/session_end_info")  # written anew when the run ends
+
+
+def drop_events(folder: Path, tasks: int, steps: int) -> None:
+    """Drops from the event files in a folder what comes after so many tasks and steps, and what a run's end writes anew.
+
+    Args:
+        folder: it need not exist.
+        tasks: that were trained before the checkpoint; 0 drops everything.
+        steps: of these tasks.
+    """
+    files = sorted(folder.glob("events.out.tfevents.*")) if folder.exists() else []
+    for path in files:
+        if tasks == 0:
+            path.unlink()
+            continue
+        temporary = path.with_name("kept.tmp")
+        with temporary.open("wb") as file:
+            writer = RecordWriter(file)
+            for record in RawEventFileLoader(str(path)).Load():
+                event = Event.FromString(record)
+                if all(_stays(value.tag, event.step, tasks, steps) for value in event.summary.value):
+                    writer.write(record)
+        os.replace(temporary, path)
+
+
+def _stays(tag: str, step: int, tasks: int, steps: int) -> bool:
+    if tag.startswith(AT_THE_END):
+        return False
+    if tag in PICTURES:
+        return step < tasks
+    return step <= (steps if tag.split("/")[0] in PER_STEP else tasks)
