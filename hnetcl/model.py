@@ -1,5 +1,6 @@
 """A main network and the hypernetwork that writes it, as one module."""
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import deepcopy
@@ -144,8 +145,10 @@ class HyperModel(nn.Module):
         if self.training:
             raise ValueError("the logits of several tasks are for evaluation: call model.eval() before")
         try:
-            return torch.func.vmap(lambda own, task: self.run(own, x, task))(params, tasks)
-        except (NotImplementedError, RuntimeError, ValueError):  # as vmap refuses; what is wrong otherwise fails below, too
+            with warnings.catch_warnings():
+                warnings.filterwarnings("error", "There is a performance drop")  # vmap would loop over single operations
+                return torch.func.vmap(lambda own, task: self.run(own, x, task))(params, tasks)
+        except (NotImplementedError, RuntimeError, UserWarning, ValueError):  # as vmap refuses; all else fails below, too
             each = [{name: value[i] for name, value in params.items()} for i in range(len(tasks))]
             outputs = [self.run(own, x, task) for own, task in zip(each, tasks, strict=True)]
             return tree_map(lambda *leaves: torch.stack(leaves) if isinstance(leaves[0], Tensor) else leaves[0], *outputs)

@@ -26,7 +26,7 @@ ELSEWHERE = {
     "pip install hydra-optuna-sweeper": "is among what tests need",
     "tensorboard --logdir outputs": "serves until it is stopped; test_tracking.py reads what it would show",
 }
-LISTINGS = ("hnetcl/algebra.py ",)  # how a block starts that lists files and no commands
+LISTINGS = ("hnetcl/algebra.py ", "task 0, step 2: ")  # how a block starts that lists files, or shows output, and no commands
 PYTHONS = ("python", ".venv/bin/python")
 TRAIN = [
     "trainer.steps=2",

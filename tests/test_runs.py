@@ -159,7 +159,7 @@ def test_the_event_file_holds_every_tag_for_every_task(run: Path) -> None:
         assert f"embedding/task_{task}" in tags["histograms"]
     assert events.Scalars("penalty/task_0")[-1].value == 0
     assert events.Scalars("penalty/task_2")[-1].value > 0
-    rows = [[float(value) for value in line.split(",")[1:]] for line in (run / "accuracy.csv").read_text().splitlines()[2:]]
+    rows = RunDirectory(run).read_accuracy()[1:]
     average = [sum(row[: k + 1]) / (k + 1) for k, row in enumerate(rows)]
     assert [value.value for value in events.Scalars("accuracy/average")] == pytest.approx(average)
     for tag in ("accuracy_matrix", "accuracy_curves", "row_statistics"):

@@ -333,7 +333,7 @@ def test_a_layer_that_runs_twice_is_reported_once(sequence: TaskSequence) -> Non
     data = sequence[1]
     handle = net.norm.register_forward_pre_hook(lambda layer, args: inputs.append(args[0]))
     with torch.no_grad():
-        whole.eval()(data.preprocess(data.train.images[:64]), 1)
+        whole.eval()(data.preprocess(data.train.images[:1000]), 1)
     handle.remove()
     seen = torch.cat(inputs).double()
     now = seen.mean(0), seen.var(0).reshape(-1, 1, 1)

@@ -119,7 +119,7 @@ QUICK = {"resnet18", "mobilenet_v3_small", "shufflenet_v2_x0_5", "squeezenet1_1"
 def torchvision_net(name: str) -> tuple[nn.Module, int]:
     options = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
     net: nn.Module = import_torchvision().models.get_model(name, num_classes=3, **options)
-    return net, 96 if name == "inception_v3" else 64
+    return net, 299 if name == "inception_v3" else 64  # less is too small for its auxiliary classifier
 
 
 def timm_net(name: str) -> tuple[nn.Module, int]:
