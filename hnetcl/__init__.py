@@ -18,7 +18,8 @@ if TYPE_CHECKING:
         reference_pass,
         using_task,
     )
-    from hnetcl.errors import ArgumentError
+    from hnetcl.cli.reload import load
+    from hnetcl.errors import ArgumentError, DivergedError
     from hnetcl.hnets import (
         ChunkedHyperNetwork,
         DirectHyperNetwork,
@@ -41,6 +42,7 @@ _ROOMS = {
     "ChunkedHyperNetwork": "hnets",
     "ConvBatchNorm": "bn",
     "DirectHyperNetwork": "hnets",
+    "DivergedError": "errors",
     "FullHyperNetwork": "hnets",
     "HyperModel": "model",
     "HyperNetwork": "hnets",
@@ -52,6 +54,7 @@ _ROOMS = {
     "convert_batchnorm": "bn",
     "fold_batchnorm": "bn",
     "initial_parameters": "hnets",
+    "load": "cli.reload",
     "recalibrate": "bn",
     "reference_pass": "bn",
     "register_net": "nets",
@@ -68,6 +71,7 @@ __all__ = [
     "ChunkedHyperNetwork",
     "ConvBatchNorm",
     "DirectHyperNetwork",
+    "DivergedError",
     "FullHyperNetwork",
     "HyperModel",
     "HyperNetwork",
@@ -77,6 +81,7 @@ __all__ = [
     "convert_batchnorm",
     "fold_batchnorm",
     "initial_parameters",
+    "load",
     "recalibrate",
     "reference_pass",
     "register_net",

@@ -1,6 +1,6 @@
 """Config -> the objects of a run. A part's constructor takes the values of its YAML by name."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -65,16 +65,21 @@ def build(config: Config, device: torch.device) -> Parts:
         ArgumentError: a part refuses a value; named as on the command line.
     """
     sequence = build_sequence(config, device)
-    with allocating(*_largest("net", config.net, "model"), watch=True):
-        net = build_net(config, sequence)
-    known = {"num_outputs": sequence.num_classes} if isinstance(config.hnet, DirectConfig) else {}
-    hnet = partial(_make, "hnet", HNETS, config.hnet, **known)
-    how = {"generate": config.generate, "shared": config.shared, "init": config.init, "stats": config.bn.stats}
-    with allocating(*_largest("hnet", config.hnet, "name"), watch=True):
-        model = wrap(net, len(sequence), **how, precision=config.trainer.precision, hnet=hnet)
+    model = build_model(config, sequence.in_shape, sequence.num_classes, len(sequence))
     method = _make("method", METHODS, config.method)
     optimizer = build_optimizer(config)
     return Parts(sequence, model.to(device), method, optimizer)
+
+
+def build_model(config: Config, in_shape: Sequence[int], num_classes: int, num_tasks: int) -> HyperModel:
+    """The main network under its hypernetwork."""
+    with allocating(*_largest("net", config.net, "model"), watch=True):
+        net = build_net(config, in_shape, num_classes)
+    known = {"num_outputs": num_classes} if isinstance(config.hnet, DirectConfig) else {}
+    hnet = partial(_make, "hnet", HNETS, config.hnet, **known)
+    how = {"generate": config.generate, "shared": config.shared, "init": config.init, "stats": config.bn.stats}
+    with allocating(*_largest("hnet", config.hnet, "name"), watch=True):
+        return wrap(net, num_tasks, **how, precision=config.trainer.precision, hnet=hnet)
 
 
 def build_sequence(config: Config, device: torch.device) -> TaskSequence:
@@ -90,9 +95,9 @@ def build_sequence(config: Config, device: torch.device) -> TaskSequence:
     return sequence
 
 
-def build_net(config: Config, sequence: TaskSequence) -> nn.Module:
+def build_net(config: Config, in_shape: Sequence[int], num_classes: int) -> nn.Module:
     """The main network, with batch norm as `bn` says."""
-    bn, shape = asdict(config.bn), {"in_shape": sequence.in_shape, "num_classes": sequence.num_classes}
+    bn, shape = asdict(config.bn), {"in_shape": tuple(in_shape), "num_classes": num_classes}
     if not isinstance(config.net, ModuleConfig):
         norm = partial(BatchNormLayer, **bn) if config.net.norm == "batch" else None
         make = partial(_make, "net", NETS, config.net, **shape, norm=norm)

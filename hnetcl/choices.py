@@ -23,6 +23,7 @@ REPORTS = ("each", "last", "none")
 PRECISIONS = ("float32", "bfloat16")
 OPTIMIZERS = ("adagrad", "adam", "adamw", "rmsprop", "sgd")
 METRICS = ("average_accuracy", "forgetting", "bwt", "fwt", "average_incremental_accuracy")
+AT_THE_END = ("average_accuracy", "bwt")  # metrics of each task's accuracy right after its training, and at the end
 INFERENCE_METRICS = ("task_aware", "task_agnostic", "task_inference_accuracy")  # where the task is not told
 COSTS = ("compression", "seconds", "steps_per_second")
 OBSERVERS = ("progress", "tensorboard", "figures")

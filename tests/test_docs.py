@@ -23,10 +23,11 @@ ELSEWHERE = {
     ".venv/bin/python -m pip install -e .": ".ci/run installs the package, with what tests need",
     ".venv/bin/python -m pip install -e '.[dev]'": "the same",
     ".venv/bin/python -m pytest": "is what runs this test",
+    "python -m pytest -m zoo": "takes minutes; .ci/run does it",
     "pip install hydra-optuna-sweeper": "is among what tests need",
     "tensorboard --logdir outputs": "serves until it is stopped; test_tracking.py reads what it would show",
 }
-LISTINGS = ("hnetcl/algebra.py ", "task 0, step 2: ")  # how a block starts that lists files, or shows output, and no commands
+LISTINGS = ("hnetcl/numbers.py ", "task 0, step 2: ")  # how a block starts that lists files, or shows output, and no commands
 PYTHONS = ("python", ".venv/bin/python")
 TRAIN = [
     "trainer.steps=2",
@@ -135,7 +136,8 @@ def test_every_command_and_block_of_a_page_runs(page: Path, folder: Path, tmp_pa
         if any("register_net" in line for line in lines):  # the page tells to save it
             (cwd / "my_nets.py").write_text("\n".join(lines), encoding="utf-8")
     if blocks:
-        (cwd / "blocks.py").write_text("\n".join(line for _, lines in blocks for line in lines), encoding="utf-8")
+        code = "\n".join(line for _, lines in blocks for line in lines).replace('"DIR"', repr(str(run)))
+        (cwd / "blocks.py").write_text(code, encoding="utf-8")
         told.append((f"{page.name}: Python", [str(cwd / "blocks.py")]))
     told += [(str(one), runnable(one.text, places)) for one in commands(page) if one.text not in ELSEWHERE]
     told = [one for i, one in enumerate(told) if one[1] not in [words for _, words in told[:i]]]

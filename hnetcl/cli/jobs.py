@@ -1,6 +1,7 @@
 """The two jobs of the command line: train a run, evaluate a run."""
 
 import json
+import math
 import time
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -11,13 +12,12 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 from torch import Tensor
-from yaml import YAMLError
 
 from hnetcl.bn import BATCH, batchnorm_layers, recalibrate
 from hnetcl.build import Parts, build
 from hnetcl.cli.call import PYTHON, Call, environment
 from hnetcl.cli.imports import import_all
-from hnetcl.cli.parse import parse
+from hnetcl.cli.reload import saved_config, told_of_imports
 from hnetcl.config import GROUPS, Config, EvaluationConfig
 from hnetcl.errors import ArgumentError, one_line
 from hnetcl.memory import allocating
@@ -95,8 +95,9 @@ def train(config: Config, call: Call = PYTHON) -> Path:
 
 
 def metric(run: Path, name: str) -> float:
-    """A finished run's metric, by its name in metrics.json."""
-    return float(json.loads(RunDirectory(run).metrics.read_text(encoding="utf-8"))[name])
+    """A finished run's metric, by its name in metrics.json; NaN where the run did not measure what it takes."""
+    value = json.loads(RunDirectory(run).metrics.read_text(encoding="utf-8"))[name]
+    return math.nan if value is None else float(value)
 
 
 def evaluate(config: EvaluationConfig) -> list[float]:
@@ -112,7 +113,7 @@ def evaluate(config: EvaluationConfig) -> list[float]:
     if not directory.holds_run():
         raise ArgumentError("run", config.run, "holds no run (there is no config.yaml)")
     import_all(config.imports)
-    trained = _saved_config(directory, "run")
+    trained = saved_config(directory, "run")
     trained.data.root = config.data.root or trained.data.root
     with engine(trained.seed, trained.trainer.threads, trained.trainer.deterministic):
         parts = _rebuild(trained, config)
@@ -159,10 +160,7 @@ def _rebuild(trained: Config, config: EvaluationConfig) -> Parts:
     try:
         return build(trained, resolve_device(config.device))
     except ArgumentError as error:
-        if error.name == "net.model" and trained.imports:
-            hint = f"{error.allowed}; the run had imports=[{','.join(trained.imports)}]"
-            raise ArgumentError(error.name, error.value, hint) from error
-        raise
+        raise told_of_imports(error, trained) from error
 
 
 def describe(parts: Parts, device: torch.device) -> str:
@@ -203,7 +201,7 @@ def _begin(directory: RunDirectory, config: Config, parts: Parts, call: Call) ->
     if directory.holds_run():
         if not config.resume:
             raise ArgumentError("run.dir", path, "holds a run already; resume=true goes on with it")
-        _check_same(config, _saved_config(directory, "run.dir"))
+        _check_same(config, saved_config(directory, "run.dir"))
         _check_data(directory, parts, "run.dir")
         starts = directory.read_environment()
     directory.create()
@@ -232,15 +230,6 @@ def _check_same(config: Config, saved: Config) -> None:
     for key in sorted(now.keys() | before.keys()):
         if now.get(key) != before.get(key):
             raise ArgumentError(key, now.get(key), f"the run to go on with has {key}={before.get(key)}")
-
-
-def _saved_config(directory: RunDirectory, name: str) -> Config:
-    """The configuration that a run was started with."""
-    try:
-        saved = OmegaConf.create(directory.read_text(directory.config))
-    except (ValueError, YAMLError) as error:
-        raise ArgumentError(name, directory.path, f"config.yaml is damaged ({one_line(error)})") from error
-    return parse(saved)
 
 
 def _check_data(directory: RunDirectory, parts: Parts, name: str) -> None:

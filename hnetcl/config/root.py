@@ -6,6 +6,7 @@ from typing import Any
 
 from hnetcl.choices import (
     ALGEBRA_DIMS,
+    AT_THE_END,
     COSTS,
     INFERENCE_METRICS,
     INFERENCES,
@@ -89,6 +90,9 @@ class Config(Settings):
             raise ArgumentError("inference", self.inference, "hnet=direct has no task embeddings; allowed: confidence, entropy")
         if self.scenario == "task" and self.optimized_metric in INFERENCE_METRICS:
             raise ArgumentError("optimized_metric", self.optimized_metric, "in scenario=task the task is told, not inferred")
+        if self.trainer.evaluate == "last" and self.optimized_metric in METRICS and self.optimized_metric not in AT_THE_END:
+            rule = f"takes more than trainer.evaluate=last measures; allowed with it: {', '.join(AT_THE_END)}"
+            raise ArgumentError("optimized_metric", self.optimized_metric, rule)
 
     def _check_method(self) -> None:
         if not isinstance(self.method, OutputRegularizerConfig):

@@ -129,6 +129,7 @@ class TaskSequence:
             {
                 "classes": list(task.classes),
                 **task.facts,
+                "shape": list(task.train.images.shape[1:]),
                 "mean": task.preprocess.mean.flatten().tolist(),
                 "std": task.preprocess.std.flatten().tolist(),
                 "sizes": {name: len(split) for name, split in named.items()},

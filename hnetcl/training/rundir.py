@@ -94,7 +94,7 @@ class RunDirectory:
             tasks: list[dict[str, Any]] = [dict(task) for task in json.loads(text)["tasks"]]
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{self.tasks.name} is damaged ({error})") from error
-        if not all({"mean", "std"} <= task.keys() for task in tasks):
+        if not all({"mean", "std", "shape", "classes"} <= task.keys() for task in tasks):
             lack = f"{self.tasks.name} holds no mean and standard deviation of the pixels"
             raise ValueError(f"{lack}: an earlier version wrote it, which took them from other images; train the run again")
         return tasks
