@@ -167,8 +167,7 @@ class HyperModel(nn.Module):
                 "which buffers training changes is not known yet: run the model once in training before it is compiled"
             )
         before = [] if self.net.training or not eager else self.caches.look(self.net)
-        params, row = self.in_own_dtypes(params), task if stats is None else stats
-        tensors = params | self.buffers_by_task.of(task)
+        tensors, row = params | self.buffers_by_task.of(task), task if stats is None else stats
         places = self.places | self.buffers_by_task.places
 
         def capture() -> Callable[[], AbstractContextManager[None]]:
@@ -214,7 +213,7 @@ class HyperModel(nn.Module):
             ValueError: there is no such task.
         """
         task = index(task)
-        params = self.in_own_dtypes(self.hnet(task))
+        params = self.hnet(task)
         self.caches.reset()
         # deepcopy refuses what attributes hold with a graph: it is told what to take in its place.
         leaves = [leaf for module in self.net.modules() for leaf in tree_leaves(vars(module))]
@@ -222,7 +221,8 @@ class HyperModel(nn.Module):
         for name, parameter in net.named_parameters():
             parameter.requires_grad_(name in params or parameter.requires_grad)
         for name, written in params.items():
-            net.get_parameter(name).copy_(written)
+            parameter = net.get_parameter(name)
+            parameter.copy_(as_parameter(written, parameter))
         for name, row in self.buffers_by_task.of(task).items():
             net.get_buffer(name).copy_(row)
         for layer in norm_layers(net).values():
@@ -252,10 +252,6 @@ class HyperModel(nn.Module):
                     for value, before in rows:
                         value.copy_(before)
                 self.buffers_by_task.settle(self.net, None)
-
-    def in_own_dtypes(self, params: dict[str, Tensor]) -> dict[str, Tensor]:
-        """What was written, real numbers, in the dtypes of the parameters that it stands for, complex ones too."""
-        return {name: as_parameter(value, self.net.get_parameter(name)) for name, value in params.items()}
 
     def saved_tensors(self) -> dict[str, Tensor]:
         """All that a reload needs: the hypernetwork; of the network what it does not write, statistics rows included, each

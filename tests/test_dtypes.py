@@ -20,6 +20,7 @@ from hnetcl.hnets import (
     StructuredHyperNetwork,
     initial_parameters,
 )
+from hnetcl.modules import placed
 
 MEMBERS: dict[str, Callable[..., HyperNetwork]] = {
     "full": partial(FullHyperNetwork, hidden=(8,)),
@@ -73,12 +74,16 @@ def _seed() -> None:
 def test_written_in_the_parameters_dtype(make: Callable[..., HyperNetwork], dtype: torch.dtype, init: str) -> None:
     """As the module computes with these values, gradients too; all tasks in one pass; in double precision afterwards."""
     net, x, tolerance = Odd(dtype), torch.randn(5, 6, dtype=dtype), TOLERANCE[dtype]
-    expected = net(x).detach()
+    expected, shapes = net(x).detach(), {name: p.shape for name, p in net.named_parameters()}
     model = hnetcl.wrap(net, 2, init=init, hnet=make)
     if init == "given":
         assert torch.equal(model(x, 1), expected)
-    for name, value in model.in_own_dtypes(model.hnet(1)).items():
-        assert (value.dtype, value.shape) == (dtype, net.get_parameter(name).shape)
+    with placed(net, model.hnet(1), model.places):
+        for name in model.hnet.shapes:
+            path, _, key = name.rpartition(".")
+            value = net.get_submodule(path)._parameters[key]
+            assert value is not None
+            assert (value.dtype, value.shape) == (dtype, shapes[name])
     logits = model(x, 1)
     assert logits.dtype == dtype
     torch.testing.assert_close(model.eval().all_tasks(x)[1], logits, rtol=tolerance, atol=tolerance)

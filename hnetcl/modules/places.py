@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from hnetcl.numbers import as_parameter
+
 
 def parameter_places(net: nn.Module) -> dict[str, list[str]]:
     """The places of every parameter, by its first name: several where modules share it.
@@ -37,7 +39,7 @@ def placed(net: nn.Module, tensors: Mapping[str, Tensor], places: Mapping[str, S
     module's own.
 
     Args:
-        tensors: by first name.
+        tensors: by first name; for parameters real numbers, which are put in place in the parameter's dtype (see `numbers`).
         places: of all of them, as `parameter_places` and `buffer_places` give them.
 
     Yields:
@@ -46,11 +48,14 @@ def placed(net: nn.Module, tensors: Mapping[str, Tensor], places: Mapping[str, S
     """
     slots: list[tuple[str, Tensor, nn.Module, dict[str, Any], str, Any]] = []
     left: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
+    for name, value in tensors.items():
+        tensor: Tensor | None = None
         for place in places[name]:
             path, _, key = place.rpartition(".")
             module = net.get_submodule(path)
             kind: dict[str, Any] = module._parameters if key in module._parameters else module._buffers
+            if tensor is None:
+                tensor = as_parameter(value, kind[key]) if kind is module._parameters else value
             slots.append((name, tensor, module, kind, key, kind[key]))
     try:
         for _, tensor, _, kind, key, _ in slots:
