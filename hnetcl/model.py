@@ -72,7 +72,7 @@ class HyperModel(nn.Module):
             if type(module).get_extra_state is not nn.Module.get_extra_state:
                 raise ArgumentError("net", name or type(net).__name__, "keeps extra state, which can't be saved as tensors")
         self.net, self.hnet, self.shared, self.precision = net, hnet, shared, precision
-        self.buffers_by_task = TaskBuffers(hnet.num_tasks, _row_names(net))
+        self.buffers_by_task = TaskBuffers(hnet.num_tasks)
         self.places = parameter_places(net)
         self.caches = Caches()
         for name, parameter in parameters.items():
@@ -303,8 +303,3 @@ class HyperModel(nn.Module):
             if rows is not None:
                 self.buffers_by_task.open(self.net, name, rows[0])
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-
-
-def _row_names(net: nn.Module) -> set[str]:
-    """The buffers that norm layers keep rows in."""
-    return {f"{prefix}.{row}" if prefix else row for prefix, layer in norm_layers(net).items() for row in layer.row_names}

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from hnetcl.bn.base import NormLayer
 from hnetcl.bn.layer import BatchNormLayer
+from hnetcl.modules import all_modules
 
 
 def norm_layers(module: nn.Module) -> dict[str, NormLayer]:
@@ -46,7 +47,7 @@ def using_task(module: nn.Module, row: int | Tensor | str) -> Iterator[None]:
     Raises:
         ValueError: a layer has no such row.
     """
-    layers = list(norm_layers(module).values())
+    layers = [layer for layer in all_modules(module) if isinstance(layer, NormLayer)]
     chosen = [layer.choose(row) for layer in layers]
     before = [layer.row for layer in layers]
     for layer, own in zip(layers, chosen, strict=True):

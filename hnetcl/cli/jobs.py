@@ -24,7 +24,17 @@ from hnetcl.memory import allocating
 from hnetcl.metrics import summary
 from hnetcl.model import HyperModel
 from hnetcl.tasks import data_folder, listed
-from hnetcl.training import Protocol, Result, RunDirectory, Trainer, accuracies, engine, resolve_device
+from hnetcl.training import (
+    Protocol,
+    Result,
+    RunDirectory,
+    Trainer,
+    accuracies,
+    batch_sizes,
+    engine,
+    images_at_once,
+    resolve_device,
+)
 
 MAY_DIFFER = (
     "run",
@@ -128,8 +138,9 @@ def evaluate(config: EvaluationConfig) -> list[float]:
         if config.task is not None:
             tasks = [_task_number("task", config.task, len(sequence))]
         row = _row(config.stats, parts)
+        at_once = trained.trainer.eval_batch_size or images_at_once(model, sequence[0])
         if config.stats == "recalibrated":
-            _recalibrate(parts, tasks, trained.trainer.eval_batch_size)
+            _recalibrate(parts, tasks, at_once)
         scenario, inference = config.scenario or trained.scenario, config.inference or trained.inference
         if scenario == "task" and config.inference is not None:
             raise ArgumentError(
@@ -139,8 +150,8 @@ def evaluate(config: EvaluationConfig) -> list[float]:
             raise ArgumentError(
                 "stats", config.stats, f"in scenario={scenario} each task uses its own; allowed: own, recalibrated"
             )
-        protocol = Protocol(scenario, inference, trained.trainer.eval_batch_size)
-        with allocating("trainer.eval_batch_size", trained.trainer.eval_batch_size):
+        protocol = Protocol(scenario, inference, at_once)
+        with allocating("trainer.eval_batch_size", at_once):
             right, known, _ = accuracies(model, sequence, protocol, tasks, row)
         found = right.tolist()
     from hnetcl.tracking import comparison_table, number
@@ -279,7 +290,7 @@ def _recalibrate(parts: Parts, tasks: list[int], batch_size: int) -> None:
     model = parts.model
     for task in tasks:
         data, params = parts.sequence[task], model.hnet(task)
-        batches = (data.preprocess(images) for images in data.train.images.split(batch_size))
+        batches = (data.preprocess(images) for images in data.train.images.split(batch_sizes(len(data.train), batch_size)))
         recalibrate(model.net, batches, task, call=partial(_run_by_batch, model, params, task))
 
 

@@ -215,7 +215,7 @@ class TrainerConfig(Checked):
     steps: int | None = number(least=1)
     epochs: int | None = number(least=1)
     batch_size: int = number(least=2)
-    eval_batch_size: int = number(least=1)
+    eval_batch_size: int | None = number(least=1)
     log_every: int | None = number(least=1)
     threads: int | None = number(least=1, most=MOST_THREADS)
     deterministic: bool

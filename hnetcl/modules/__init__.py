@@ -3,12 +3,13 @@
 from hnetcl.modules.buffers import TaskBuffers
 from hnetcl.modules.caches import Caches
 from hnetcl.modules.outputs import as_arguments, auxiliary_logits, device_of, main_logits, to_float
-from hnetcl.modules.places import buffer_places, parameter_places, placed
+from hnetcl.modules.places import all_modules, buffer_places, parameter_places, placed
 from hnetcl.modules.recompute import recomputed_within
 
 __all__ = [
     "Caches",
     "TaskBuffers",
+    "all_modules",
     "as_arguments",
     "auxiliary_logits",
     "buffer_places",

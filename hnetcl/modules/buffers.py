@@ -1,13 +1,13 @@
 """Buffers that training changes: a row per task of each."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from hnetcl.errors import ArgumentError
-from hnetcl.modules.places import buffer_places
+from hnetcl.modules.places import all_modules, buffer_places, owner
 
 
 class _Seen(NamedTuple):
@@ -27,14 +27,15 @@ class TaskBuffers(nn.Module):
     to it. In evaluation nothing is kept: a buffer that changes then, as a cache does, is put back. Values are
     compared after the first training forward, too, for not every function of torch has its changes counted.
 
+    Buffers that a layer keeps a row per task of by itself, and names in its `row_names`, as `BatchNormLayer` does, are its own.
+
     Args:
         num_tasks: T.
-        others: names of buffers that are kept elsewhere, as batch-norm layers keep their rows.
     """
 
-    def __init__(self, num_tasks: int, others: Collection[str] = ()) -> None:
+    def __init__(self, num_tasks: int) -> None:
         super().__init__()
-        self.num_tasks, self.others = num_tasks, frozenset(others)
+        self.num_tasks = num_tasks
         self.looked = False  # at a training forward
         self.places: dict[str, list[str]] = {}  # in the network, of the buffers that have rows
         self._seen: dict[str, _Seen] = {}
@@ -46,8 +47,11 @@ class TaskBuffers(nn.Module):
 
     def shared(self, net: nn.Module) -> dict[str, list[str]]:
         """The places of all buffers that have no rows, here or elsewhere."""
+        if not any(_left_to_us(module) for module in all_modules(net)):
+            return {}
         rows = self.rows
-        return {name: at for name, at in buffer_places(net).items() if name not in rows and name not in self.others}
+        found = {name: at for name, at in buffer_places(net).items() if name not in rows}
+        return {name: at for name, at in found.items() if _is_ours(net, at[0])}
 
     def of(self, task: int | Tensor) -> dict[str, Tensor]:
         """Copies of a task's rows; `task` is an int or a 0-dim tensor."""
@@ -125,9 +129,19 @@ class TaskBuffers(nn.Module):
             self._buffers[name.replace(".", "/")] = torch.cat([rows, fresh[None]])
 
 
+def _left_to_us(module: nn.Module) -> bool:
+    """Whether a module has buffers that it does not keep a row per task of by itself."""
+    return bool(module._buffers) and not module._buffers.keys() <= set(getattr(module, "row_names", ()))
+
+
+def _is_ours(net: nn.Module, place: str) -> bool:
+    module, key = owner(net, place)
+    return key not in getattr(module, "row_names", ())
+
+
 def _owners(net: nn.Module, places: Sequence[str]) -> list[tuple[nn.Module, str]]:
     """The modules at these places, and the buffer's name in each."""
-    return [(net.get_submodule(place.rpartition(".")[0]), place.rpartition(".")[2]) for place in places]
+    return [owner(net, place) for place in places]
 
 
 def _version(buffer: Tensor) -> int:

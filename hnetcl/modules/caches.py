@@ -4,6 +4,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from hnetcl.modules.places import all_modules
+
 OWN = frozenset(vars(nn.Module()))  # attributes that every module has
 
 Looked = list[tuple[nn.Module, dict[str, Any], dict[str, Any]]]
@@ -36,7 +38,7 @@ class Caches:
 
     def look(self, net: nn.Module) -> Looked:
         """Called before an evaluation."""
-        return [(module, own := _attributes(module), _contents(own)) for module in net.modules()]
+        return [(module, own := _attributes(module), _contents(own)) for module in all_modules(net)]
 
     def settle(self, before: Looked) -> None:
         """Called after it, with what `look` saw."""

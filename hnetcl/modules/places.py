@@ -9,6 +9,27 @@ from torch import Tensor, nn
 from hnetcl.numbers import as_parameter
 
 
+def all_modules(net: nn.Module) -> list[nn.Module]:
+    """`net` and all modules in it, each once. Quicker than `net.modules()`, which makes names: this is done at every step."""
+    found, seen = [net], {id(net)}
+    for module in found:  # which grows meanwhile
+        for child in module._modules.values():
+            if child is not None and id(child) not in seen:
+                seen.add(id(child))
+                found.append(child)
+    return found
+
+
+def owner(net: nn.Module, place: str) -> tuple[nn.Module, str]:
+    """The module that has a parameter or buffer, and its name there."""
+    *path, key = place.split(".")
+    for name in path:
+        child = net._modules[name]
+        assert child is not None
+        net = child
+    return net, key
+
+
 def parameter_places(net: nn.Module) -> dict[str, list[str]]:
     """The places of every parameter, by its first name: several where modules share it.
 
@@ -51,8 +72,7 @@ def placed(net: nn.Module, tensors: Mapping[str, Tensor], places: Mapping[str, S
     for name, value in tensors.items():
         tensor: Tensor | None = None
         for place in places[name]:
-            path, _, key = place.rpartition(".")
-            module = net.get_submodule(path)
+            module, key = owner(net, place)
             kind: dict[str, Any] = module._parameters if key in module._parameters else module._buffers
             if tensor is None:
                 tensor = as_parameter(value, kind[key]) if kind is module._parameters else value

@@ -1,7 +1,7 @@
 """The continual-learning loop, evaluation, and the files of a run."""
 
 from hnetcl.training.engine import engine, resolve_device
-from hnetcl.training.evaluation import Protocol, accuracies, accuracy
+from hnetcl.training.evaluation import Protocol, accuracies, accuracy, batch_sizes, images_at_once
 from hnetcl.training.observer import Observer, RunStart, Step, TaskEnd
 from hnetcl.training.optimizers import OPTIMIZERS, SCHEDULES, OptimizerFactory
 from hnetcl.training.rundir import RunDirectory
@@ -25,7 +25,9 @@ __all__ = [
     "TrainingStep",
     "accuracies",
     "accuracy",
+    "batch_sizes",
     "engine",
+    "images_at_once",
     "resolve_device",
     "statistics_report",
 ]

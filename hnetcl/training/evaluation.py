@@ -3,10 +3,11 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from hnetcl.bn import BATCH, batchnorm_layers
 from hnetcl.choices import INFERENCES, SCENARIOS
@@ -16,6 +17,8 @@ from hnetcl.model import HyperModel
 from hnetcl.modes import evaluation_mode
 from hnetcl.modules import main_logits
 from hnetcl.tasks import Split, Task, TaskSequence
+
+LARGEST_OUTPUT, LARGEST_OUTPUT_ON_GPU = 3 * 2**20, 2**26  # numbers that a layer gives for the images of an evaluation step
 
 
 @dataclass(frozen=True)
@@ -133,6 +136,29 @@ def _run(model: HyperModel, params: dict[str, Tensor], x: Tensor, task: int, sta
         if len(x) > 1 or not by_batch:
             raise
         raise ArgumentError("stats", "batch", "can't be used for a batch of one image, which has no statistics") from error
+
+
+@torch.no_grad()
+def images_at_once(model: HyperModel, task: Task) -> int:
+    """How many images an evaluation takes at a time where nobody says: the largest output of a layer then fits a CPU's cache.
+
+    Found by a pass of two images, so that it depends on the model alone.
+    """
+    x = task.preprocess(task.test.images[:2])
+    largest = x.numel()
+
+    def see(module: nn.Module, inputs: Any, output: Any) -> None:
+        nonlocal largest
+        largest = max(largest, *(leaf.numel() for leaf in tree_leaves(output) if isinstance(leaf, Tensor)), 0)
+
+    handles = [module.register_forward_hook(see) for module in model.net.modules()]
+    try:
+        with evaluation_mode(model):
+            model(x, 0)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return max(2, (LARGEST_OUTPUT if x.is_cpu else LARGEST_OUTPUT_ON_GPU) * len(x) // largest)
 
 
 def batch_sizes(count: int, size: int) -> list[int]:

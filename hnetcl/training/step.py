@@ -73,6 +73,7 @@ class TrainingStep:
             self.compiled = _refuse(
                 compile, f"torch.compile does not work for {device.type} on this machine (no C++ compiler?)"
             )
+        self._buffers: bool | None = None  # whether the network has some without rows, once a compiled step has asked
         self._graphed = self.compiled and makes_cuda_graphs(backend, device)
         self._loss: Callable[..., tuple[Tensor, Tensor]] = _loss
         by_task: Compiler = _unchanged
@@ -97,8 +98,11 @@ class TrainingStep:
         optimizer.zero_grad()  # before the graphs run again, for they write where these gradients lie
         number = torch.full((), task, device=self.device)  # filled there: a copy would wait for the GPU
         if self.compiled:
-            self.model.find_buffers(x, task)
-            self.model.buffers_by_task.look(self.model.net)
+            if self._buffers is None:
+                self.model.find_buffers(x, task)
+                self._buffers = bool(self.model.buffers_by_task.shared(self.model.net))
+            if self._buffers:
+                self.model.buffers_by_task.look(self.model.net)
         beside = self.method.beside(self.model.hnet)
         penalty: Tensor | None
         if beside is None:
@@ -111,7 +115,7 @@ class TrainingStep:
             loss, logits, rows = self._loss_and_rows(beside.write, self.model, x, y, number, beside.by_task, beside.common)
             penalty = beside.total(rows)
             (loss + penalty).backward()
-        if self.compiled:
+        if self._buffers:
             self.model.buffers_by_task.settle(self.model.net, task)  # a buffer that has changed for the first time
         return Losses(loss.detach(), None if penalty is None else penalty.detach(), logits.detach())
 

@@ -15,7 +15,7 @@ from hnetcl.model import HyperModel
 from hnetcl.modes import start_training
 from hnetcl.tasks import Batches, Split, TaskSequence
 from hnetcl.training.engine import random_states, set_random_states
-from hnetcl.training.evaluation import Protocol, accuracies, accuracy
+from hnetcl.training.evaluation import Protocol, accuracies, accuracy, images_at_once
 from hnetcl.training.observer import Observer, RunStart, Step, TaskEnd
 from hnetcl.training.optimizers import OptimizerFactory
 from hnetcl.training.rundir import RunDirectory
@@ -66,7 +66,7 @@ class Trainer:
         steps: per task; give them or `epochs`.
         epochs: per task, over its own training images.
         batch_size: images in a training step.
-        eval_batch_size: images in an evaluation step.
+        eval_batch_size: images in an evaluation step; None: see `images_at_once`.
         scenario, inference: what R is: see `Protocol`. Tasks that were not trained yet never come into question.
         log_every: observers hear the numbers of every so many steps, and only then these travel to the host; None: of
             `POINTS` steps a task.
@@ -93,7 +93,7 @@ class Trainer:
         steps: int | None = None,
         epochs: int | None = None,
         batch_size: int = 128,
-        eval_batch_size: int = 250,
+        eval_batch_size: int | None = None,
         log_every: int | None = None,
         scenario: str = "task",
         inference: str = "entropy",
@@ -107,9 +107,9 @@ class Trainer:
         self.model, self.sequence, self.method, self.optimizer = model, sequence, method, optimizer
         self.generator, self.directory, self.observers = generator, directory, observers
         self.steps, self.epochs, self.log_every = steps, epochs, log_every
-        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
-        for name in ("steps", "epochs", "batch_size", "eval_batch_size", "log_every"):
-            value = getattr(self, name)
+        self.batch_size = batch_size
+        counts = {"steps": steps, "epochs": epochs, "batch_size": batch_size, "log_every": log_every}
+        for name, value in {**counts, "eval_batch_size": eval_batch_size}.items():
             if value is not None and value < 1:
                 raise ArgumentError(name, value, "must be at least 1")
         if evaluate not in EVALUATED:
@@ -118,9 +118,10 @@ class Trainer:
             raise one_of("statistics", statistics, REPORTS)
         self.evaluate, self.statistics = evaluate, statistics
 
-        self.protocol = Protocol(scenario, inference, eval_batch_size)
         few = Split(sequence[0].test.images[:2], sequence[0].test.labels[:2])
         accuracy(model, 0, sequence[0], few, Protocol())  # refuses a network that does not give a logit for each class
+        self.eval_batch_size = eval_batch_size or images_at_once(model, sequence[0])
+        self.protocol = Protocol(scenario, inference, self.eval_batch_size)
         self.step = TrainingStep(model, method, generator.device, compile)
 
         tasks = len(sequence)

@@ -64,7 +64,7 @@ class Watch:
             DivergedError: the loss, the penalty or that norm is not finite, and they are read at once.
         """
         self.steps, self.newest = self.steps + 1, (losses, x, task)
-        norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+        norm = _norm([p.grad for p in self.parameters if p.grad is not None])
         numbers = [losses.loss, norm] if losses.penalty is None else [losses.loss, losses.penalty, norm]
         if self.latch:
             bad = torch.stack(numbers).isfinite().logical_not().any()
@@ -116,6 +116,14 @@ class Watch:
                     fault = f"the gradient of {name} (or its norm)"
                     break
         return DivergedError(self.task, step, fault or "the loss, the penalty or a gradient")
+
+
+def _norm(gradients: list[Tensor]) -> Tensor:
+    """Of all together; in one call where they are of one dtype."""
+    if any(gradient.dtype != torch.float32 for gradient in gradients):
+        return torch.nn.utils.get_total_norm(gradients)
+    norm: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+    return norm
 
 
 def check_learned(method: Method, task: int) -> None:
