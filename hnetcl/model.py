@@ -157,30 +157,30 @@ class HyperModel(nn.Module):
 
     def run(self, params: dict[str, Tensor], x: Any, task: int | Tensor, stats: int | Tensor | str | None = None) -> Any:
         """The network's outputs with these parameters, a task's buffers, and the task's row of statistics or another."""
-        task = task if isinstance(task, Tensor) else index(task)
+        net, buffers, task = self.net, self.buffers_by_task, task if isinstance(task, Tensor) else index(task)
         eager, low = not torch.compiler.is_compiling(), self.precision == "bfloat16"
         if eager:
             self.caches.reset()
-            self.buffers_by_task.look(self.net)
-        elif self.net.training and not self.buffers_by_task.looked and self.buffers_by_task.shared(self.net):
+            buffers.look(net)
+        elif net.training and not buffers.looked and buffers.shared(net):
             raise ValueError(
                 "which buffers training changes is not known yet: run the model once in training before it is compiled"
             )
-        before = [] if self.net.training or not eager else self.caches.look(self.net)
-        tensors, row = params | self.buffers_by_task.of(task), task if stats is None else stats
-        places = self.places | self.buffers_by_task.places
+        before = [] if net.training or not eager else self.caches.look(net)
+        tensors, row = params | buffers.of(task), task if stats is None else stats
+        places = self.places | buffers.places
 
         def capture() -> Callable[[], AbstractContextManager[None]]:
-            kept = params | {name: self.net.get_buffer(name).clone() for name in self.buffers_by_task.rows}
+            kept = params | {name: net.get_buffer(name).clone() for name in buffers.rows}
             return lambda: self._again(kept, places, row)
 
         autocast = torch.autocast(device_of(x).type, torch.bfloat16) if low else nullcontext()
-        with recomputed_within(capture), using_task(self.net, row), autocast, placed(self.net, tensors, places) as left:
-            outputs = self.net(*as_arguments(x))
-        if self.net.training:
-            self.buffers_by_task.store(task, left)
+        with recomputed_within(capture), using_task(net, row), autocast, placed(net, tensors, places) as left:
+            outputs = net(*as_arguments(x))
+        if net.training:
+            buffers.store(task, left)
         if eager:
-            self.buffers_by_task.settle(self.net, task if self.net.training else None)
+            buffers.settle(net, task if net.training else None)
             self.caches.settle(before)
         return to_float(outputs) if low else outputs
 
