@@ -35,6 +35,7 @@ ROOMS = [
     "config",
     "build",
     "cli",
+    "__main__",
 ]
 MAY_KNOW_HYDRA = {"cli"}
 MAY_KNOW_SCREENS = {"tracking"}

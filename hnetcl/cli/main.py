@@ -25,13 +25,14 @@ from hnetcl.cli.streams import make_patient
 from hnetcl.cli.words import as_text, is_multirun, prepared, read
 from hnetcl.errors import ArgumentError, DivergedError, nearest, one_line, one_of
 
-CONF = Path(__file__).resolve().parents[2] / "conf"
+PACKAGE = Path(__file__).resolve().parents[1]
+CONF = next(folder / "conf" for folder in (PACKAGE, PACKAGE.parent) if (folder / "conf").is_dir())  # installed, or a checkout
 USAGE_ERROR = 2
 INTERRUPTED = 130
 Job = Callable[[DictConfig, Call], float | None]
 
 
-def main(config_name: str, job: Job) -> None:
+def run(config_name: str, job: Job) -> None:
     """Runs `job` with the configuration that the command line asks for; exits with 2 and one line where that is faulty.
 
     In a multirun a faulty job does not keep the others from running, whichever launcher runs them.
@@ -91,7 +92,7 @@ def option_names(config_name: str) -> dict[str, list[str]]:
 def _guarded(job: Job, typed: tuple[str, ...], faults: Path) -> FunctionType:
     """The job, with a line in `faults` where it refuses its arguments."""
 
-    def run(composed: DictConfig) -> float | None:
+    def guarded(composed: DictConfig) -> float | None:
         make_patient()
         call = _call(typed)
         try:
@@ -105,8 +106,8 @@ def _guarded(job: Job, typed: tuple[str, ...], faults: Path) -> FunctionType:
                 Path(call.directory).rmdir()
             return None
 
-    assert isinstance(run, FunctionType)
-    return run
+    assert isinstance(guarded, FunctionType)
+    return guarded
 
 
 def _call(typed: tuple[str, ...]) -> Call:

@@ -1,0 +1,58 @@
+"""The commands: `hnetcl train ...` and `hnetcl evaluate ...`. `python -m hnetcl` and the files in scripts/ are the same."""
+
+import sys
+
+from omegaconf import DictConfig
+
+from hnetcl.cli.call import Call
+from hnetcl.cli.main import USAGE_ERROR, run
+from hnetcl.cli.parse import parse, parse_evaluation
+from hnetcl.errors import one_of
+
+USAGE = """usage: hnetcl COMMAND [KEY=VALUE ...]
+
+  hnetcl train task=split_mnist bn=quaternion    trains on a sequence of tasks
+  hnetcl evaluate run=DIR                        evaluates a finished run
+
+`hnetcl COMMAND --help` lists the keys."""
+
+
+def train() -> None:
+    """Trains a hypernetwork on a sequence of tasks."""
+    run("config", _train)
+
+
+def evaluate() -> None:
+    """Evaluates a finished run from its directory."""
+    run("evaluate", _evaluate)
+
+
+COMMANDS = {"train": train, "evaluate": evaluate}
+
+
+def main() -> None:
+    """What is called as `hnetcl`: the first word says which command it is."""
+    name = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    if name in ("-h", "--help"):
+        print(USAGE)
+        return
+    if name not in COMMANDS:
+        print(one_of("command", name, COMMANDS), file=sys.stderr)
+        sys.exit(USAGE_ERROR)
+    del sys.argv[1]
+    COMMANDS[name]()
+
+
+def _train(composed: DictConfig, call: Call) -> float:
+    config = parse(composed)
+    from hnetcl.cli.jobs import metric, train  # torch is imported only once the configuration is good
+
+    return metric(train(config, call), config.optimized_metric)
+
+
+def _evaluate(composed: DictConfig, call: Call) -> float:
+    arguments = parse_evaluation(composed)
+    from hnetcl.cli.jobs import evaluate
+
+    found = evaluate(arguments)
+    return sum(found) / len(found)
