@@ -7,7 +7,7 @@ import os
 
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # the profiler warns of memory that is older than itself
 
-from hnetcl.benchmark.command import main
+from benchmarks.command import main
 
 if __name__ == "__main__":
     main()

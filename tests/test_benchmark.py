@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 import torch
+from benchmarks import bn, conv_bn, memory, peers
+from benchmarks.command import main
+from benchmarks.compare import compare
+from benchmarks.contenders import Contender, Field
+from benchmarks.measure import Step, in_turn, median_ratio, peak_bytes, resident_bytes, saved_bytes
 
-from hnetcl.benchmark import bn, conv_bn, memory, peers
-from hnetcl.benchmark.command import main
-from hnetcl.benchmark.compare import compare
-from hnetcl.benchmark.contenders import Contender, Field
-from hnetcl.benchmark.measure import Step, in_turn, median_ratio, peak_bytes, resident_bytes, saved_bytes
 from hnetcl.bn import ConvBatchNorm
 from hnetcl.choices import ALGEBRA_DIMS, STATS
 from hnetcl.errors import ArgumentError

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from benchmarks import inference, peers, regularizer
+from benchmarks.command import main
+from benchmarks.contenders import Contender
+from benchmarks.example import Example, batches
+from benchmarks.speed import speed
+from benchmarks.train import OurStep, Training
 
-from hnetcl.benchmark import inference, peers, regularizer
-from hnetcl.benchmark.command import main
-from hnetcl.benchmark.contenders import Contender
-from hnetcl.benchmark.example import Example, batches
-from hnetcl.benchmark.speed import speed
-from hnetcl.benchmark.train import OurStep, Training
 from hnetcl.choices import TARGETS
 from hnetcl.kernels.compiled import can_compile
 

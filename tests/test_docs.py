@@ -96,7 +96,9 @@ def commands(page: Path) -> list[Found]:
 
 def runnable(text: str, places: dict[str, str]) -> list[str]:
     """A text as script and arguments: with what stands for DIR, FOLDER and `...` put in, and made small."""
-    words = shlex.split(re.sub(r"\b(DIR|FOLDER)\b|(?<=train\.py )\.\.\.|(?<=hnetcl train )\.\.\.", lambda found: places[found[0]], text))
+    words = shlex.split(
+        re.sub(r"\b(DIR|FOLDER)\b|(?<=train\.py )\.\.\.|(?<=hnetcl train )\.\.\.", lambda found: places[found[0]], text)
+    )
     words = words[1:] if words[0] in PYTHONS else words
     if words[0] == "hnetcl":  # the same as the script; test_installed.py calls the command itself
         words = [f"scripts/{words[1]}.py", *words[2:]]

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from benchmarks.peers import copy_hypnettorch, read_as_ours
 from torch import Tensor
 
-from hnetcl.benchmark.peers import copy_hypnettorch, read_as_ours
 from hnetcl.hnets import ChunkedHyperNetwork, FullHyperNetwork
 from hnetcl.hnets.parted import PartedHyperNetwork
 from hnetcl.methods import OutputRegularizer

@@ -31,7 +31,6 @@ ROOMS = [
     "metrics",
     "training",
     "tracking",
-    "benchmark",
     "config",
     "build",
     "cli",

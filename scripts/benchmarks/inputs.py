@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from benchmarks.measure import Step
 from hnetcl.algebra import as_algebra
-from hnetcl.benchmark.measure import Step
 from hnetcl.errors import ArgumentError, one_of
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}

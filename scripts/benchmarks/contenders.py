@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from hnetcl.benchmark.measure import Step
+from benchmarks.measure import Step
 from hnetcl.errors import one_of
 from hnetcl.kernels.compiled import can_compile
 

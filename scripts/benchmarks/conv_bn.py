@@ -12,9 +12,9 @@ from itertools import product
 import torch
 from torch import Tensor, nn
 
-from hnetcl.benchmark import compare, inputs
-from hnetcl.benchmark.contenders import Contender, Field, need_compiler
-from hnetcl.benchmark.measure import Step
+from benchmarks import compare, inputs
+from benchmarks.contenders import Contender, Field, need_compiler
+from benchmarks.measure import Step
 from hnetcl.bn import BatchNormLayer, ConvBatchNorm
 from hnetcl.choices import ALGEBRA_DIMS
 from hnetcl.errors import ArgumentError

@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from hnetcl.benchmark.contenders import Absent
+from benchmarks.contenders import Absent
 from hnetcl.hnets.part import Part
 from hnetcl.hnets.parted import PartedHyperNetwork
 

@@ -10,9 +10,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import NoReturn
 
-from hnetcl.benchmark import bn, conv_bn, inference, memory, regularizer, train
-from hnetcl.benchmark.inputs import at_least
-from hnetcl.benchmark.machine import machine
+from benchmarks import bn, conv_bn, inference, memory, regularizer, train
+from benchmarks.inputs import at_least
+from benchmarks.machine import machine
 from hnetcl.errors import ArgumentError
 from hnetcl.training import engine, resolve_device
 

@@ -7,8 +7,8 @@ from statistics import median
 
 import torch
 
-from hnetcl.benchmark.contenders import Contender, Report, build
-from hnetcl.benchmark.measure import in_turn, median_ratio, peak_bytes, saved_bytes
+from benchmarks.contenders import Contender, Report, build
+from benchmarks.measure import in_turn, median_ratio, peak_bytes, saved_bytes
 
 WARM_UP = 3  # calls; the first may compile
 

@@ -7,8 +7,8 @@ from statistics import median
 
 import torch
 
-from hnetcl.benchmark.contenders import Contender, Report, build
-from hnetcl.benchmark.measure import Step, in_turn, median_ratio
+from benchmarks.contenders import Contender, Report, build
+from benchmarks.measure import Step, in_turn, median_ratio
 
 WARM_UP = 3  # turns
 

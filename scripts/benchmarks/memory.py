@@ -16,9 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hnetcl.benchmark.contenders import Absent, Contender, Field, Report, need_compiler
-from hnetcl.benchmark.inputs import at_least
-from hnetcl.benchmark.measure import STATM, Step, resident_bytes
+from benchmarks.contenders import Absent, Contender, Field, Report, need_compiler
+from benchmarks.inputs import at_least
+from benchmarks.measure import STATM, Step, resident_bytes
 from hnetcl.bn import BatchNormLayer, ConvBatchNorm, VirtualBatchNormLayer, reference_pass
 from hnetcl.choices import ALGEBRA_DIMS, STATS
 from hnetcl.errors import ArgumentError

@@ -17,11 +17,11 @@ from statistics import median
 
 import torch
 
-from hnetcl.benchmark import example, inputs, speed
-from hnetcl.benchmark.contenders import Contender, Field, Report, build
-from hnetcl.benchmark.example import BETA, Example
-from hnetcl.benchmark.measure import in_turn, median_ratio, peak_bytes
-from hnetcl.benchmark.train import OurStep
+from benchmarks import example, inputs, speed
+from benchmarks.contenders import Contender, Field, Report, build
+from benchmarks.example import BETA, Example
+from benchmarks.measure import in_turn, median_ratio, peak_bytes
+from benchmarks.train import OurStep
 from hnetcl.choices import TARGETS
 from hnetcl.methods.output_regularizer import OutputRegularizer
 

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from hnetcl.benchmark import inputs
-from hnetcl.benchmark.peers import copy_hypnettorch, is_installed, peer
+from benchmarks import inputs
+from benchmarks.peers import copy_hypnettorch, is_installed, peer
 from hnetcl.errors import ArgumentError
 from hnetcl.hnets import ChunkedHyperNetwork
 from hnetcl.model import HyperModel

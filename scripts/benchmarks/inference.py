@@ -11,10 +11,10 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from hnetcl.benchmark import example, inputs, speed
-from hnetcl.benchmark.contenders import Contender, Field
-from hnetcl.benchmark.example import SIDE, Example
-from hnetcl.benchmark.measure import Step
+from benchmarks import example, inputs, speed
+from benchmarks.contenders import Contender, Field
+from benchmarks.example import SIDE, Example
+from benchmarks.measure import Step
 from hnetcl.bn import BatchNormLayer
 
 NORMS = {"plain": None, "norm": BatchNormLayer}

@@ -13,10 +13,10 @@ from itertools import product
 import torch
 from torch import Tensor, nn
 
-from hnetcl.benchmark import compare, inputs
-from hnetcl.benchmark.contenders import Absent, Contender, Field, need_compiler
-from hnetcl.benchmark.measure import Step
-from hnetcl.benchmark.peers import peer
+from benchmarks import compare, inputs
+from benchmarks.contenders import Absent, Contender, Field, need_compiler
+from benchmarks.measure import Step
+from benchmarks.peers import peer
 from hnetcl.bn import BatchNormLayer, VirtualBatchNormLayer, reference_pass
 from hnetcl.choices import ALGEBRA_DIMS, BACKENDS, WHITENINGS
 

@@ -14,11 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hnetcl.benchmark import example, inputs, speed
-from hnetcl.benchmark.contenders import Contender, Field, need_compiler
-from hnetcl.benchmark.example import BETA, LR, PEER, Example
-from hnetcl.benchmark.measure import Step
-from hnetcl.benchmark.peers import is_installed, peer
+from benchmarks import example, inputs, speed
+from benchmarks.contenders import Contender, Field, need_compiler
+from benchmarks.example import BETA, LR, PEER, Example
+from benchmarks.measure import Step
+from benchmarks.peers import is_installed, peer
 from hnetcl.hnets import HyperNetwork
 from hnetcl.methods.output_regularizer import OutputRegularizer
 from hnetcl.model import HyperModel
