@@ -22,6 +22,7 @@ from hnetcl.modules import (
     TaskBuffers,
     as_arguments,
     device_of,
+    held,
     parameter_places,
     placed,
     recomputed_within,
@@ -71,6 +72,13 @@ class HyperModel(nn.Module):
         for name, module in net.named_modules():
             if type(module).get_extra_state is not nn.Module.get_extra_state:
                 raise ArgumentError("net", name or type(net).__name__, "keeps extra state, which can't be saved as tensors")
+            if isinstance(module, torch.jit.ScriptModule):
+                raise ArgumentError("net", name or type(net).__name__, "is TorchScript, in which weights can't be replaced")
+        for each in held(net, [parameter for name, parameter in parameters.items() if name in hnet.shapes]):
+            rule = (
+                "holds a parameter that is to be written also in a plain attribute or container, where it would stay as it is"
+            )
+            raise ArgumentError("net", each.module or type(net).__name__, rule)
         self.net, self.hnet, self.shared, self.precision = net, hnet, shared, precision
         self.buffers_by_task = TaskBuffers(hnet.num_tasks)
         self.places = parameter_places(net)
@@ -161,7 +169,7 @@ class HyperModel(nn.Module):
         eager, low = not torch.compiler.is_compiling(), self.precision == "bfloat16"
         if eager:
             self.caches.reset()
-            buffers.look(net)
+            buffers.look(net, task if net.training else None)
         elif net.training and not buffers.looked and buffers.shared(net):
             raise ValueError(
                 "which buffers training changes is not known yet: run the model once in training before it is compiled"
@@ -180,9 +188,19 @@ class HyperModel(nn.Module):
         if net.training:
             buffers.store(task, left)
         if eager:
+            if net.training and not buffers.looked:
+                self._refuse_late_layers()
             buffers.settle(net, task if net.training else None)
             self.caches.settle(before)
         return to_float(outputs) if low else outputs
+
+    def _refuse_late_layers(self) -> None:
+        late = [name for name in parameter_places(self.net) if name not in self.places]
+        if late:
+            layer = late[0].rpartition(".")[0] or late[0]
+            raise ArgumentError(
+                "net", layer, "this layer is made in the forward: make it in the constructor, or call the net before"
+            )
 
     @torch.no_grad()
     def find_buffers(self, x: Any, task: int | Tensor) -> None:

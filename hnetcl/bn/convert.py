@@ -13,6 +13,7 @@ from hnetcl.algebra import Algebra
 from hnetcl.bn.joined import CHILDREN, OWN, PLAIN, TORCHS, adopt, agree, blank, clash
 from hnetcl.bn.layer import BatchNormLayer
 from hnetcl.errors import ArgumentError
+from hnetcl.modules import Held, buffer_places, held, owner, parameter_places
 
 
 def convert_batchnorm(module: nn.Module, algebra: str | Algebra = "real", **options: Any) -> nn.Module:
@@ -42,15 +43,63 @@ def convert_batchnorm(module: nn.Module, algebra: str | Algebra = "real", **opti
     Raises:
         ArgumentError: a layer's channels are not a multiple of d; or a layer, named by its path, does what can't be kept.
     """
-    return _convert(module, "", {"algebra": algebra, **options}, {})
+    olds = {layer: name for name, layer in module.named_modules() if _is_torchs(layer)}
+    again = _held_again(module, olds)
+    ties = [places for places in parameter_places(module).values() if len(places) > 1]
+    done: dict[nn.Module, nn.Module] = {}
+    converted = _convert(module, "", {"algebra": algebra, **options}, done)
+    for each in again:
+        each.holder[each.key] = done[each.value]
+    for places in ties:
+        _tie(converted, places)
+    return converted
+
+
+def _is_torchs(module: nn.Module) -> bool:
+    return isinstance(module, _BatchNorm) and not isinstance(module, BatchNormLayer)
+
+
+def _held_again(module: nn.Module, olds: dict[nn.Module, str]) -> list[Held]:
+    """Where layers are held beside their places in `module`; refuses what would not follow the conversion."""
+    for places in buffer_places(module).values():
+        layers = [owner(module, place)[0] for place in places]
+        if len(places) > 1 and any(layer in olds for layer in layers):
+            raise ArgumentError(places[0], places[1], "can't be converted, for they are one buffer: each layer needs its own")
+    parameters = [parameter for layer in olds for parameter in layer.parameters(recurse=False)]
+    found = []
+    for each in held(module, [*olds, *parameters]):
+        holding = module.get_submodule(each.module)
+        if holding in olds and each.value is holding:
+            continue  # which is looked at with the layer
+        if each.holder is None or holding in olds or not isinstance(each.value, nn.Module):
+            what = olds.get(each.value, "a batch norm's weight or bias")
+            rule = "can't be converted, for it is also held where it can't be replaced"
+            raise ArgumentError(each.module or "module", what, rule)
+        found.append(each)
+    return found
+
+
+def _tie(module: nn.Module, places: list[str]) -> None:
+    """Makes the parameters at these places one again."""
+    owners = [owner(module, place) for place in places]
+    first = next((layer._parameters[key] for layer, key in owners if layer._parameters.get(key) is not None), None)
+    for layer, key in owners:
+        own = layer._parameters.get(key)
+        if own is None or first is None:
+            continue
+        if own.shape != first.shape or own.dtype != first.dtype:
+            rule = "can't be converted, for they are one parameter, and would differ in shape"
+            raise ArgumentError(places[0], places[-1], rule)
+        layer._parameters[key] = first
 
 
 def _convert(module: nn.Module, path: str, options: dict[str, Any], done: dict[nn.Module, nn.Module]) -> nn.Module:
     if module in done:
         return done[module]
     done[module] = module
-    if isinstance(module, _BatchNorm) and not isinstance(module, BatchNormLayer):
-        done[module] = module = _converted(module, path, options)
+    if isinstance(module, _BatchNorm) and _is_torchs(module):
+        old = module
+        done[old] = module = _converted(old, path, options)
     for name, child in module._modules.items():  # named_children passes over what it has seen
         if child is not None:
             module._modules[name] = _convert(child, f"{path}.{name}".lstrip("."), options, done)

@@ -2,19 +2,23 @@
 
 from hnetcl.modules.buffers import TaskBuffers
 from hnetcl.modules.caches import Caches
+from hnetcl.modules.held import Held, held
 from hnetcl.modules.outputs import as_arguments, auxiliary_logits, device_of, main_logits, to_float
-from hnetcl.modules.places import all_modules, buffer_places, parameter_places, placed
+from hnetcl.modules.places import all_modules, buffer_places, owner, parameter_places, placed
 from hnetcl.modules.recompute import recomputed_within
 
 __all__ = [
     "Caches",
+    "Held",
     "TaskBuffers",
     "all_modules",
     "as_arguments",
     "auxiliary_logits",
     "buffer_places",
     "device_of",
+    "held",
     "main_logits",
+    "owner",
     "parameter_places",
     "placed",
     "recomputed_within",

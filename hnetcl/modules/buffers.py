@@ -24,8 +24,9 @@ class TaskBuffers(nn.Module):
     Which these are is written nowhere: spectral norm, other libraries' norm layers and users' own layers count, average or
     update as they like. So every training forward is looked at (torch counts the changes of a tensor on the host), and the
     first change of a buffer opens its rows: all start at the value that the buffer had, and the network's own buffer goes back
-    to it. In evaluation nothing is kept: a buffer that changes then, as a cache does, is put back. Values are
-    compared after the first training forward, too, for not every function of torch has its changes counted.
+    to it. In evaluation nothing is kept: a buffer that changes then, as a cache does, is put back. Not every function of torch
+    has its changes counted, so values are compared, too: after the first training forward, and before a forward of another
+    task or in the other mode (on a GPU, where tasks are tensors that it would take waiting to read, in the other mode only).
 
     Buffers that a layer keeps a row per task of by itself, and names in its `row_names`, as `BatchNormLayer` does, are its own.
 
@@ -39,6 +40,7 @@ class TaskBuffers(nn.Module):
         self.looked = False  # at a training forward
         self.places: dict[str, list[str]] = {}  # in the network, of the buffers that have rows
         self._seen: dict[str, _Seen] = {}
+        self._last: int | Tensor | None = None  # the task of the last forward; None after an evaluation
 
     @property
     def rows(self) -> dict[str, Tensor]:
@@ -75,15 +77,33 @@ class TaskBuffers(nn.Module):
             else:
                 row.index_copy_(0, task.reshape(1), values[name].detach()[None].to(row.dtype))
 
-    def look(self, net: nn.Module) -> None:
-        """Called before a forward: remembers the shared buffers as they are now."""
-        now = {}
-        for name, (place, *_) in self.shared(net).items():
+    @torch.no_grad()
+    def look(self, net: nn.Module, task: int | Tensor | None = None) -> None:
+        """Called before a forward, of a task in training or of any in evaluation (None): remembers the shared buffers."""
+        shared, now = self.shared(net), {}
+        if shared and not _same_task(self._last, task):
+            self._settle_uncounted(net, shared)
+            self._last = task
+            shared = self.shared(net)
+        for name, (place, *_) in shared.items():
             buffer, seen = net.get_buffer(place), self._seen.get(name)
             if seen is None or seen.buffer is not buffer or seen.version != _version(buffer):
                 seen = _Seen(buffer, _version(buffer), buffer.detach().clone())
             now[name] = seen
         self._seen = now
+
+    def _settle_uncounted(self, net: nn.Module, shared: Mapping[str, Sequence[str]]) -> None:
+        """What forwards since then have changed without a count was changed by those of the last task."""
+        for name, places in shared.items():
+            seen, buffer = self._seen.get(name), net.get_buffer(places[0])
+            if seen is None or seen.buffer is not buffer or seen.version != _version(buffer) or _equal(buffer, seen.value):
+                continue
+            value = seen.value.clone()
+            for module, key in _owners(net, places):
+                module._buffers[key] = value
+            if self._last is not None:
+                self.open(net, name, value)
+                self.store(self._last, {**self.of(self._last), name: buffer})
 
     @torch.no_grad()
     def settle(self, net: nn.Module, task: int | Tensor | None) -> None:
@@ -105,7 +125,7 @@ class TaskBuffers(nn.Module):
                 for owner, key in _owners(net, places):
                     del owner._buffers[key]
                 continue
-            uncounted = first and not torch.equal(buffer, seen.value)  # torch's batch norm does not have its changes counted
+            uncounted = first and not _equal(buffer, seen.value)  # torch's batch norm does not have its changes counted
             if seen.buffer is buffer and seen.version == _version(buffer) and not uncounted:
                 continue
             value = seen.value.clone()  # a new tensor, for a graph may still need the changed one
@@ -117,6 +137,8 @@ class TaskBuffers(nn.Module):
 
     def open(self, net: nn.Module, name: str, value: Tensor) -> None:
         """Rows for a buffer, all of which start at `value`."""
+        if "/" in name:
+            raise _refuse(name, "has a / in its name, which stands for a dot where rows are saved")
         self.places[name] = buffer_places(net)[name]
         self._seen.pop(name, None)
         self.register_buffer(name.replace(".", "/"), value.detach().expand(self.num_tasks, *value.shape).clone())
@@ -142,6 +164,21 @@ def _is_ours(net: nn.Module, place: str) -> bool:
 def _owners(net: nn.Module, places: Sequence[str]) -> list[tuple[nn.Module, str]]:
     """The modules at these places, and the buffer's name in each."""
     return [owner(net, place) for place in places]
+
+
+def _same_task(last: int | Tensor | None, task: int | Tensor | None) -> bool:
+    if last is None or task is None:
+        return last is task
+    if any(isinstance(each, Tensor) and not each.is_cpu for each in (last, task)):
+        return True
+    return int(last) == int(task)
+
+
+def _equal(buffer: Tensor, value: Tensor) -> bool:
+    """Bit for bit, but that NaN equals NaN."""
+    if buffer.shape != value.shape or buffer.dtype != value.dtype:
+        return False
+    return bool(((buffer == value) | ((buffer != buffer) & (value != value))).all())
 
 
 def _version(buffer: Tensor) -> int:

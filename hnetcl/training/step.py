@@ -102,7 +102,7 @@ class TrainingStep:
                 self.model.find_buffers(x, task)
                 self._buffers = bool(self.model.buffers_by_task.shared(self.model.net))
             if self._buffers:
-                self.model.buffers_by_task.look(self.model.net)
+                self.model.buffers_by_task.look(self.model.net, task)
         beside = self.method.beside(self.model.hnet)
         penalty: Tensor | None
         if beside is None:
