@@ -1,13 +1,15 @@
 """Any module under a hypernetwork, in one call."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from numbers import Integral
 from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from hnetcl.bn import NormLayer, convert_batchnorm, writable_parameters
-from hnetcl.errors import ArgumentError
+from hnetcl.choices import STATS
+from hnetcl.errors import ArgumentError, one_of
 from hnetcl.hnets import ChunkedHyperNetwork, DirectHyperNetwork, HyperNetwork, initial_parameters
 from hnetcl.model import HyperModel
 from hnetcl.patterns import matching
@@ -55,8 +57,9 @@ def wrap(
 
     Raises:
         ArgumentError: a pattern that no parameter matches, nothing to write, parameters that are frozen all, without a size yet
-            or of whole numbers, a trained module without `init`, or an argument of a part is refused.
+            or of whole numbers, a trained module without `init`, one on the meta device, or an argument of a part is refused.
     """
+    _check(module, num_tasks, stats, **options)
     trained = trained_layers(module)
     net = convert_batchnorm(module, stats=stats)
     chosen = _chosen(net, generate)
@@ -69,6 +72,24 @@ def wrap(
     if redraws and any(name.rpartition(".")[0] in trained for name in chosen):
         raise untold_init(net)
     return HyperModel(net, made, shared, precision)
+
+
+def _check(module: nn.Module, num_tasks: Any, stats: str, hidden: Any = (), **_: Any) -> None:
+    """Refuses what would fail later, or never be noticed."""
+    if not _is_whole(num_tasks):
+        raise ArgumentError("num_tasks", num_tasks, "must be a whole number")
+    if stats not in STATS:
+        raise one_of("stats", stats, STATS)
+    if not isinstance(hidden, Sequence) or not all(map(_is_whole, hidden)):
+        raise ArgumentError("hidden", repr(hidden), "must be a list of widths")
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        if tensor.is_meta:
+            rule = f"{name} has no values (device=meta): put the module on a device with to_empty, and give it values"
+            raise ArgumentError("module", type(module).__name__, rule)
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def trained_layers(net: nn.Module) -> set[str]:

@@ -100,9 +100,11 @@ def test_epochs_take_the_place_of_steps(compose: Callable[..., Config]) -> None:
     assert compose("trainer.epochs=1", "trainer.steps=null").trainer.epochs == 1
 
 
-@pytest.mark.parametrize("word", ["task=null", "bn=null", "trainer=5", "hnet=[full,direct]", "net=mlp,null"])
+@pytest.mark.parametrize(
+    "word", ["task=null", "bn=null", "trainer=5", "hnet=[full,direct]", "net=mlp,null", "~task", "~net=mlp"]
+)
 def test_an_option_has_a_name(word: str) -> None:
-    with pytest.raises(ArgumentError, match=rf"^{word.partition('=')[0]}=.*: allowed: "):
+    with pytest.raises(ArgumentError, match=rf"^{word.partition('=')[0].lstrip('~')}=.*: allowed: "):
         prepared([word], option_names("config"))
     assert prepared(["task=null"], option_names("evaluate")) == ["task=null"]
 
@@ -152,6 +154,9 @@ def test_an_optimizer_refuses_its_options_at_once(options: dict[str, Any], name:
         (["hydra.run.dir=/proc/none"], "hydra.run.dir=/proc/none: can't be written"),
         (["-m", "hydra.sweep.dir=/proc/none"], "hydra.sweep.dir=/proc/none: can't be written"),
         (["--config-dir=nowhere"], "nowhere' not found"),
+        (["~task", "task.num_tasks=3"], "task=null: allowed: permuted_mnist, split_mnist"),
+        (["~net.hidden", "trainer.stepps=3"], "trainer.stepps=3: there is no such key"),
+        (["~trainer.stepps"], "trainer.stepps=?: there is no such key"),
     ],
 )
 def test_one_line_without_torch(words: list[str], line: str, tmp_path: Path) -> None:

@@ -1,18 +1,22 @@
 """A finished run's model in Python."""
 
+import json
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from omegaconf import OmegaConf
+from safetensors.torch import load_file, save_file
 
 import hnetcl
 from hnetcl.bn import batchnorm_layers
 from hnetcl.cli.jobs import train
 from hnetcl.config import Config
 from hnetcl.errors import ArgumentError
-from hnetcl.tasks import load_images, split_sequence
+from hnetcl.tasks import image_set, load_images, split_sequence
 from hnetcl.training import RunDirectory
 
 NET = """
@@ -54,8 +58,9 @@ def test_the_model_of_a_run_is_what_the_run_evaluated(
 
 
 def test_what_is_no_finished_run_is_told(tiny: list[str], compose: Callable[..., Config], tmp_path: Path) -> None:
-    with pytest.raises(ArgumentError, match=r"^run=.*: holds no run"):
-        hnetcl.load(tmp_path)
+    for folder in (tmp_path, "~nouser/x"):
+        with pytest.raises(ArgumentError, match=r"^run=.*: holds no run"):
+            hnetcl.load(folder)
     run = train(compose(*tiny, "trainer.steps=2", f"run.dir={tmp_path / 'run'}"))
     path = run / "model.safetensors"
     tensors = load_file(path)
@@ -70,6 +75,57 @@ def test_what_is_no_finished_run_is_told(tiny: list[str], compose: Callable[...,
         hnetcl.load(run, device="tpu")
 
 
+TASK = {"shape": [1, 16, 16], "classes": ["a", "b"], "mean": [0.5], "std": [0.5]}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *(
+            {"shape": shape}
+            for shape in ("abc", [1, 16.0, 16], [16, 16], [1, -16, -16], [1, 10**9, 10**9], [[1], 16, 16], None)
+        ),
+        *({"classes": classes} for classes in (None, "ab", ["a"], [1, 2])),
+    ],
+)
+def test_tasks_of_wrong_types_are_told(
+    change: dict[str, Any], tiny: list[str], compose: Callable[..., Config], tmp_path: Path
+) -> None:
+    (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(asdict(compose(*tiny)))))
+    (tmp_path / "tasks.json").write_text(json.dumps({"tasks": [TASK, TASK | change]}))
+    with pytest.raises(
+        ArgumentError, match=r"^run=.*: can't be reloaded: tasks.json is damaged \(task 1 has (shape|classes) .*"
+    ):
+        hnetcl.load(tmp_path)
+    lacking = {name: value for name, value in TASK.items() if name not in change}
+    for tasks in ([], [lacking]):
+        (tmp_path / "tasks.json").write_text(json.dumps({"tasks": tasks}))
+        with pytest.raises(ArgumentError, match=r"^run=.*: can't be reloaded: tasks.json"):
+            hnetcl.load(tmp_path)
+
+
+def test_tensors_of_wrong_types_are_told(tiny: list[str], compose: Callable[..., Config], tmp_path: Path) -> None:
+    """Of the hypernetwork, of statistics, and of the rows of other buffers."""
+    (tmp_path / "nets.py").write_text(NET)
+    imports = [str(tmp_path / "nets.py")]
+    values = [value for value in tiny if not value.startswith("net.")]
+    more = ["net=custom", "net.model=spectral", f"imports={imports}", "trainer.steps=2", f"run.dir={tmp_path / 'run'}"]
+    run = train(compose(*more, *values))
+    path = run / "model.safetensors"
+    tensors = load_file(path)
+    rows = next(name for name in tensors if name.startswith("buffers."))
+    for name, value, fault in (
+        ("hnet.embedding", tensors["hnet.embedding"].long(), "is of torch.int64, expected torch.float32"),
+        ("net.2.running_mean", tensors["net.2.running_mean"].double(), "is of torch.float64, expected torch.float32"),
+        (rows, tensors[rows].half(), "is of torch.float16, expected torch.float32"),
+        ("net.2.running_mean", torch.tensor(0.0), r"has shape \(\), expected \(3, 16\)"),
+        (rows, torch.tensor(0.0), "has shape "),
+    ):
+        save_file(tensors | {name: value}, path)
+        with pytest.raises(ArgumentError, match=rf"^run=.*: can't be reloaded: model.safetensors is damaged \({name} {fault}"):
+            hnetcl.load(run, imports=imports)
+
+
 def test_a_network_of_the_users_own_must_be_registered(tiny: list[str], compose: Callable[..., Config], tmp_path: Path) -> None:
     (tmp_path / "nets.py").write_text(NET.replace('"spectral"', '"gone"'))
     values = [value for value in tiny if not value.startswith("net.")]
@@ -80,3 +136,13 @@ def test_a_network_of_the_users_own_must_be_registered(tiny: list[str], compose:
     del REGISTERED["gone"]
     with pytest.raises(ArgumentError, match=r"^net.model=gone: is not registered .* the run had imports=\[.*nets.py\]"):
         hnetcl.load(run)
+
+
+def test_labels_of_no_integer_dtype_are_told() -> None:
+    tensors = {f"{split}_images": torch.zeros(2, 1, 4, 4, dtype=torch.uint8) for split in ("train", "test")}
+    labels = {f"{split}_labels": torch.tensor([False, True]) for split in ("train", "test")}
+    with pytest.raises(
+        ArgumentError, match=r"holds train_labels \(2,\) torch.bool, expected int64 \[2\], or another integer dtype"
+    ):
+        image_set("mine", tensors | labels)
+    assert image_set("mine", tensors | {name: value.to(torch.int16) for name, value in labels.items()}).classes == ("0", "1")

@@ -16,6 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import metadata
 
+import hnetcl
 from hnetcl.choices import STATS
 from hnetcl.cli.jobs import evaluate, train
 from hnetcl.cli.main import CONF
@@ -340,6 +341,11 @@ def test_damaged_models_are_told(run: Path) -> None:
     save_file({name: value.contiguous() for name, value in fewer.items()}, path)
     with pytest.raises(ArgumentError, match=r"net.body.2.running_mean has 2 rows of statistics, but there are 3 tasks"):
         evaluate(parse_evaluation(arguments(run)))
+    save_file({name: value.long() for name, value in tensors.items()}, path)
+    with pytest.raises(
+        ArgumentError, match=r"model.safetensors is damaged \(hnet\.\S+ is of torch.int64, expected torch.float32"
+    ):
+        evaluate(parse_evaluation(arguments(run)))
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(ArgumentError, match=r"model.safetensors is missing or damaged"):
         evaluate(parse_evaluation(arguments(run)))
@@ -358,6 +364,25 @@ def test_damaged_files_are_told(name: str, content: str | None, run: Path) -> No
     with pytest.raises(ArgumentError) as caught:
         evaluate(parse_evaluation(arguments(run)))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", ["- 1", "3", "hello", "", "seed: ${", "seed: ${gone}", "seed: 1"])
+def test_a_configuration_that_is_none_is_told(
+    content: str, tiny: list[str], compose: Callable[..., Config], tmp_path: Path
+) -> None:
+    """On evaluating, on loading and on going on with the run."""
+    (tmp_path / "config.yaml").write_text(content)
+    goes_on = compose(*tiny, f"run.dir={tmp_path}", "resume=true")
+    jobs: list[tuple[str, Callable[[], object]]] = [
+        ("run", lambda: evaluate(parse_evaluation(arguments(tmp_path)))),
+        ("run", lambda: hnetcl.load(tmp_path)),
+        ("run.dir", lambda: train(goes_on)),
+    ]
+    for name, job in jobs:
+        with pytest.raises(ArgumentError) as caught:
+            job()
+        assert str(caught.value).startswith(f"{name}={tmp_path}: config.yaml is damaged")
+        assert "\n" not in str(caught.value)
 
 
 def test_other_data_are_noticed(run: Path, data_root: Path, tmp_path: Path) -> None:

@@ -155,6 +155,11 @@ def test_patterns_in_any_collection(generate: Iterable[str]) -> None:
         ({"shared": "frozen"}, "shared=frozen: allowed: fixed, trained, trained_once"),
         ({"stats": "none"}, "stats=none: "),
         ({"num_tasks": 0}, "num_tasks=0: must be at least 1"),
+        ({"num_tasks": 2.0}, "num_tasks=2.0: must be a whole number"),
+        ({"num_tasks": True}, "num_tasks=True: must be a whole number"),
+        ({"hidden": 3}, "hidden=3: must be a list of widths"),
+        ({"hidden": "33"}, "hidden='33': must be a list of widths"),
+        ({"hidden": [3.0]}, r"hidden=\[3.0\]: must be a list of widths"),
     ],
 )
 def test_refused(options: dict[str, object], message: str) -> None:
@@ -162,3 +167,14 @@ def test_refused(options: dict[str, object], message: str) -> None:
     net = nn.Sequential(nn.Linear(3, 3)) if "stats" not in options else nn.Sequential(nn.BatchNorm1d(3))
     with pytest.raises(ArgumentError, match=message):
         hnetcl.wrap(net, **values)  # type: ignore[arg-type]
+
+
+def test_statistics_that_no_layer_would_have() -> None:
+    with pytest.raises(ArgumentError, match=r"^stats=x: allowed: batch, "):
+        hnetcl.wrap(nn.Linear(6, 3), 2, stats="x")
+
+
+@pytest.mark.parametrize("net", [nn.Linear(6, 3), nn.Sequential(nn.Linear(6, 3), nn.BatchNorm1d(3))])
+def test_a_module_without_values_is_refused(net: nn.Module) -> None:
+    with pytest.raises(ArgumentError, match=r"^module=\w+: (0\.)?weight has no values \(device=meta\)"):
+        hnetcl.wrap(net.to("meta"), 2)

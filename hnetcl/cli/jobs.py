@@ -17,7 +17,7 @@ from hnetcl.bn import BATCH, batchnorm_layers, recalibrate
 from hnetcl.build import Parts, build
 from hnetcl.cli.call import PYTHON, Call, environment
 from hnetcl.cli.imports import import_all
-from hnetcl.cli.reload import saved_config, told_of_imports
+from hnetcl.cli.reload import load_weights, saved_config, told_of_imports
 from hnetcl.config import GROUPS, Config, EvaluationConfig
 from hnetcl.errors import ArgumentError, one_line
 from hnetcl.memory import allocating
@@ -130,7 +130,7 @@ def evaluate(config: EvaluationConfig) -> list[float]:
         sequence, model = parts.sequence, parts.model
         _check_data(directory, parts, "run")
         try:
-            model.load_tensors(directory.load_model())
+            load_weights(model, directory)
             recorded = directory.read_accuracy()[-1]
         except ValueError as error:
             raise ArgumentError("run", config.run, f"can't be reloaded: {error}") from error

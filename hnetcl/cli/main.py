@@ -151,7 +151,7 @@ def _refused_override(error: Exception, config_name: str) -> str:
     if key is None:
         texts = [text for word in sys.argv[1:] if (text := as_text(word)) is not None]
         return one_line(error) + (f"; as text it is {texts[0]}" if texts else "")
-    values = {o.key_or_group: o.get_value_string() for word in sys.argv[1:] if (o := read(word)) is not None}
+    values = {o.key_or_group: o.get_value_string() for word in sys.argv[1:] if "=" in word and (o := read(word)) is not None}
     group, dot, leaf = key[1].rpartition(".")
     level, option = _siblings(error.__cause__, group)
     if not level:

@@ -1,10 +1,14 @@
 """A finished run, from its directory alone."""
 
+import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import yaml
 from omegaconf import OmegaConf
-from yaml import YAMLError
+from omegaconf.errors import OmegaConfBaseException
 
 from hnetcl.build import build_model
 from hnetcl.cli.imports import import_all
@@ -13,6 +17,8 @@ from hnetcl.config import Config
 from hnetcl.errors import ArgumentError, one_line
 from hnetcl.model import HyperModel
 from hnetcl.training import RunDirectory, engine, resolve_device
+
+LARGEST = 10**9  # numbers in an image; no image set is so large
 
 
 def load(run: str | Path, device: str = "auto", imports: Sequence[str] = ()) -> HyperModel:
@@ -30,22 +36,67 @@ def load(run: str | Path, device: str = "auto", imports: Sequence[str] = ()) -> 
     Raises:
         ArgumentError: the directory holds no finished run, or a file of it is damaged; its network is not registered.
     """
-    directory = RunDirectory(Path(run).expanduser())
+    directory = RunDirectory(os.path.expanduser(run))
     if not directory.holds_run():
         raise ArgumentError("run", run, "holds no run (there is no config.yaml)")
     import_all(imports)
     config = saved_config(directory, "run")
     where = resolve_device(device)
     try:
-        tasks = directory.read_tasks()
+        tasks = _sound_tasks(directory)
         with engine(config.seed):
             model = build_model(config, tasks[0]["shape"], len(tasks[0]["classes"]), len(tasks))
-        model.load_tensors(directory.load_model())
+        load_weights(model, directory)
     except ArgumentError as error:
         raise told_of_imports(error, config) from error
-    except (ValueError, IndexError) as error:
+    except ValueError as error:
         raise ArgumentError("run", run, f"can't be reloaded: {one_line(error)}") from error
     return model.to(where).eval()
+
+
+def load_weights(model: HyperModel, directory: RunDirectory) -> None:
+    """Fills a model with the tensors of a run's model.safetensors.
+
+    Raises:
+        ValueError: the file is missing or damaged, or its tensors are not those of this model.
+    """
+    tensors = directory.load_model()
+    likes = model.saved_tensors()
+    likes |= {f"buffers.{name}": value for name, value in model.net.named_buffers() if f"buffers.{name}" not in likes}
+    try:
+        for name, value in tensors.items():
+            like = likes.get(name, value)
+            if value.dtype != like.dtype:
+                raise ValueError(f"{name} is of {value.dtype}, expected {like.dtype}")
+            if like.ndim and not value.ndim:
+                raise ValueError(f"{name} has shape (), expected {tuple(like.shape)}")
+        model.load_tensors(tensors)
+    except ValueError as error:
+        raise ValueError(f"{directory.model.name} is damaged ({error})") from error
+
+
+def _sound_tasks(directory: RunDirectory) -> list[dict[str, Any]]:
+    """What tasks.json says, with what a model is built from checked.
+
+    Raises:
+        ValueError: the file is missing or damaged.
+    """
+    tasks = directory.read_tasks()
+    faults = [] if tasks else ["there are no tasks"]
+    for number, task in enumerate(tasks):
+        shape, classes = task["shape"], task["classes"]
+        if not _are(int, shape, 3) or len(shape) != 3 or min(shape) < 1 or math.prod(shape) > LARGEST:
+            faults.append(f"task {number} has shape {shape!r}")
+        if not _are(str, classes, 2):
+            faults.append(f"task {number} has classes {classes!r}")
+    if faults:
+        raise ValueError(f"{directory.tasks.name} is damaged ({faults[0]})")
+    return tasks
+
+
+def _are(kind: type, values: Any, least: int) -> bool:
+    """Whether it is a list of at least so many values of this kind."""
+    return isinstance(values, list) and len(values) >= least and all(type(value) is kind for value in values)
 
 
 def told_of_imports(error: ArgumentError, config: Config) -> ArgumentError:
@@ -62,7 +113,12 @@ def saved_config(directory: RunDirectory, name: str) -> Config:
         ArgumentError: of that name; the file is missing or damaged.
     """
     try:
-        saved = OmegaConf.create(directory.read_text(directory.config))
-    except (ValueError, YAMLError) as error:
+        text = directory.read_text(directory.config)
+        if not isinstance(yaml.compose(text, yaml.SafeLoader), yaml.MappingNode):
+            raise ValueError("it holds no keys")
+        return parse(OmegaConf.create(text))
+    except ArgumentError as error:
+        rule = f"config.yaml is damaged, or can't be used here ({one_line(error)})"
+        raise ArgumentError(name, directory.path, rule) from error
+    except (ValueError, yaml.YAMLError, OmegaConfBaseException) as error:
         raise ArgumentError(name, directory.path, f"config.yaml is damaged ({one_line(error)})") from error
-    return parse(saved)

@@ -27,7 +27,7 @@ def prepared(words: Sequence[str], groups: Mapping[str, Sequence[str]] = NO_GROU
         groups: that need an option, and their options.
 
     Raises:
-        ArgumentError: letters that the locale can't read, or no name chosen from a group (`task=null`, `task=[a,b]`).
+        ArgumentError: letters that the locale can't read, or no name chosen from a group (`task=null`, `task=[a,b]`, `~task`).
     """
     for word in words:
         if any(0xD800 <= ord(letter) < 0xE000 for letter in word):  # what Python makes of bytes that it can't read
@@ -106,9 +106,9 @@ def _path(word: str, sweeps: bool) -> str:
 
 def _check_options(group: str, word: str, names: Sequence[str]) -> None:
     override = read(word)
-    if override is None or override.is_delete():
+    if override is None:
         return
-    value = override.value()
+    value = None if override.is_delete() else override.value()
     for option in value.list if isinstance(value, ChoiceSweep) else [value]:
         if not isinstance(option, str | QuotedString):
             raise one_of(group, "null" if option is None else option, names)

@@ -130,7 +130,8 @@ def faulty_tensors(tensors: Mapping[str, Tensor]) -> str:
         if not images[0].numel():
             return f"holds {split}_images {tuple(images.shape)}: an image needs channels, height and width"
         if labels.dtype not in INTEGERS or labels.shape != images.shape[:1]:
-            return f"holds {split}_labels {tuple(labels.shape)} {labels.dtype}, expected int64 [{len(images)}]"
+            expected = f"expected int64 [{len(images)}], or another integer dtype"
+            return f"holds {split}_labels {tuple(labels.shape)} {labels.dtype}, {expected}"
         if labels.long().min() < 0:
             return f"holds a negative label in {split}_labels"
     shapes = [tuple(tensors[f"{split}_images"].shape[1:]) for split in ("train", "test")]
