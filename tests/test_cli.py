@@ -216,7 +216,12 @@ def test_an_interrupted_run_says_what_goes_on_with_it(tiny: list[str], tmp_path:
     place = "a b=[c]'s"
     command = [sys.executable, str(SCRIPTS / "train.py"), *tiny, f"run.dir={place}"]
     with subprocess.Popen(
-        [*command, "trainer.steps=100000"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        [*command, "trainer.steps=100000"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # which a background job ignores, and its children too
     ) as process:
         while not list(tmp_path.glob(f"{place.replace('[', '[[]')}/tensorboard/*")):
             time.sleep(0.1)

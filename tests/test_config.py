@@ -138,7 +138,7 @@ REFUSED = {
     "method.tasks_at_once=0": "method.tasks_at_once=0: must be at least 1",
     "method.targets=online method.targets_device=cpu": "method.targets_device=cpu: targets=online stores no targets",
     "seed=-1": "seed=-1: must be at least 0",
-    "~bn": "bn=None: is missing",
+    "~bn": "bn=null: allowed: complex, quaternion, real",
 }
 
 

@@ -532,7 +532,7 @@ def test_a_faulty_job_does_not_stop_a_sweep(tiny: list[str], tmp_path: Path) -> 
     assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == ["0", "2"]
 
 
-@pytest.mark.parametrize(("flag", "text"), [("--help", "python scripts/evaluate.py run=DIR"), ("--cfg=job", "task:")])
+@pytest.mark.parametrize(("flag", "text"), [("--help", "hnetcl evaluate run=DIR"), ("--cfg=job", "task:")])
 def test_help_needs_no_torch(flag: str, text: str, tmp_path: Path) -> None:
     code = (
         "import runpy, sys\nsys.modules['torch'] = None\n"
