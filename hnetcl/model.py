@@ -287,29 +287,28 @@ class HyperModel(nn.Module):
         """The inverse of `saved_tensors`.
 
         Raises:
-            ValueError: a tensor is missing, unknown or of the wrong shape; a batch-norm layer has not one row for each task.
+            ValueError: a tensor is missing, unknown, or of the wrong shape or dtype; a batch-norm layer has not a row for each
+                task.
         """
-        for name, value in tensors.items():
+        for name in tensors:
             kind, _, buffer = name.partition(".")
-            if (
-                kind == "buffers"
-                and buffer in self.buffers_by_task.shared(self.net)
-                and value.shape[:1] == (self.hnet.num_tasks,)
-            ):
-                self.buffers_by_task.open(self.net, buffer, value[0])
+            if kind == "buffers" and buffer in self.buffers_by_task.shared(self.net):
+                self.buffers_by_task.open(self.net, buffer, self.net.get_buffer(buffer))
         own = self.saved_tensors()
         if own.keys() != tensors.keys():
             raise ValueError(f"tensors missing or unknown: {', '.join(sorted(own.keys() ^ tensors.keys()))}")
         for name, layer in norm_layers(self.net).items():
             for row_name in layer.rows:
-                rows = len(tensors[f"net.{name}.{row_name}"])
-                if rows != self.hnet.num_tasks:
+                rows = tensors[f"net.{name}.{row_name}"]
+                if rows.ndim and len(rows) != self.hnet.num_tasks:
                     raise ValueError(
-                        f"net.{name}.{row_name} has {rows} rows of statistics, but there are {self.hnet.num_tasks} tasks"
+                        f"net.{name}.{row_name} has {len(rows)} rows of statistics, but there are {self.hnet.num_tasks} tasks"
                     )
         for name, value in tensors.items():
             if own[name].shape != value.shape:
                 raise ValueError(f"{name} has shape {tuple(value.shape)}, expected {tuple(own[name].shape)}")
+            if own[name].dtype != value.dtype:
+                raise ValueError(f"{name} is of {value.dtype}, expected {own[name].dtype}")
         with torch.no_grad():
             for name, value in tensors.items():
                 own[name].copy_(value)

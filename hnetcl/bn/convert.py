@@ -1,7 +1,7 @@
 """Turning torch's batch-norm layers into ones with a statistics row per task."""
 
 from functools import partial
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import nn
@@ -43,7 +43,7 @@ def convert_batchnorm(module: nn.Module, algebra: str | Algebra = "real", **opti
     Raises:
         ArgumentError: a layer's channels are not a multiple of d; or a layer, named by its path, does what can't be kept.
     """
-    olds = {layer: name for name, layer in module.named_modules() if _is_torchs(layer)}
+    olds: dict[nn.Module, str] = {layer: name for name, layer in module.named_modules() if _is_torchs(layer)}
     again = _held_again(module, olds)
     ties = [places for places in parameter_places(module).values() if len(places) > 1]
     done: dict[nn.Module, nn.Module] = {}
@@ -55,7 +55,7 @@ def convert_batchnorm(module: nn.Module, algebra: str | Algebra = "real", **opti
     return converted
 
 
-def _is_torchs(module: nn.Module) -> bool:
+def _is_torchs(module: nn.Module) -> TypeGuard[_BatchNorm]:
     return isinstance(module, _BatchNorm) and not isinstance(module, BatchNormLayer)
 
 
@@ -97,9 +97,8 @@ def _convert(module: nn.Module, path: str, options: dict[str, Any], done: dict[n
     if module in done:
         return done[module]
     done[module] = module
-    if isinstance(module, _BatchNorm) and _is_torchs(module):
-        old = module
-        done[old] = module = _converted(old, path, options)
+    if _is_torchs(module):
+        done[module] = module = _converted(module, path, options)
     for name, child in module._modules.items():  # named_children passes over what it has seen
         if child is not None:
             module._modules[name] = _convert(child, f"{path}.{name}".lstrip("."), options, done)

@@ -61,15 +61,7 @@ def load_weights(model: HyperModel, directory: RunDirectory) -> None:
         ValueError: the file is missing or damaged, or its tensors are not those of this model.
     """
     tensors = directory.load_model()
-    likes = model.saved_tensors()
-    likes |= {f"buffers.{name}": value for name, value in model.net.named_buffers() if f"buffers.{name}" not in likes}
     try:
-        for name, value in tensors.items():
-            like = likes.get(name, value)
-            if value.dtype != like.dtype:
-                raise ValueError(f"{name} is of {value.dtype}, expected {like.dtype}")
-            if like.ndim and not value.ndim:
-                raise ValueError(f"{name} has shape (), expected {tuple(like.shape)}")
         model.load_tensors(tensors)
     except ValueError as error:
         raise ValueError(f"{directory.model.name} is damaged ({error})") from error

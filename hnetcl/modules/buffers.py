@@ -98,12 +98,7 @@ class TaskBuffers(nn.Module):
             seen, buffer = self._seen.get(name), net.get_buffer(places[0])
             if seen is None or seen.buffer is not buffer or seen.version != _version(buffer) or _equal(buffer, seen.value):
                 continue
-            value = seen.value.clone()
-            for module, key in _owners(net, places):
-                module._buffers[key] = value
-            if self._last is not None:
-                self.open(net, name, value)
-                self.store(self._last, {**self.of(self._last), name: buffer})
+            self._put_back(net, name, places, seen.value, self._last)
 
     @torch.no_grad()
     def settle(self, net: nn.Module, task: int | Tensor | None) -> None:
@@ -128,12 +123,16 @@ class TaskBuffers(nn.Module):
             uncounted = first and not _equal(buffer, seen.value)  # torch's batch norm does not have its changes counted
             if seen.buffer is buffer and seen.version == _version(buffer) and not uncounted:
                 continue
-            value = seen.value.clone()  # a new tensor, for a graph may still need the changed one
-            for owner, key in _owners(net, places):
-                owner._buffers[key] = value
-            if task is not None:
-                self.open(net, name, value)
-                self.store(task, {**self.of(task), name: buffer})
+            self._put_back(net, name, places, seen.value, task)
+
+    def _put_back(self, net: nn.Module, name: str, places: Sequence[str], before: Tensor, task: int | Tensor | None) -> None:
+        """Gives a changed buffer the value that it had; what it has become is kept as the task's row, where there is a task."""
+        changed, value = net.get_buffer(places[0]), before.clone()  # a new tensor, for a graph may still need the changed one
+        for module, key in _owners(net, places):
+            module._buffers[key] = value
+        if task is not None:
+            self.open(net, name, value)
+            self.store(task, {**self.of(task), name: changed})
 
     def open(self, net: nn.Module, name: str, value: Tensor) -> None:
         """Rows for a buffer, all of which start at `value`."""
