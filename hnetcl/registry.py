@@ -1,0 +1,336 @@
+"""Parts of a run by kind and name. The signature of what makes a part is the schema of its configuration.
+
+    @hnetcl.register("method", "ewc")
+    class EWC(Method):
+        def __init__(self, *, lambda_: Annotated[float, Ge(0)] = 5000.0) -> None: ...
+
+What stands before the `*` is given by the run; every keyword-only argument behind it is a configuration key, with its type,
+bounds and default. `method=ewc method.lambda_=100` then makes `EWC(lambda_=100.0)`.
+
+The package's own parts are found in their rooms, one file each, without being imported: their signatures are read from the
+source, so that the command line refuses a value before torch is loaded, which takes seconds.
+"""
+
+import ast
+import builtins
+import typing
+from collections import abc
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from inspect import Parameter, isclass
+from inspect import signature as call_signature
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+import annotated_types
+
+from hnetcl.errors import ArgumentError, nearest, one_of
+
+PACKAGE = Path(__file__).resolve().parent
+KINDS = {
+    "task": "tasks",
+    "bn": "bn",
+    "net": "nets",
+    "hnet": "hnets",
+    "method": "methods",
+    "optimizer": "training",
+    "metric": "metrics",
+    "inference": "inference",
+    "observer": "tracking",
+}
+"""Kinds of parts, and the room where the package's own lie."""
+
+Made = TypeVar("Made", bound=Callable[..., Any])
+Widths = Annotated[Sequence[Annotated[int, annotated_types.Ge(1)]], annotated_types.Len(1)]
+"""The type of a list of layers' widths."""
+
+_PLAIN = {"typing": typing, "collections.abc": abc, "annotated_types": annotated_types}  # what is known without an import
+_registered: dict[str, dict[str, Callable[..., Any]]] = {kind: {} for kind in KINDS}
+
+
+@dataclass(frozen=True)
+class Option:
+    """A configuration key.
+
+    Args:
+        type: as it is annotated; Any where it is not.
+        default: `Parameter.empty` where a value must be given.
+    """
+
+    type: Any
+    default: Any = Parameter.empty
+
+    @property
+    def required(self) -> bool:
+        return self.default is Parameter.empty
+
+
+Options = Mapping[str, Option]
+
+
+@dataclass(frozen=True)
+class _Declared:
+    """A part of the package that may not have been imported yet."""
+
+    module: str
+    options: Options
+
+
+def register(kind: str, name: str) -> Callable[[Made], Made]:
+    """Gives a part of one's own a name that the command line knows, and returns it as it is.
+
+    Args:
+        kind: one of `KINDS`.
+        name: for `KIND=NAME`. A name that is registered again means the newest.
+
+    Returns:
+        A decorator for what makes the part, a class or a function.
+
+    Raises:
+        ArgumentError: there is no such kind, or the package has a part of that name.
+    """
+    if kind not in KINDS:
+        raise one_of("kind", kind, KINDS)
+
+    def registered(made: Made) -> Made:
+        own = _declared(kind).get(name)
+        if own is not None and own.module != made.__module__:
+            raise ArgumentError("name", name, f"{kind}={name} is a part of hnetcl; choose another name")
+        _registered[kind][name] = made
+        return made
+
+    return registered
+
+
+def names(kind: str) -> list[str]:
+    """The parts of a kind that can be chosen: the package's own, and those that were registered."""
+    return sorted(_declared(kind).keys() | _registered[kind].keys())
+
+
+def options(kind: str, name: str) -> Options:
+    """The configuration keys of a part.
+
+    Raises:
+        ArgumentError: there is no part of that name.
+    """
+    if name in _declared(kind):
+        return _declared(kind)[name].options
+    return _inspected(find(kind, name))
+
+
+def find(kind: str, name: str) -> Callable[..., Any]:
+    """What makes a part.
+
+    Raises:
+        ArgumentError: there is no part of that name.
+    """
+    own = _declared(kind).get(name)
+    if own is not None:
+        import_module(own.module)
+    if name not in _registered[kind]:
+        raise one_of(kind, name, names(kind))
+    return _registered[kind][name]
+
+
+def make(kind: str, values: Mapping[str, Any], *given: Any, **also_given: Any) -> Any:
+    """A part, of values as the configuration has them: its `name`, and its keys.
+
+    Args:
+        given, also_given: what the run gives.
+
+    Raises:
+        ArgumentError: there is no part of that name, or it refuses a value; named as on the command line.
+    """
+    own = {key: value for key, value in values.items() if key != "name"}
+    maker = find(kind, values["name"])
+    try:
+        return maker(*given, **also_given, **own)
+    except ArgumentError as error:
+        raise error.within(kind) from error
+
+
+# ---------------------------------------------------------------------- checking values
+
+
+def checked(values: Mapping[str, Any], known: Options, prefix: str = "", beside: Iterable[str] = ()) -> dict[str, Any]:
+    """The values, with defaults for those that are left out.
+
+    Args:
+        prefix: of the keys, for messages.
+        beside: further keys of the same level, for messages.
+
+    Raises:
+        ArgumentError: an unknown key, a missing one, a value of another type or out of bounds.
+    """
+    for key, value in values.items():
+        if key not in known:
+            raise ArgumentError(prefix + key, value, f"there is no such key; {nearest(key, [*known, *beside])}")
+    found = {}
+    for key, option in known.items():
+        if key in values:
+            found[key] = _checked(prefix + key, values[key], option.type)
+        elif option.required:
+            raise ArgumentError(prefix + key, None, "is missing")
+        else:
+            found[key] = list(option.default) if isinstance(option.default, tuple) else option.default
+    return found
+
+
+def _checked(key: str, value: Any, wanted: Any) -> Any:
+    from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+    rule = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
+    try:
+        made = TypeAdapter(wanted, config=rule).validate_python(value)
+    except ValidationError as error:
+        faults = error.errors(include_url=False)
+        kinds = {fault["type"] for fault in faults}
+        words = _words(wanted)
+        if words and kinds <= {"literal_error", "sequence_str", "is_instance_of"} and not isinstance(value, list):
+            raise one_of(key, value, words) from None
+        where = "every value must be" if len(faults[0]["loc"]) > 0 and len(faults) == 1 else "must be"
+        if "finite_number" in kinds:
+            raise ArgumentError(key, value, ", ".join(["must be a finite number", *_bounds(wanted)])) from None
+        if kinds <= {"greater_than_equal", "greater_than", "less_than_equal", "less_than"}:
+            raise ArgumentError(key, value, f"{where} {' and '.join(_bounds(wanted))}") from None
+        if kinds == {"too_short"}:
+            raise ArgumentError(key, value, "must not be empty") from None
+        if words and kinds == {"literal_error"}:
+            raise ArgumentError(key, value, f"every value must be one of {', '.join(words)}") from None
+        raise ArgumentError(key, value, f"must be of type {_shown(wanted)}") from None
+    return list(made) if isinstance(made, tuple) else made
+
+
+def _words(wanted: Any) -> list[str]:
+    """The words that a type allows."""
+    if get_origin(wanted) is Literal:
+        return [str(word) for word in get_args(wanted)]
+    return [word for each in get_args(wanted) if not isinstance(each, str) for word in _words(each)]
+
+
+def _bounds(wanted: Any) -> list[str]:
+    """The bounds in a type, in words."""
+    found = []
+    for each in getattr(wanted, "__metadata__", ()):
+        for kind, text in (("ge", "at least"), ("gt", "greater than"), ("le", "at most"), ("lt", "less than")):
+            if hasattr(each, kind):
+                found.append(f"{text} {getattr(each, kind):g}")
+    return found + [text for each in get_args(wanted) if not isinstance(each, str) for text in _bounds(each)]
+
+
+def _shown(wanted: Any) -> str:
+    """A type as a user reads it."""
+    origin, inner = get_origin(wanted), get_args(wanted)
+    if origin is Annotated:
+        return _shown(inner[0])
+    if origin is Literal:
+        return "str"
+    if origin is abc.Sequence:
+        return f"list[{_shown(inner[0])}]"
+    if inner:
+        separator = ", " if origin in (dict, list, tuple) else " | "
+        text = separator.join(dict.fromkeys(map(_shown, inner)))
+        return f"{origin.__name__}[{text}]" if origin in (dict, list, tuple) else text
+    return "None" if wanted is type(None) else getattr(wanted, "__name__", str(wanted))
+
+
+# ---------------------------------------------------------------------- reading signatures
+
+
+def _inspected(made: Callable[..., Any]) -> Options:
+    """The configuration keys of a part that has been imported."""
+    hints = get_type_hints(made.__init__ if isclass(made) else made, include_extras=True)
+    parameters = call_signature(made).parameters.values()
+    return {p.name: Option(hints.get(p.name, Any), p.default) for p in parameters if p.kind is Parameter.KEYWORD_ONLY}
+
+
+@cache
+def _declared(kind: str) -> dict[str, _Declared]:
+    """The package's own parts of a kind, by name."""
+    room = PACKAGE / KINDS[kind]
+    files = sorted(room.rglob("*.py")) if room.is_dir() else [room.with_suffix(".py")]
+    found = {}
+    for file in files:
+        text = file.read_text(encoding="utf-8")
+        if f'@register("{kind}"' not in text:
+            continue
+        module = ".".join(["hnetcl", *file.relative_to(PACKAGE).with_suffix("").parts])
+        for node in ast.parse(text).body:
+            if not isinstance(node, ast.ClassDef | ast.FunctionDef):
+                continue
+            for mark in node.decorator_list:
+                if isinstance(mark, ast.Call) and ast.unparse(mark.func) == "register":
+                    of, name = map(ast.literal_eval, mark.args)
+                    if of == kind:
+                        found[name] = _Declared(module, declared_options(module, node.name))
+    return found
+
+
+@cache
+def declared_options(module: str, name: str) -> Options:
+    """The keyword-only arguments of a class or function of the package, read from its source.
+
+    Types that only an import would tell (torch's, say) are taken for Any.
+    """
+    names = _Names.of(module)
+    node = names.definitions[name]
+    if isinstance(node, ast.ClassDef):
+        inits = [each for each in node.body if isinstance(each, ast.FunctionDef) and each.name == "__init__"]
+        if not inits:
+            return {}
+        node = inits[0]
+    arguments = zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True)
+    return {
+        argument.arg: Option(names.value(argument.annotation), Parameter.empty if default is None else names.value(default))
+        for argument, default in arguments
+    }
+
+
+class _Names(dict[str, Any]):
+    """What the names of a module of the package mean, as far as its source and that of other modules of the package tells."""
+
+    def __init__(self, module: str) -> None:
+        super().__init__()
+        path = PACKAGE.joinpath(*module.split(".")[1:])
+        file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+        self.imported: dict[str, tuple[str, str]] = {}  # name -> module, name there
+        self.assigned: dict[str, ast.expr] = {}
+        self.definitions: dict[str, ast.ClassDef | ast.FunctionDef] = {}
+        for node in ast.parse(file.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ImportFrom):
+                self.imported |= {a.asname or a.name: (node.module or "", a.name) for a in node.names}
+            elif isinstance(node, ast.Import):
+                self.update({a.name: _PLAIN[a.name] for a in node.names if a.name in _PLAIN})
+            elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+                self.assigned[node.targets[0].id] = node.value
+            elif isinstance(node, ast.ClassDef | ast.FunctionDef):
+                self.definitions[node.name] = node
+
+    @staticmethod
+    @cache
+    def of(module: str) -> "_Names":
+        return _Names(module)
+
+    def __missing__(self, name: str) -> Any:
+        if name in self.assigned:
+            self[name] = self.value(self.assigned[name])
+        elif name in self.imported:
+            module, original = self.imported[name]
+            if module in _PLAIN:
+                self[name] = getattr(_PLAIN[module], original)
+            else:
+                self[name] = _Names.of(module)[original] if module.startswith("hnetcl.") else Any
+        else:
+            self[name] = vars(builtins).get(name, Any)
+        return self[name]
+
+    def value(self, node: ast.expr | None) -> Any:
+        """What an expression means; Any where that can't be told."""
+        if node is None:
+            return Any
+        try:
+            return eval(compile(ast.Expression(node), "<annotation>", "eval"), {}, self)
+        except (TypeError, AttributeError, KeyError, OSError):
+            return Any
