@@ -30,7 +30,7 @@ if TYPE_CHECKING:
         initial_parameters,
     )
     from hnetcl.model import HyperModel
-    from hnetcl.nets import register_net
+    from hnetcl.registry import register
     from hnetcl.wrapping import wrap
 
 __version__ = "0.1.0"
@@ -57,7 +57,7 @@ _ROOMS = {
     "load": "cli.reload",
     "recalibrate": "bn",
     "reference_pass": "bn",
-    "register_net": "nets",
+    "register": "registry",
     "using_task": "bn",
     "wrap": "wrapping",
 }
@@ -84,7 +84,7 @@ __all__ = [
     "load",
     "recalibrate",
     "reference_pass",
-    "register_net",
+    "register",
     "using_task",
     "wrap",
 ]

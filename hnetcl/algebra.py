@@ -5,11 +5,14 @@ So a layer of any algebra is an ordinary real layer whose weight is the block ma
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from hnetcl.errors import ArgumentError, one_of
+
+AlgebraName = Literal["real", "complex", "quaternion"]
 
 
 @dataclass(frozen=True)

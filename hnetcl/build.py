@@ -1,51 +1,25 @@
-"""Config -> the objects of a run. A part's constructor takes the values of its YAML by name."""
+"""Config -> the objects of a run, part by part."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
-from hnetcl.bn import BatchNormLayer, convert_batchnorm
-from hnetcl.config import Checked, Config, DirectConfig, ModuleConfig
+from hnetcl.bn import convert_batchnorm
+from hnetcl.config import Config, Values, takes_norm
 from hnetcl.errors import ArgumentError
-from hnetcl.hnets import (
-    ChunkedHyperNetwork,
-    DirectHyperNetwork,
-    FullHyperNetwork,
-    HyperNetwork,
-    LowRankHyperNetwork,
-    StructuredHyperNetwork,
-)
 from hnetcl.memory import allocating, require
-from hnetcl.methods import Finetune, Joint, Method, OutputRegularizer
+from hnetcl.methods import Method
 from hnetcl.model import HyperModel
-from hnetcl.nets import MLP, LeNet, custom_net, torchvision_net
-from hnetcl.tasks import TaskSequence, load_images, permuted_sequence, split_sequence
+from hnetcl.nets import require_logits
+from hnetcl.registry import find, make
+from hnetcl.tasks import Images, TaskSequence, load_images
 from hnetcl.training import OptimizerFactory
 from hnetcl.wrapping import trained_layers, untold_init, wrap
-
-SEQUENCES: dict[str, Callable[..., TaskSequence]] = {"split": split_sequence, "permuted": permuted_sequence}
-NETS: dict[str, Callable[..., nn.Module]] = {
-    "mlp": MLP,
-    "lenet": LeNet,
-    "torchvision": torchvision_net,
-    "custom": custom_net,
-}
-HNETS: dict[str, Callable[..., HyperNetwork]] = {
-    "full": FullHyperNetwork,
-    "chunked": ChunkedHyperNetwork,
-    "structured": StructuredHyperNetwork,
-    "low_rank": LowRankHyperNetwork,
-    "direct": DirectHyperNetwork,
-}
-METHODS: dict[str, Callable[..., Method]] = {
-    "output_regularizer": OutputRegularizer,
-    "finetune": Finetune,
-    "joint": Joint,
-}
 
 
 @dataclass(frozen=True)
@@ -64,89 +38,97 @@ def build(config: Config, device: torch.device) -> Parts:
     Raises:
         ArgumentError: a part refuses a value; named as on the command line.
     """
+    with named("method"):
+        method: Method = make("method", config.method)
+    with named("optimizer"):
+        optimizer: OptimizerFactory = make("optimizer", config.optimizer)
     sequence = build_sequence(config, device)
     model = build_model(config, sequence.in_shape, sequence.num_classes, len(sequence))
-    method = _make("method", METHODS, config.method)
-    optimizer = build_optimizer(config)
+    with named("method"):
+        method.check(model, sequence)
     return Parts(sequence, model.to(device), method, optimizer)
 
 
 def build_model(config: Config, in_shape: Sequence[int], num_classes: int, num_tasks: int) -> HyperModel:
     """The main network under its hypernetwork."""
-    with allocating(*_largest("net", config.net, "model"), watch=True):
+    with allocating(*_largest("net", config.net), watch=True):
         net = build_net(config, in_shape, num_classes)
-    known = {"num_outputs": num_classes} if isinstance(config.hnet, DirectConfig) else {}
-    hnet = partial(_make, "hnet", HNETS, config.hnet, **known)
-    how = {"generate": config.generate, "shared": config.shared, "init": config.init, "stats": config.bn.stats}
-    with allocating(*_largest("hnet", config.hnet, "name"), watch=True):
-        return wrap(net, num_tasks, **how, precision=config.trainer.precision, hnet=hnet)
+    hnet = partial(_build_hnet, config.hnet, num_outputs=num_classes)
+    how = {"generate": config.generate, "shared": config.shared, "init": config.init, "stats": config.bn["stats"]}
+    with allocating(*_largest("hnet", config.hnet), watch=True):
+        return wrap(net, num_tasks, **how, precision=config.trainer["precision"], hnet=hnet)
 
 
 def build_sequence(config: Config, device: torch.device) -> TaskSequence:
     """The task sequence, its images on the device."""
-    values = asdict(config.task)
-    dataset = values.pop("dataset")
-    try:
+
+    def load(dataset: str) -> Images:
         with allocating("dataset", dataset):
-            images = load_images(dataset, config.data.root)
-    except ArgumentError as error:
-        raise error.within("data" if error.name == "root" else "task") from error
-    sequence: TaskSequence = _construct("task", SEQUENCES, values, images=images.to(device), seed=config.seed)
+            return load_images(dataset, config.data["root"]).to(device)
+
+    with named("task", root="data"):
+        sequence: TaskSequence = make("task", config.task, load=load, seed=config.seed)
     return sequence
 
 
 def build_net(config: Config, in_shape: Sequence[int], num_classes: int) -> nn.Module:
     """The main network, with batch norm as `bn` says."""
-    bn, shape = asdict(config.bn), {"in_shape": tuple(in_shape), "num_classes": num_classes}
-    if not isinstance(config.net, ModuleConfig):
-        norm = partial(BatchNormLayer, **bn) if config.net.norm == "batch" else None
-        make = partial(_make, "net", NETS, config.net, **shape, norm=norm)
-        with torch.device("meta"):  # takes no memory, and draws nothing
-            size = sum(value.nbytes for value in make().state_dict().values())
-        require(*_largest("net", config.net, "name"), size)
-        made: nn.Module = make()
-        return made
-    net = _make("net", NETS, config.net, **shape)
-    direct = isinstance(config.hnet, DirectConfig)
-    if config.init is None and not direct and config.bn.algebra != "real" and trained_layers(net):
+    name, values = config.net["name"], {key: value for key, value in config.net.items() if key != "norm"}
+    norm = partial(_norm, config.bn) if config.net.get("norm") == "batch" else None
+    ours = partial(make, "net", values, in_shape=tuple(in_shape), num_outputs=num_classes, norm=norm)
+    with named("net"):
+        if find("net", name).__module__.startswith("hnetcl.") and takes_norm(name):
+            with torch.device("meta"):  # takes no memory, and draws nothing
+                size = sum(value.nbytes for value in ours().state_dict().values())
+            require(*_largest("net", config.net), size)
+        net: nn.Module = ours()
+    if takes_norm(name):
+        return net
+    require_logits(net, str(config.net.get("model", name)), in_shape, num_classes)
+    direct = config.hnet["name"] == "direct"
+    if config.init is None and not direct and config.bn["algebra"] != "real" and trained_layers(net):
         raise untold_init(net)  # `wrap` could not tell any more: layers of another algebra start afresh
     # Layers without Gamma and beta stay so, synchronised ones too, unless all are told to be.
-    kept = {key for key, default in (("affine", True), ("sync", False)) if bn[key] == default}
+    kept = {key for key, default in (("affine", True), ("sync", False)) if config.bn[key] == default}
     try:
-        return convert_batchnorm(net, **{key: value for key, value in bn.items() if key not in kept})
+        return convert_batchnorm(net, **{key: value for key, value in config.bn.items() if key not in {"name", *kept}})
     except ArgumentError as error:
         if error.name != "num_features":  # a layer by its path, or an argument of the bn group
-            raise error.within("bn" if error.name in bn else "net") from error
-        rule = f"{config.net.model} has a batch-norm layer of {error.value} channels, {error.allowed}"
-        raise ArgumentError("bn.algebra", config.bn.algebra, rule) from error
+            raise error.within("bn" if error.name in config.bn else "net") from error
+        rule = f"{config.net.get('model', name)} has a batch-norm layer of {error.value} channels, {error.allowed}"
+        raise ArgumentError("bn.algebra", config.bn["algebra"], rule) from error
 
 
-def build_optimizer(config: Config) -> OptimizerFactory:
-    """Makes the optimizer of every task."""
-    values = asdict(config.optimizer)
-    common = {key: values.pop(key) for key in ("name", "lr", "schedule", "weight_decay")}
+@contextmanager
+def named(group: str, **groups: str) -> Iterator[None]:
+    """Within, a refused argument is named with its group in front.
+
+    Args:
+        groups: argument -> another group that it belongs to, or "".
+    """
     try:
-        return OptimizerFactory(**common, options=values)
+        yield
     except ArgumentError as error:
-        raise error.within("optimizer") from error
+        where = groups.get(error.name, group)
+        if "." in error.name or error.name == where or not where:
+            raise
+        raise error.within(where) from error
 
 
-def _largest(group: str, part: Checked, otherwise: str) -> tuple[str, Any]:
+def _norm(bn: Values, width: int) -> nn.Module:
+    with named("bn", num_features=""):
+        layer: nn.Module = make("bn", bn, num_features=width)
+    return layer
+
+
+def _build_hnet(values: Values, **offered: Any) -> Any:
+    with named("hnet"):
+        return make("hnet", values, **offered)
+
+
+def _largest(group: str, values: Values) -> tuple[str, Any]:
     """The key with the largest number, which most probably makes a part too large for memory, and its value."""
-    values = asdict(part)
     sizes = {key: max(v) if isinstance(v, list) and v and isinstance(v[0], int) else v for key, v in values.items()}
     numbers = {key: size for key, size in sizes.items() if type(size) is int}
-    key = max(numbers, key=lambda key: numbers[key], default=otherwise)
+    key = max(numbers, key=lambda key: numbers[key], default="model" if "model" in values else "name")
     return f"{group}.{key}", values[key]
-
-
-def _make(group: str, makers: Mapping[str, Callable[..., Any]], config: Checked, **known_at_run_time: Any) -> Any:
-    return _construct(group, makers, asdict(config), **known_at_run_time)
-
-
-def _construct(group: str, makers: Mapping[str, Callable[..., Any]], values: dict[str, Any], **known_at_run_time: Any) -> Any:
-    """Calls the maker that `values` names with the other values as arguments."""
-    try:
-        return makers[values.pop("name")](**{**values, **known_at_run_time})
-    except ArgumentError as error:
-        raise error.within(group) from error

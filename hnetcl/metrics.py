@@ -3,16 +3,24 @@
 R [T, T]: R[i, j] is the test accuracy on task j after training task i, as a fraction. b [T]: the untrained model's accuracies.
 Each function reads the entries of its formula and no others: what was not measured may be NaN. No metric reads R[i, j] for
 j > i + 1, nor b[0].
+
+    @hnetcl.register("metric", "worst_task")
+    def worst_task(R: Tensor) -> float:              # R, b, or both
+        return float(R[-1].min())
 """
 
 from torch import Tensor
 
+from hnetcl.registry import make, names, register
 
+
+@register("metric", "average_accuracy")
 def average_accuracy(R: Tensor) -> float:
     """mean_j R[T-1, j]: accuracy over all tasks at the end (Lopez-Paz & Ranzato 2017, equation 2)."""
     return float(R[-1].mean())
 
 
+@register("metric", "bwt")
 def backward_transfer(R: Tensor) -> float:
     """mean_{j<T-1} (R[T-1, j] - R[j, j]) (Lopez-Paz & Ranzato 2017, equation 3). 0 for one task."""
     if len(R) == 1:
@@ -20,6 +28,7 @@ def backward_transfer(R: Tensor) -> float:
     return float((R[-1] - R.diagonal())[:-1].mean())
 
 
+@register("metric", "fwt")
 def forward_transfer(R: Tensor, b: Tensor) -> float:
     """mean_{j>=1} (R[j-1, j] - b[j]) (Lopez-Paz & Ranzato 2017, equation 4). 0 for one task."""
     if len(R) == 1:
@@ -27,6 +36,7 @@ def forward_transfer(R: Tensor, b: Tensor) -> float:
     return float((R.diagonal(1) - b[1:]).mean())
 
 
+@register("metric", "forgetting")
 def forgetting(R: Tensor) -> float:
     """mean_{j<T-1} (max_{j<=i<T-1} R[i, j] - R[T-1, j]). 0 for one task; may be negative.
 
@@ -40,18 +50,13 @@ def forgetting(R: Tensor) -> float:
     return float(sum(R[j:last, j].max() - R[last, j] for j in range(last)) / last)
 
 
+@register("metric", "average_incremental_accuracy")
 def average_incremental_accuracy(R: Tensor) -> float:
     """mean_i of the mean accuracy over the tasks seen after step i (iCaRL, Rebuffi et al. 2017, section 4)."""
     return float(sum(R[i, : i + 1].mean() for i in range(len(R))) / len(R))
 
 
 def summary(R: Tensor, b: Tensor) -> dict[str, float]:
-    """All of them, by the names that a run's metrics.json uses."""
+    """All metrics, those that users registered included, by the names that a run's metrics.json uses."""
     R, b = R.double(), b.double()
-    return {
-        "average_accuracy": average_accuracy(R),
-        "forgetting": forgetting(R),
-        "bwt": backward_transfer(R),
-        "fwt": forward_transfer(R, b),
-        "average_incremental_accuracy": average_incremental_accuracy(R),
-    }
+    return {name: float(make("metric", {"name": name}, R=R, b=b)) for name in names("metric")}

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import deepcopy
 from operator import index
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +13,7 @@ from torch.optim import Optimizer
 from torch.utils._pytree import tree_leaves, tree_map
 
 from hnetcl.bn import norm_layers, using_task, writable_parameters
-from hnetcl.choices import PRECISIONS, SHARED
-from hnetcl.errors import ArgumentError, one_of
+from hnetcl.errors import ArgumentError
 from hnetcl.hnets import HyperNetwork
 from hnetcl.hnets.growth import replace_parameter
 from hnetcl.modules import (
@@ -29,8 +28,13 @@ from hnetcl.modules import (
     to_float,
 )
 from hnetcl.numbers import as_parameter, real_view
+from hnetcl.registry import checking
+
+Shared = Literal["trained", "trained_once", "fixed"]
+Precision = Literal["float32", "bfloat16"]
 
 
+@checking
 class HyperModel(nn.Module):
     """logits = model(x, task=2): the hypernetwork writes the parameters of task 2, its norm layers use row 2.
 
@@ -58,12 +62,10 @@ class HyperModel(nn.Module):
         ValueError: the hypernetwork writes a parameter that the network has not, or of another shape.
     """
 
-    def __init__(self, net: nn.Module, hnet: HyperNetwork, shared: str = "trained", precision: str = "float32") -> None:
+    def __init__(
+        self, net: nn.Module, hnet: HyperNetwork, *, shared: Shared = "trained", precision: Precision = "float32"
+    ) -> None:
         super().__init__()
-        if shared not in SHARED:
-            raise one_of("shared", shared, SHARED)
-        if precision not in PRECISIONS:
-            raise one_of("precision", precision, PRECISIONS)
         parameters = writable_parameters(net)
         shapes = {name: real_view(parameter).shape for name, parameter in parameters.items()}
         differing = sorted(set(hnet.shapes.items()) - set(shapes.items()))

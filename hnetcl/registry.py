@@ -4,8 +4,8 @@
     class EWC(Method):
         def __init__(self, *, lambda_: Annotated[float, Ge(0)] = 5000.0) -> None: ...
 
-What stands before the `*` is given by the run; every keyword-only argument behind it is a configuration key, with its type,
-bounds and default. `method=ewc method.lambda_=100` then makes `EWC(lambda_=100.0)`.
+What stands before the `*` is given by the run, by name: a part names what it needs. Every keyword-only argument behind it is a
+configuration key, with its type, bounds and default. `method=ewc method.lambda_=100` then makes `EWC(lambda_=100.0)`.
 
 The package's own parts are found in their rooms, one file each, without being imported: their signatures are read from the
 source, so that the command line refuses a value before torch is loaded, which takes seconds.
@@ -17,12 +17,12 @@ import typing
 from collections import abc
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache, wraps
 from importlib import import_module
 from inspect import Parameter, isclass
 from inspect import signature as call_signature
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
 
 import annotated_types
 
@@ -75,11 +75,14 @@ class _Declared:
     """A part of the package that may not have been imported yet."""
 
     module: str
+    given: tuple[str, ...]
     options: Options
 
 
 def register(kind: str, name: str) -> Callable[[Made], Made]:
-    """Gives a part of one's own a name that the command line knows, and returns it as it is.
+    """Gives a part of one's own a name that the command line knows.
+
+    Whoever calls what makes the part, the values of its keyword-only arguments are checked against their types and bounds.
 
     Args:
         kind: one of `KINDS`.
@@ -98,8 +101,8 @@ def register(kind: str, name: str) -> Callable[[Made], Made]:
         own = _declared(kind).get(name)
         if own is not None and own.module != made.__module__:
             raise ArgumentError("name", name, f"{kind}={name} is a part of hnetcl; choose another name")
-        _registered[kind][name] = made
-        return made
+        _registered[kind][name] = checking(made)
+        return cast(Made, _registered[kind][name])
 
     return registered
 
@@ -107,6 +110,18 @@ def register(kind: str, name: str) -> Callable[[Made], Made]:
 def names(kind: str) -> list[str]:
     """The parts of a kind that can be chosen: the package's own, and those that were registered."""
     return sorted(_declared(kind).keys() | _registered[kind].keys())
+
+
+def given(kind: str, name: str) -> tuple[str, ...]:
+    """The names of what the run gives to a part, as far as the part names it.
+
+    Raises:
+        ArgumentError: there is no part of that name.
+    """
+    if name in _declared(kind):
+        return _declared(kind)[name].given
+    parameters = call_signature(find(kind, name)).parameters.values()
+    return tuple(p.name for p in parameters if p.kind in (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD))
 
 
 def options(kind: str, name: str) -> Options:
@@ -134,43 +149,52 @@ def find(kind: str, name: str) -> Callable[..., Any]:
     return _registered[kind][name]
 
 
-def make(kind: str, values: Mapping[str, Any], *given: Any, **also_given: Any) -> Any:
+def make(kind: str, values: Mapping[str, Any], **offered: Any) -> Any:
     """A part, of values as the configuration has them: its `name`, and its keys.
 
     Args:
-        given, also_given: what the run gives.
+        offered: what the run can give; the part gets what it names.
 
     Raises:
-        ArgumentError: there is no part of that name, or it refuses a value; named as on the command line.
+        ArgumentError: there is no part of that name, it asks for what the run has not, or it refuses a value.
     """
+    maker, name = find(kind, values["name"]), values["name"]
     own = {key: value for key, value in values.items() if key != "name"}
-    maker = find(kind, values["name"])
+    own |= {key: offered[key] for key in given(kind, name) if key in offered}
     try:
-        return maker(*given, **also_given, **own)
-    except ArgumentError as error:
-        raise error.within(kind) from error
+        call_signature(maker).bind(**own)
+    except TypeError as error:
+        rule = f"{error}; a {kind} is given {', '.join(offered) or 'nothing'}, and arguments behind * are its configuration"
+        raise ArgumentError(kind, name, rule) from error
+    return maker(**own)
 
 
 # ---------------------------------------------------------------------- checking values
 
 
-def checked(values: Mapping[str, Any], known: Options, prefix: str = "", beside: Iterable[str] = ()) -> dict[str, Any]:
+def checked(
+    values: Mapping[str, Any], known: Options, prefix: str = "", beside: Iterable[str] = (), note: str = ""
+) -> dict[str, Any]:
     """The values, with defaults for those that are left out.
 
     Args:
         prefix: of the keys, for messages.
         beside: further keys of the same level, for messages.
+        note: behind the allowed keys, for messages.
 
     Raises:
         ArgumentError: an unknown key, a missing one, a value of another type or out of bounds.
     """
     for key, value in values.items():
         if key not in known:
-            raise ArgumentError(prefix + key, value, f"there is no such key; {nearest(key, [*known, *beside])}")
+            raise ArgumentError(prefix + key, value, f"there is no such key; {nearest(key, [*known, *beside], prefix)}{note}")
     found = {}
     for key, option in known.items():
         if key in values:
-            found[key] = _checked(prefix + key, values[key], option.type)
+            value = values[key]
+            if type(value) in (int, float) and _shown(option.type) in ("str", "str | None"):
+                value = str(value)  # a name or path of digits
+            found[key] = check_value(prefix + key, value, option.type)
         elif option.required:
             raise ArgumentError(prefix + key, None, "is missing")
         else:
@@ -178,18 +202,24 @@ def checked(values: Mapping[str, Any], known: Options, prefix: str = "", beside:
     return found
 
 
-def _checked(key: str, value: Any, wanted: Any) -> Any:
-    from pydantic import ConfigDict, TypeAdapter, ValidationError
+def check_value(key: str, value: Any, wanted: Any) -> Any:
+    """The value, if it is of that type and within its bounds.
 
-    rule = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
+    Raises:
+        ArgumentError: it is not.
+    """
+    from pydantic import ValidationError
+
+    if wanted is Any:
+        return value
     try:
-        made = TypeAdapter(wanted, config=rule).validate_python(value)
+        made = _adapter(wanted).validate_python(value)
     except ValidationError as error:
         faults = error.errors(include_url=False)
         kinds = {fault["type"] for fault in faults}
-        words = _words(wanted)
-        if words and kinds <= {"literal_error", "sequence_str", "is_instance_of"} and not isinstance(value, list):
-            raise one_of(key, value, words) from None
+        allowed = words(wanted)
+        if allowed and kinds <= {"literal_error", "sequence_str", "is_instance_of"} and not isinstance(value, list):
+            raise one_of(key, value, allowed) from None
         where = "every value must be" if len(faults[0]["loc"]) > 0 and len(faults) == 1 else "must be"
         if "finite_number" in kinds:
             raise ArgumentError(key, value, ", ".join(["must be a finite number", *_bounds(wanted)])) from None
@@ -197,17 +227,25 @@ def _checked(key: str, value: Any, wanted: Any) -> Any:
             raise ArgumentError(key, value, f"{where} {' and '.join(_bounds(wanted))}") from None
         if kinds == {"too_short"}:
             raise ArgumentError(key, value, "must not be empty") from None
-        if words and kinds == {"literal_error"}:
-            raise ArgumentError(key, value, f"every value must be one of {', '.join(words)}") from None
+        if allowed and kinds == {"literal_error"}:
+            raise ArgumentError(key, value, f"every value must be one of {', '.join(allowed)}") from None
         raise ArgumentError(key, value, f"must be of type {_shown(wanted)}") from None
     return list(made) if isinstance(made, tuple) else made
 
 
-def _words(wanted: Any) -> list[str]:
+@lru_cache(1024)
+def _adapter(wanted: Any) -> Any:
+    """pydantic's check of a type; nothing is converted, but a whole number where a real one is wanted."""
+    from pydantic import ConfigDict, TypeAdapter  # where it is needed, for it takes a tenth of a second to import
+
+    return TypeAdapter(wanted, config=ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True))
+
+
+def words(wanted: Any) -> list[str]:
     """The words that a type allows."""
     if get_origin(wanted) is Literal:
         return [str(word) for word in get_args(wanted)]
-    return [word for each in get_args(wanted) if not isinstance(each, str) for word in _words(each)]
+    return [word for each in get_args(wanted) if not isinstance(each, str) for word in words(each)]
 
 
 def _bounds(wanted: Any) -> list[str]:
@@ -236,12 +274,50 @@ def _shown(wanted: Any) -> str:
     return "None" if wanted is type(None) else getattr(wanted, "__name__", str(wanted))
 
 
+def checking(made: Made) -> Made:
+    """A decorator: the same class or function, which refuses keyword-only arguments that its signature does not allow.
+
+    Raises:
+        ArgumentError: when it is called.
+    """
+    known: list[Options] = []  # read at the first call: a module's own types may come after the part
+
+    def check(values: Mapping[str, Any]) -> None:
+        if not known:
+            known.append(_inspected(made))
+        for key, option in known[0].items():
+            if key in values:
+                check_value(key, values[key], option.type)
+
+    if isclass(made):
+        if "__init__" in vars(made):
+            original = made.__init__
+
+            @wraps(original)
+            def init(self: Any, *args: Any, **values: Any) -> None:
+                check(values)
+                original(self, *args, **values)
+
+            type.__setattr__(made, "__init__", init)
+        return made
+
+    @wraps(made)
+    def call(*args: Any, **values: Any) -> Any:
+        check(values)
+        return made(*args, **values)
+
+    return cast(Made, call)
+
+
 # ---------------------------------------------------------------------- reading signatures
 
 
 def _inspected(made: Callable[..., Any]) -> Options:
     """The configuration keys of a part that has been imported."""
-    hints = get_type_hints(made.__init__ if isclass(made) else made, include_extras=True)
+    try:
+        hints = get_type_hints(made.__init__ if isclass(made) else made, include_extras=True)
+    except NameError:  # types that only a type checker imports
+        hints = {}
     parameters = call_signature(made).parameters.values()
     return {p.name: Option(hints.get(p.name, Any), p.default) for p in parameters if p.kind is Parameter.KEYWORD_ONLY}
 
@@ -264,7 +340,7 @@ def _declared(kind: str) -> dict[str, _Declared]:
                 if isinstance(mark, ast.Call) and ast.unparse(mark.func) == "register":
                     of, name = map(ast.literal_eval, mark.args)
                     if of == kind:
-                        found[name] = _Declared(module, declared_options(module, node.name))
+                        found[name] = _Declared(module, _declared_given(module, node.name), declared_options(module, node.name))
     return found
 
 
@@ -272,20 +348,28 @@ def _declared(kind: str) -> dict[str, _Declared]:
 def declared_options(module: str, name: str) -> Options:
     """The keyword-only arguments of a class or function of the package, read from its source.
 
-    Types that only an import would tell (torch's, say) are taken for Any.
+    Types that only an import would tell (torch's, say) are left open: no value of a command line is of such a type.
     """
-    names = _Names.of(module)
-    node = names.definitions[name]
-    if isinstance(node, ast.ClassDef):
-        inits = [each for each in node.body if isinstance(each, ast.FunctionDef) and each.name == "__init__"]
-        if not inits:
-            return {}
-        node = inits[0]
+    names, node = _Names.of(module), _Names.of(module).function(name)
+    if node is None:
+        return {}
     arguments = zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True)
     return {
         argument.arg: Option(names.value(argument.annotation), Parameter.empty if default is None else names.value(default))
         for argument, default in arguments
     }
+
+
+def _declared_given(module: str, name: str) -> tuple[str, ...]:
+    node = _Names.of(module).function(name)
+    return () if node is None else tuple(argument.arg for argument in node.args.args if argument.arg != "self")
+
+
+class _Unread:
+    """In place of a type that is not read."""
+
+    def __class_getitem__(cls, item: Any) -> type:
+        return cls
 
 
 class _Names(dict[str, Any]):
@@ -313,6 +397,14 @@ class _Names(dict[str, Any]):
     def of(module: str) -> "_Names":
         return _Names(module)
 
+    def function(self, name: str) -> ast.FunctionDef | None:
+        """A function, or a class's constructor; None where it has none."""
+        node = self.definitions[name]
+        if isinstance(node, ast.FunctionDef):
+            return node
+        inits = [each for each in node.body if isinstance(each, ast.FunctionDef) and each.name == "__init__"]
+        return inits[0] if inits else None
+
     def __missing__(self, name: str) -> Any:
         if name in self.assigned:
             self[name] = self.value(self.assigned[name])
@@ -321,16 +413,11 @@ class _Names(dict[str, Any]):
             if module in _PLAIN:
                 self[name] = getattr(_PLAIN[module], original)
             else:
-                self[name] = _Names.of(module)[original] if module.startswith("hnetcl.") else Any
+                self[name] = _Names.of(module)[original] if module.startswith("hnetcl.") else _Unread
         else:
-            self[name] = vars(builtins).get(name, Any)
+            self[name] = vars(builtins).get(name, _Unread)
         return self[name]
 
     def value(self, node: ast.expr | None) -> Any:
-        """What an expression means; Any where that can't be told."""
-        if node is None:
-            return Any
-        try:
-            return eval(compile(ast.Expression(node), "<annotation>", "eval"), {}, self)
-        except (TypeError, AttributeError, KeyError, OSError):
-            return Any
+        """What an expression means; Any where there is none."""
+        return Any if node is None else eval(compile(ast.Expression(node), "<annotation>", "eval"), {}, self)

@@ -2,29 +2,31 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from numbers import Integral
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from hnetcl.bn import NormLayer, convert_batchnorm, writable_parameters
-from hnetcl.choices import STATS
-from hnetcl.errors import ArgumentError, one_of
+from hnetcl.errors import ArgumentError
 from hnetcl.hnets import ChunkedHyperNetwork, DirectHyperNetwork, HyperNetwork, initial_parameters
-from hnetcl.model import HyperModel
+from hnetcl.model import HyperModel, Precision, Shared
 from hnetcl.patterns import matching
+from hnetcl.registry import check_value, checking, declared_options
 
 NORMS = (NormLayer, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.instancenorm._InstanceNorm)
 
 
+@checking
 def wrap(
     module: nn.Module,
     num_tasks: int,
-    generate: Iterable[str] | str = "all",
-    shared: str = "trained",
-    init: str | None = None,
+    *,
+    generate: Any = "all",
+    shared: Shared = "trained",
+    init: Literal["own", "fan_in", "fan_out", "given"] | None = None,
     stats: str = "tracked",
-    precision: str = "float32",
+    precision: Precision = "float32",
     hnet: Callable[..., HyperNetwork] = ChunkedHyperNetwork,
     **options: Any,
 ) -> HyperModel:
@@ -71,15 +73,14 @@ def wrap(
     redraws = init is None and not isinstance(made, DirectHyperNetwork)
     if redraws and any(name.rpartition(".")[0] in trained for name in chosen):
         raise untold_init(net)
-    return HyperModel(net, made, shared, precision)
+    return HyperModel(net, made, shared=shared, precision=precision)
 
 
 def _check(module: nn.Module, num_tasks: Any, stats: str, hidden: Any = (), **_: Any) -> None:
     """Refuses what would fail later, or never be noticed."""
     if not _is_whole(num_tasks):
         raise ArgumentError("num_tasks", num_tasks, "must be a whole number")
-    if stats not in STATS:
-        raise one_of("stats", stats, STATS)
+    check_value("stats", stats, declared_options("hnetcl.bn.layer", "BatchNormLayer")["stats"].type)
     if not isinstance(hidden, Sequence) or not all(map(_is_whole, hidden)):
         raise ArgumentError("hidden", repr(hidden), "must be a list of widths")
     for name, tensor in (*module.named_parameters(), *module.named_buffers()):

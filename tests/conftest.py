@@ -13,7 +13,7 @@ from hydra.core.global_hydra import GlobalHydra
 from safetensors.torch import save_file
 
 from hnetcl.cli.main import CONF, option_names
-from hnetcl.cli.parse import parse, parse_evaluation
+from hnetcl.cli.plain import typed_config, typed_evaluation
 from hnetcl.cli.words import prepared
 from hnetcl.config import Config, EvaluationConfig
 
@@ -70,7 +70,7 @@ def compose() -> Callable[..., Config]:
     def call(*overrides: str) -> Config:
         GlobalHydra.instance().clear()
         with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-            return parse(hydra.compose("config", prepared(overrides, option_names("config"))))
+            return typed_config(hydra.compose("config", prepared(overrides, option_names("config"))))
 
     return call
 
@@ -82,6 +82,6 @@ def compose_evaluation() -> Callable[..., EvaluationConfig]:
     def call(*overrides: str) -> EvaluationConfig:
         GlobalHydra.instance().clear()
         with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-            return parse_evaluation(hydra.compose("evaluate", list(overrides)))
+            return typed_evaluation(hydra.compose("evaluate", list(overrides)))
 
     return call

@@ -11,6 +11,7 @@ PACKAGE = Path(hnetcl.__file__).parent
 ROOMS = [
     "errors",
     "registry",
+    "config",
     "choices",
     "patterns",
     "modes",
@@ -32,7 +33,6 @@ ROOMS = [
     "metrics",
     "training",
     "tracking",
-    "config",
     "build",
     "cli",
     "__main__",

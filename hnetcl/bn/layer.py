@@ -1,12 +1,13 @@
 """The batch-norm layer for real, complex and quaternion numbers."""
 
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.distributed as dist
+from annotated_types import Ge, Gt, Le
 from torch import Tensor, nn
 
-from hnetcl.algebra import Algebra
+from hnetcl.algebra import Algebra, AlgebraName
 from hnetcl.bn.base import BATCH
 from hnetcl.bn.family import TorchsFamily
 from hnetcl.bn.gaussian import divergence, parameters, statistics
@@ -16,8 +17,10 @@ from hnetcl.kernels.backends import Kernel, select
 from hnetcl.kernels.layout import complex_to_real, real_to_complex, sum_dtype
 from hnetcl.kernels.mapping import learns
 from hnetcl.kernels.sums import Group
+from hnetcl.registry import register
 
 
+@register("bn", "layer")
 class BatchNormLayer(TorchsFamily):
     r"""Batch norm over numbers of d components, with a row of running statistics per task.
 
@@ -77,14 +80,15 @@ class BatchNormLayer(TorchsFamily):
     def __init__(
         self,
         num_features: int,
-        algebra: str | Algebra = "real",
-        stats: str = "tracked",
-        whitening: str | None = None,
+        *,
+        algebra: AlgebraName | Algebra = "real",
+        stats: Literal["tracked", "learnable", "frozen", "batch", "generated", "distilled"] = "tracked",
+        whitening: Literal["zca", "cholesky", "naive"] | None = None,
         affine: bool = True,
-        momentum: float | None = 0.1,
-        eps: float = 1e-5,
+        momentum: Annotated[float, Ge(0), Le(1)] | None = 0.1,
+        eps: Annotated[float, Gt(0)] = 1e-5,
         sync: bool = False,
-        backend: str = "auto",
+        backend: Literal["auto", "reference", "closed_form", "compiled"] = "auto",
     ) -> None:
         super().__init__(num_features, algebra, whitening, affine, eps, backend)
         if stats not in STATS:

@@ -6,7 +6,7 @@ from omegaconf import DictConfig
 
 from hnetcl.cli.call import Call
 from hnetcl.cli.main import USAGE_ERROR, run
-from hnetcl.cli.parse import parse, parse_evaluation
+from hnetcl.cli.plain import typed_config, typed_evaluation
 from hnetcl.errors import one_of
 
 USAGE = """usage: hnetcl COMMAND [KEY=VALUE ...]
@@ -44,14 +44,14 @@ def main() -> None:
 
 
 def _train(composed: DictConfig, call: Call) -> float:
-    config = parse(composed)
+    config = typed_config(composed)
     from hnetcl.cli.jobs import metric, train  # torch is imported only once the configuration is good
 
     return metric(train(config, call), config.optimized_metric)
 
 
 def _evaluate(composed: DictConfig, call: Call) -> float:
-    arguments = parse_evaluation(composed)
+    arguments = typed_evaluation(composed)
     from hnetcl.cli.jobs import evaluate
 
     found = evaluate(arguments)

@@ -4,7 +4,6 @@ import json
 import math
 import time
 from contextlib import ExitStack
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,15 +13,15 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from hnetcl.bn import BATCH, batchnorm_layers, recalibrate
-from hnetcl.build import Parts, build
+from hnetcl.build import Parts, build, named
 from hnetcl.cli.call import PYTHON, Call, environment
-from hnetcl.cli.imports import import_all
 from hnetcl.cli.reload import load_weights, saved_config, told_of_imports
-from hnetcl.config import GROUPS, Config, EvaluationConfig
+from hnetcl.config import Config, EvaluationConfig, all_keys
 from hnetcl.errors import ArgumentError, one_line
 from hnetcl.memory import allocating
 from hnetcl.metrics import summary
 from hnetcl.model import HyperModel
+from hnetcl.registry import make, names
 from hnetcl.tasks import data_folder, listed
 from hnetcl.training import (
     Protocol,
@@ -60,35 +59,34 @@ def train(config: Config, call: Call = PYTHON) -> Path:
     Raises:
         ArgumentError: the configuration can't be built, or the directory is in use; nothing has been written then.
     """
-    import_all(config.imports)
-    if config.data.root is not None:
-        config.data.root = str(_data_folder(config.data.root).absolute())
-    values = asdict(config.trainer)
+    if config.data["root"] is not None:
+        config.data["root"] = str(_data_folder(config.data["root"]).absolute())
+    values = dict(config.trainer)
     threads, deterministic, _ = (values.pop(key) for key in ("threads", "deterministic", "precision"))
     device = resolve_device(config.device)
-    with engine(config.seed, threads, deterministic):
+    with engine(config.seed, threads=threads, deterministic=deterministic):
         parts = build(config, device)
+        generator = torch.Generator(device).manual_seed(config.seed)
+        with named("trainer", inference="", scenario="", logits=""):
+            trainer = Trainer(
+                *(parts.model, parts.sequence, parts.method, parts.optimizer, generator, config.scenario, config.inference),
+                **values,
+            )
+        _check_measured(config, trainer)
         directory = _claim(config, parts, call)
         from hnetcl.tracking import Console, log_to, number, observers, result_table
 
         console = Console()
         with log_to(console, directory.log) as log, ExitStack() as closing:
             log.info(describe(parts, device))
-            what = _flatten({key: value for key, value in asdict(config).items() if key not in MAY_DIFFER})
-            listening = observers(config.observers, console, directory, what, _all_keys(), call.name())
+            what = _flatten({key: value for key, value in config.values().items() if key not in MAY_DIFFER})
+            offered = {"console": console, "directory": directory, "config": what, "keys": all_keys(), "run_name": call.name()}
+            listening = observers(config.observers, **offered)
             for observer in listening:
                 closing.callback(observer.close)
-            generator = torch.Generator(device).manual_seed(config.seed)
-            trainer = Trainer(
-                *(parts.model, parts.sequence, parts.method, parts.optimizer, generator, directory),
-                observers=listening,
-                scenario=config.scenario,
-                inference=config.inference,
-                **values,
-            )
             try:
-                with allocating("trainer.batch_size", config.trainer.batch_size):
-                    result = trainer.fit()
+                with allocating("trainer.batch_size", config.trainer["batch_size"]):
+                    result = trainer.fit(directory, listening)
             except KeyboardInterrupt:
                 log.info(f"interrupted; this goes on after the last task:\n{call.continued(directory.path)}")
                 raise
@@ -122,10 +120,9 @@ def evaluate(config: EvaluationConfig) -> list[float]:
     directory = RunDirectory(config.run)
     if not directory.holds_run():
         raise ArgumentError("run", config.run, "holds no run (there is no config.yaml)")
-    import_all(config.imports)
     trained = saved_config(directory, "run")
-    trained.data.root = config.data.root or trained.data.root
-    with engine(trained.seed, trained.trainer.threads, trained.trainer.deterministic):
+    trained.data["root"] = config.data["root"] or trained.data["root"]
+    with engine(trained.seed, threads=trained.trainer["threads"], deterministic=trained.trainer["deterministic"]):
         parts = _rebuild(trained, config)
         sequence, model = parts.sequence, parts.model
         _check_data(directory, parts, "run")
@@ -138,7 +135,7 @@ def evaluate(config: EvaluationConfig) -> list[float]:
         if config.task is not None:
             tasks = [_task_number("task", config.task, len(sequence))]
         row = _row(config.stats, parts)
-        at_once = trained.trainer.eval_batch_size or images_at_once(model, sequence[0])
+        at_once = trained.trainer["eval_batch_size"] or images_at_once(model, sequence[0])
         if config.stats == "recalibrated":
             _recalibrate(parts, tasks, at_once)
         scenario, inference = config.scenario or trained.scenario, config.inference or trained.inference
@@ -191,11 +188,19 @@ def _data_folder(root: str) -> Path:
         raise error.within("data") from error
 
 
+def _check_measured(config: Config, trainer: Trainer) -> None:
+    """A sweeper can't look for the best of what is not measured."""
+    name = config.optimized_metric
+    if name in names("metric") and math.isnan(make("metric", {"name": name}, **trainer.measured())):
+        rule = f"takes more than trainer.evaluate={trainer.evaluate} measures; allowed with it: average_accuracy, bwt"
+        raise ArgumentError("optimized_metric", name, rule)
+
+
 def _claim(config: Config, parts: Parts, call: Call) -> RunDirectory:
     """Takes a directory for the run and writes what the run is; or finds there the run to go on with."""
-    if config.run.dir is not None and call.directory is not None:
-        raise ArgumentError("run.dir", config.run.dir, "is one directory, but this is a multirun: set hydra.sweep.dir")
-    given = config.run.dir or call.directory
+    if config.run["dir"] is not None and call.directory is not None:
+        raise ArgumentError("run.dir", config.run["dir"], "is one directory, but this is a multirun: set hydra.sweep.dir")
+    given = config.run["dir"] or call.directory
     if config.resume and given is None:
         raise ArgumentError("resume", config.resume, "needs run.dir, the run to go on with")
     path = Path(given) if given else Path("outputs") / parts.sequence.name / time.strftime("%Y-%m-%d_%H-%M-%S")
@@ -219,7 +224,7 @@ def _begin(directory: RunDirectory, config: Config, parts: Parts, call: Call) ->
     directory.write_json(directory.environment, [*starts, environment(call)])
     if not directory.holds_run():
         directory.write_json(directory.tasks, _manifest(config, parts))
-        directory.write_text(directory.config, OmegaConf.to_yaml(OmegaConf.create(asdict(config))))
+        directory.write_text(directory.config, OmegaConf.to_yaml(OmegaConf.create(config.values())))
     return directory
 
 
@@ -237,7 +242,7 @@ def _fresh(path: Path) -> Path:
 
 def _check_same(config: Config, saved: Config) -> None:
     """A continuation must be the same run."""
-    now, before = (_flatten({k: v for k, v in asdict(c).items() if k not in MAY_DIFFER}) for c in (config, saved))
+    now, before = (_flatten({k: v for k, v in c.values().items() if k not in MAY_DIFFER}) for c in (config, saved))
     for key in sorted(now.keys() | before.keys()):
         if now.get(key) != before.get(key):
             raise ArgumentError(key, now.get(key), f"the run to go on with has {key}={before.get(key)}")
@@ -317,14 +322,6 @@ def _metrics(parts: Parts, result: Result, config: Config) -> dict[str, float]:
         "seconds_total": result.seconds_total,
         "steps_per_second": result.steps / result.seconds,
     }
-
-
-def _all_keys() -> list[str]:
-    """The keys of all parts that can be chosen, where `_flatten` has those of the chosen ones."""
-    schemas = {
-        group: list(s.values()) if isinstance(s, dict) else [s] for group, s in GROUPS.items() if group not in MAY_DIFFER
-    }
-    return sorted({f"{group}.{key}" for group, kinds in schemas.items() for kind in kinds for key in kind.__dataclass_fields__})
 
 
 def _flatten(values: dict[str, Any]) -> dict[str, Any]:

@@ -4,12 +4,14 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from traceback import walk_tb
 from types import FunctionType
+from typing import Any
 
 import hydra
 from hydra.core.config_store import ConfigStore
@@ -23,7 +25,9 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 from hnetcl.cli.call import Call
 from hnetcl.cli.streams import make_patient
 from hnetcl.cli.words import as_text, is_multirun, prepared, read
+from hnetcl.config import CHOSEN
 from hnetcl.errors import ArgumentError, DivergedError, nearest, one_line, one_of
+from hnetcl.registry import names
 
 PACKAGE = Path(__file__).resolve().parents[1]
 CONF = next(folder / "conf" for folder in (PACKAGE, PACKAGE.parent) if (folder / "conf").is_dir())  # installed, or a checkout
@@ -48,7 +52,9 @@ def run(config_name: str, job: Job) -> None:
     with TemporaryDirectory() as folder:
         faults = Path(folder) / "faults"  # a file, for a launcher may run jobs in processes of their own
         try:
-            sys.argv[1:] = prepared(sys.argv[1:], option_names(config_name))
+            options = option_names(config_name)
+            add_parts(sys.argv[1:], options)
+            sys.argv[1:] = prepared(sys.argv[1:], options)
             task = _guarded(job, typed, faults)
             hydra.main(version_base="1.3", config_path=search_folder(config_name), config_name=config_name)(task)()
         except (ArgumentError, HydraException, OmegaConfBaseException) as error:
@@ -79,6 +85,22 @@ def search_folder(config_name: str) -> str | None:
         return str(CONF)
     ConfigStore.instance().store(config_name, OmegaConf.load(CONF / f"{config_name}.yaml"))
     return None
+
+
+def add_parts(words: Sequence[str], options: Mapping[str, Sequence[str]]) -> None:
+    """Makes options of parts that have no YAML: they are all defaults. Users' own are told apart once they are imported."""
+    imports = any(word.startswith("imports=") for word in words)
+    folders = [Path(folder) for flag, folder in pairwise(words) if flag in ("--config-dir", "-cd")]
+    folders += [Path(word.partition("=")[2]) for word in words if word.startswith("--config-dir=")]
+    for word in words:
+        group, _, chosen = word.lstrip("+").partition("=")
+        for name in chosen.split(",") if group in options and group in CHOSEN else []:
+            known = name in options[group] or any((folder / group / f"{name}.yaml").exists() for folder in folders)
+            if name.isidentifier() and not known and (imports or name in names(group)):
+                node: dict[str, Any] = {"name": name}
+                if group == "net":
+                    node = {"defaults": [{"override /bn@_global_.bn": "real"}], **node}  # as of others' networks
+                ConfigStore.instance().store(f"{name}.yaml", node, group=group)
 
 
 def option_names(config_name: str) -> dict[str, list[str]]:

@@ -12,8 +12,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from hnetcl.build import build_model
 from hnetcl.cli.imports import import_all
-from hnetcl.cli.parse import parse
-from hnetcl.config import Config
+from hnetcl.cli.plain import to_plain
+from hnetcl.config import Config, parse
 from hnetcl.errors import ArgumentError, one_line
 from hnetcl.model import HyperModel
 from hnetcl.training import RunDirectory, engine, resolve_device
@@ -93,7 +93,7 @@ def _are(kind: type, values: Any, least: int) -> bool:
 
 def told_of_imports(error: ArgumentError, config: Config) -> ArgumentError:
     """The error with what the run imported, where that may be what is missing."""
-    if error.name != "net.model" or not config.imports:
+    if not error.name.endswith(".name") or not config.imports:
         return error
     return ArgumentError(error.name, error.value, f"{error.allowed}; the run had imports=[{','.join(config.imports)}]")
 
@@ -108,7 +108,7 @@ def saved_config(directory: RunDirectory, name: str) -> Config:
         text = directory.read_text(directory.config)
         if not isinstance(yaml.compose(text, yaml.SafeLoader), yaml.MappingNode):
             raise ValueError("it holds no keys")
-        return parse(OmegaConf.create(text))
+        return parse(to_plain(OmegaConf.create(text)))
     except ArgumentError as error:
         rule = f"config.yaml is damaged, or can't be used here ({one_line(error)})"
         raise ArgumentError(name, directory.path, rule) from error

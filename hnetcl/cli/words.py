@@ -9,9 +9,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Override, Quote, QuotedString
 from hydra.errors import HydraException
 
+from hnetcl.config import CHOSEN
 from hnetcl.errors import ArgumentError, one_of
 
-FREE = "net.options"  # its keys are the network's own; Hydra would refuse them as unknown without the ++
 NO_GROUPS: Mapping[str, Sequence[str]] = MappingProxyType({})
 PATHS = ("run", "run.dir", "data.root", "hydra.sweep.dir")  # their values are taken as text, whatever characters they have
 
@@ -40,7 +40,7 @@ def prepared(words: Sequence[str], groups: Mapping[str, Sequence[str]] = NO_GROU
             _check_options(key, word, groups[key])
         if key in PATHS:
             made.append(_path(word, sweeps=is_multirun(words)))
-        elif word.startswith(FREE):
+        elif word.partition(".")[0] in CHOSEN and "." in key:  # a key that its YAML may leave out, which Hydra would refuse
             made.append(f"++{word}")
         else:
             made.append(word)

@@ -1,8 +1,9 @@
 """The chunked hypernetwork: one small MLP writes the parameters piece by piece."""
 
 from collections.abc import Mapping, Sequence
-from typing import cast
+from typing import Annotated, Literal, cast
 
+from annotated_types import Ge, Gt
 from torch import Tensor
 
 from hnetcl.errors import ArgumentError
@@ -10,8 +11,10 @@ from hnetcl.hnets.base import Shapes
 from hnetcl.hnets.compression import find_chunk_size
 from hnetcl.hnets.part import Part, part_size
 from hnetcl.hnets.parted import PartedHyperNetwork
+from hnetcl.registry import register
 
 
+@register("hnet", "chunked")
 class ChunkedHyperNetwork(PartedHyperNetwork):
     """chunk_k = MLP([e_t, c_k]) for all chunks k in one batch; the chunks laid end to end are the parameters.
 
@@ -37,15 +40,16 @@ class ChunkedHyperNetwork(PartedHyperNetwork):
         self,
         shapes: Shapes,
         num_tasks: int,
-        hidden: Sequence[int] = (10, 10),
-        embedding_dim: int = 32,
-        chunk_embedding_dim: int = 32,
-        chunk_size: int | None = None,
-        compression: float | None = None,
-        activation: str = "relu",
-        head_scale: str = "unit",
         initial: Mapping[str, Tensor] | None = None,
         given: bool = False,
+        *,
+        hidden: Sequence[Annotated[int, Ge(1)]] = (10, 10),
+        embedding_dim: Annotated[int, Ge(1)] = 32,
+        chunk_embedding_dim: Annotated[int, Ge(1)] = 32,
+        chunk_size: Annotated[int, Ge(1)] | None = None,
+        compression: Annotated[float, Gt(0)] | None = None,
+        activation: Literal["relu", "elu"] = "relu",
+        head_scale: Literal["unit", "own"] = "unit",
     ) -> None:
         super().__init__(shapes, num_tasks, embedding_dim, initial, given)
         if chunk_embedding_dim < 1:

@@ -9,8 +9,10 @@ from hnetcl.errors import ArgumentError
 from hnetcl.hnets.base import HyperNetwork, Shapes, initial_values
 from hnetcl.numbers import flat_numbers
 from hnetcl.patterns import matching
+from hnetcl.registry import register
 
 
+@register("hnet", "direct")
 class DirectHyperNetwork(HyperNetwork):
     """The main network's parameters, some shared by all tasks and some kept once per task.
 
@@ -30,10 +32,11 @@ class DirectHyperNetwork(HyperNetwork):
         self,
         shapes: Shapes,
         num_tasks: int,
-        per_task: Sequence[str] | None = None,
         initial: Mapping[str, Tensor] | None = None,
         given: bool = False,
         num_outputs: int | None = None,
+        *,
+        per_task: Sequence[str] | None = None,
     ) -> None:
         super().__init__(shapes, num_tasks, initial)
         values = initial_values(self.shapes) if initial is None else initial

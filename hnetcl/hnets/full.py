@@ -1,7 +1,9 @@
 """The full hypernetwork: one MLP from the task embedding to all parameters at once."""
 
 from collections.abc import Mapping, Sequence
+from typing import Annotated, Literal
 
+from annotated_types import Ge, Gt
 from torch import Tensor
 
 from hnetcl.errors import ArgumentError
@@ -9,8 +11,10 @@ from hnetcl.hnets.base import Shapes
 from hnetcl.hnets.compression import largest_size
 from hnetcl.hnets.part import Part, part_size
 from hnetcl.hnets.parted import PartedHyperNetwork
+from hnetcl.registry import register
 
 
+@register("hnet", "full")
 class FullHyperNetwork(PartedHyperNetwork):
     """w = MLP(e_t).
 
@@ -34,13 +38,14 @@ class FullHyperNetwork(PartedHyperNetwork):
         self,
         shapes: Shapes,
         num_tasks: int,
-        hidden: Sequence[int] = (10, 10),
-        embedding_dim: int = 32,
-        compression: float | None = None,
-        activation: str = "relu",
-        head_scale: str = "unit",
         initial: Mapping[str, Tensor] | None = None,
         given: bool = False,
+        *,
+        hidden: Sequence[Annotated[int, Ge(1)]] = (10, 10),
+        embedding_dim: Annotated[int, Ge(1)] = 32,
+        compression: Annotated[float, Gt(0)] | None = None,
+        activation: Literal["relu", "elu"] = "relu",
+        head_scale: Literal["unit", "own"] = "unit",
     ) -> None:
         super().__init__(shapes, num_tasks, embedding_dim, initial, given)
         written = self.num_generated

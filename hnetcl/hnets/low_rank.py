@@ -2,8 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 from math import prod
+from typing import Annotated, Literal
 
 import torch
+from annotated_types import Ge, Gt
 from torch import Tensor, nn
 
 from hnetcl.errors import ArgumentError
@@ -11,8 +13,10 @@ from hnetcl.hnets.base import Shapes
 from hnetcl.hnets.compression import DEFAULT_COMPRESSION, find_chunk_size
 from hnetcl.hnets.conditioned import ConditionedHyperNetwork
 from hnetcl.hnets.part import AT_ONCE, Part, part_size
+from hnetcl.registry import register
 
 
+@register("hnet", "low_rank")
 class LowRankHyperNetwork(ConditionedHyperNetwork):
     r"""W_t = U_t V_t with U_t [n, r] and V_t [r, m], which one chunked MLP writes.
 
@@ -50,16 +54,17 @@ class LowRankHyperNetwork(ConditionedHyperNetwork):
         self,
         shapes: Shapes,
         num_tasks: int,
-        hidden: Sequence[int] = (10, 10),
-        embedding_dim: int = 32,
-        chunk_embedding_dim: int = 32,
-        rank: int = 8,
-        base: bool = False,
-        chunk_size: int | None = None,
-        compression: float | None = None,
-        activation: str = "relu",
         initial: Mapping[str, Tensor] | None = None,
         given: bool = False,
+        *,
+        hidden: Sequence[Annotated[int, Ge(1)]] = (10, 10),
+        embedding_dim: Annotated[int, Ge(1)] = 32,
+        chunk_embedding_dim: Annotated[int, Ge(1)] = 32,
+        rank: Annotated[int, Ge(1)] = 8,
+        base: bool = False,
+        chunk_size: Annotated[int, Ge(1)] | None = None,
+        compression: Annotated[float, Gt(0)] | None = None,
+        activation: Literal["relu", "elu"] = "relu",
     ) -> None:
         cuts = {name: as_matrix(shape) for name, shape in shapes.items()}
         thin = {name: cut for name, cut in cuts.items() if rank * sum(cut) < prod(cut)}

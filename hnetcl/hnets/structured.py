@@ -4,8 +4,10 @@ from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from functools import lru_cache
 from math import ceil, isqrt
+from typing import Annotated, Literal
 
 import torch
+from annotated_types import Ge, Gt
 from torch import Tensor
 
 from hnetcl.errors import ArgumentError
@@ -13,10 +15,12 @@ from hnetcl.hnets.base import Shapes
 from hnetcl.hnets.compression import find_chunk_size
 from hnetcl.hnets.part import Part, part_size
 from hnetcl.hnets.parted import PartedHyperNetwork
+from hnetcl.registry import register
 
 Groups = Sequence[Sequence[str] | str]
 
 
+@register("hnet", "structured")
 class StructuredHyperNetwork(PartedHyperNetwork):
     """layer_l = MLP_g([e_t, c_l]) for all layers l of a group g: the same shape, one MLP, one chunk embedding c_l per layer.
 
@@ -51,16 +55,17 @@ class StructuredHyperNetwork(PartedHyperNetwork):
         self,
         shapes: Shapes,
         num_tasks: int,
-        hidden: Sequence[int] = (10, 10),
-        embedding_dim: int = 32,
-        chunk_embedding_dim: int = 32,
-        groups: Groups | None = None,
-        chunk_size: int | None = None,
-        compression: float | None = None,
-        activation: str = "relu",
-        head_scale: str = "unit",
         initial: Mapping[str, Tensor] | None = None,
         given: bool = False,
+        *,
+        hidden: Sequence[Annotated[int, Ge(1)]] = (10, 10),
+        embedding_dim: Annotated[int, Ge(1)] = 32,
+        chunk_embedding_dim: Annotated[int, Ge(1)] = 32,
+        groups: Sequence[Sequence[str] | str] | None = None,
+        chunk_size: Annotated[int, Ge(1)] | None = None,
+        compression: Annotated[float, Gt(0)] | None = None,
+        activation: Literal["relu", "elu"] = "relu",
+        head_scale: Literal["unit", "own"] = "unit",
     ) -> None:
         super().__init__(shapes, num_tasks, embedding_dim, initial, given)
         if chunk_embedding_dim < 1:

@@ -1,87 +1,157 @@
-"""The part of training that methods differ in."""
+"""What a method is: the part of training that says what is done about forgetting."""
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.optim import Optimizer
 
-from hnetcl.hnets import HyperNetwork
 from hnetcl.model import HyperModel
-from hnetcl.tasks import Task
+from hnetcl.modules import auxiliary_logits, main_logits
+from hnetcl.tasks import Task, TaskSequence
 
-Rows = Callable[[HyperNetwork, list[Tensor], list[Tensor]], Tensor]
-"""A function of a hypernetwork, tensors [B, ...] and tensors that are the same for all B tasks -> [B, ...], task by task."""
+CLASSIFIER_WEIGHT = 0.3  # of auxiliary classifiers' losses, as in Szegedy et al. 2015 (arXiv:1409.4842), section 5
 
-Write = Callable[[HyperNetwork, Tensor, list[Tensor], list[Tensor]], tuple[dict[str, Tensor], Tensor]]
-"""Of a hypernetwork, a task (0-dim), tensors [B, ...], and tensors that are the same for all B tasks: parameters, rows [B]."""
+Draw = Callable[..., tuple[Tensor, Tensor]]
+"""`draw()` -> the current task's next batch: x [N, ...] and labels [N]. `draw(t)`: of an old task, where `sees_old_data`."""
 
 
-class Beside(NamedTuple):
-    """A penalty that is computed in the forward that writes the current task's parameters.
+@dataclass
+class Run:
+    """What a method sees of a run.
 
     Args:
-        write: of the hypernetwork, the current task, `by_task` and `common`. It is compiled once for all B.
-        by_task, common: tensors.
-        total: rows -> penalty, 0-dim.
+        model: what is trained, on its device.
+        task: the current one's number.
+        data: its images.
+        optimizer: what trains it; a fresh one for every task.
+        generator: on the model's device, for what a step draws.
+        step: of the current task, from 0.
     """
 
-    write: Write
-    by_task: list[Tensor]
-    common: list[Tensor]
-    total: Callable[[Tensor], Tensor]
+    model: HyperModel
+    task: int
+    data: Task
+    optimizer: Optimizer
+    generator: torch.Generator
+    step: int = 0
 
 
-class Method(ABC):
-    """Called by the trainer: `start_task`; `batch_task`, and `beside` or `penalty`, at every step of the task; `end_task`."""
+@dataclass
+class Inputs:
+    """What a step's loss is computed from. One graph serves all steps: nothing here but tensors may differ between them.
 
-    @abstractmethod
-    def start_task(self, hnet: HyperNetwork, task: int, optimizer: Optimizer, generator: torch.Generator) -> None:
-        """Keeps what is needed of the state before task number `task` is trained.
+    Args:
+        x: the network's input [N, ...].
+        y: labels [N].
+        task: the batch's: a number, and in `Method.loss` a 0-dim tensor.
+        tensors: by name, or lists of such; of the same shapes at every step.
+        old: the same with a leading axis of B old tasks, whose length grows with the tasks. Empty where there are none.
+        weights: [B], how much each old task counts; None for all alike. See `weighted`.
+        grows: whether B does; false where it is the same at all steps of all tasks.
+    """
 
-        Nothing but `state` survives between tasks, so that a resumed run starts a task as an uninterrupted one does.
+    x: Tensor
+    y: Tensor
+    task: int | Tensor
+    tensors: dict[str, Any] = field(default_factory=dict)
+    old: dict[str, Any] = field(default_factory=dict)
+    weights: Tensor | None = None
+    grows: bool = True
 
-        Args:
-            hnet: as the tasks before have left it.
-            task: the number.
-            optimizer: what will train the task.
-            generator: on the hypernetwork's device, for what a step draws.
+    def weighted(self, values: Tensor) -> Tensor:
+        """Values of the old tasks [B], each times its weight.
+
+        A compiled graph takes one old task for two, the second of which has the weight zero.
+        """
+        return values if self.weights is None else values * self.weights
+
+
+class Losses(NamedTuple):
+    """What a step found.
+
+    Args:
+        total: what backward starts from, 0-dim.
+        parts: what it is the sum of, 0-dim each, by the names that are logged. "loss" is that of the task.
+        logits: [N, K] of the batch, for its accuracy.
+    """
+
+    total: Tensor
+    parts: dict[str, Tensor]
+    logits: Tensor
+
+
+class Method:
+    """Called by the trainer, per task `start_task`; per step `inputs`, `loss`, `after_backward`, `after_step`; `end_task`.
+
+        @hnetcl.register("method", "l2")
+        class L2(Method):
+            def __init__(self, *, strength: Annotated[float, Ge(0)] = 1e-4) -> None:
+                self.strength = strength
+
+            def loss(self, model: HyperModel, inputs: Inputs) -> Losses:
+                task = self.task_loss(model(inputs.x, inputs.task), inputs)
+                penalty = self.strength * sum(p.square().sum() for p in model.hnet.parameters())
+                return Losses(task.total + penalty, {**task.parts, "penalty": penalty}, task.logits)
+
+    Every hook has a default: together they are fine-tuning. All that survives a task is in `state_dict`, so that a resumed run
+    starts a task as an uninterrupted one does.
+    """
+
+    sees_old_data = False
+    """Whether `draw` gives batches of old tasks; otherwise to ask for one is an error."""
+
+    def check(self, model: HyperModel, sequence: TaskSequence) -> None:
+        """Called once before the run.
+
+        Raises:
+            ArgumentError: the method can't take part in it.
         """
 
-    @abstractmethod
-    def batch_task(self, task: int, step: int) -> int:
-        """The task whose batch the step trains on, while `task` is the current one."""
+    def start_task(self, run: Run) -> None:
+        """Keeps what is needed of the state before the current task is trained."""
 
-    @property
-    def single_row(self) -> bool:
-        """Whether B is 1 at every step of every task, so that what is compiled may depend on it."""
-        return False
+    def inputs(self, run: Run, draw: Draw) -> Inputs:
+        """What the step's loss is computed from: the batch, samples that are replayed, old tasks, targets. Never compiled."""
+        x, y = draw()
+        return Inputs(x, y, run.task)
 
-    def compile(self, compiler: Callable[[Rows], Rows]) -> None:  # noqa: B027, for not every method has what to compile
-        """Passes what `penalty` computes at length through `compiler`; here there is nothing. What `beside` returns is compiled
-        by who calls that.
+    def loss(self, model: HyperModel, inputs: Inputs) -> Losses:
+        """The step's loss: a pure function of tensors, which may be compiled as one graph."""
+        return self.task_loss(model(inputs.x, inputs.task), inputs)
 
-        Called before the first task. What a compiled function returns may be overwritten after the step.
+    def after_backward(self, run: Run, inputs: Inputs) -> dict[str, Tensor]:
+        """The loss's gradients are in place, and may be changed.
+
+        Returns:
+            Further parts of the loss, 0-dim and without graph, whose gradients were added.
         """
-
-    def beside(self, hnet: HyperNetwork) -> Beside | None:
-        """The step's penalty, if it can be computed beside the task's parameters, which is less work; None for `penalty`."""
-        return None
-
-    @abstractmethod
-    def penalty(self, hnet: HyperNetwork) -> Tensor | None:
-        """What is added to the loss, a 0-dim tensor; None for nothing. The loss's gradients are in place."""
-
-    def end_task(  # noqa: B027 most methods learn nothing
-        self, model: HyperModel, task: int, data: Task, generator: torch.Generator
-    ) -> None:
-        """Learns what it must about task number `task`, which has just been trained and whose data are still at hand."""
-
-    def state(self) -> dict[str, Tensor]:
-        """What it has learned about the tasks so far; a checkpoint keeps it."""
         return {}
 
-    def load_state(self, state: Mapping[str, Tensor]) -> None:  # noqa: B027
-        """The inverse of `state`; the tensors may lie on another device."""
+    def after_step(self, run: Run, inputs: Inputs, losses: Losses) -> None:
+        """The optimizer has stepped."""
+
+    def end_task(self, run: Run) -> None:
+        """The current task has been trained, and its data are still at hand."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """All that was learned about the tasks so far; a checkpoint keeps it."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """The inverse of `state_dict`; the tensors may lie on another device."""
+
+    def task_loss(self, outputs: Any, inputs: Inputs) -> Losses:
+        """Cross entropy of the batch, with a share of the network's auxiliary classifiers where it has some.
+
+        Args:
+            outputs: what the model returned for `inputs.x`.
+        """
+        logits = main_logits(outputs)
+        loss = F.cross_entropy(logits, inputs.y)
+        for auxiliary in auxiliary_logits(outputs):
+            loss = loss + CLASSIFIER_WEIGHT * F.cross_entropy(auxiliary, inputs.y)
+        return Losses(loss, {"loss": loss}, logits)

@@ -1,21 +1,9 @@
 """Fine-tuning: nothing is done about forgetting. The lower baseline."""
 
-import torch
-from torch import Tensor
-from torch.optim import Optimizer
-
-from hnetcl.hnets import HyperNetwork
 from hnetcl.methods.base import Method
+from hnetcl.registry import register
 
 
+@register("method", "finetune")
 class Finetune(Method):
     """Trains on the current task alone."""
-
-    def start_task(self, hnet: HyperNetwork, task: int, optimizer: Optimizer, generator: torch.Generator) -> None:
-        pass
-
-    def batch_task(self, task: int, step: int) -> int:
-        return task
-
-    def penalty(self, hnet: HyperNetwork) -> Tensor | None:
-        return None

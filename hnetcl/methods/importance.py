@@ -5,8 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from hnetcl.choices import IMPORTANCES
-from hnetcl.errors import ArgumentError, one_of
+from hnetcl.errors import ArgumentError
 from hnetcl.methods.fisher import fisher_information
 from hnetcl.model import HyperModel
 from hnetcl.tasks import Task
@@ -16,19 +15,12 @@ class Importance:
     """F [T, P], the product of what is learned about each task after its training and what is given.
 
     Args:
-        kind: "fisher": the diagonal Fisher information, divided by its mean over the P numbers; or "none".
+        kind: "fisher": the diagonal Fisher information, divided by its mean over the P values; or "none".
         samples: training images for it, drawn once; all where a task has fewer.
         masks: [T, P], any dtype; None for none.
-
-    Raises:
-        ArgumentError: there is no such kind, or samples are below 1.
     """
 
     def __init__(self, kind: str, samples: int, masks: Tensor | None) -> None:
-        if kind not in IMPORTANCES:
-            raise one_of("importance", kind, IMPORTANCES)
-        if samples < 1:
-            raise ArgumentError("fisher_samples", samples, "must be at least 1")
         self.kind, self.samples, self.masks = kind, samples, masks
         self.fisher: list[Tensor] = []  # [P] of every task that was trained, on the CPU
 

@@ -1,21 +1,16 @@
 """Joint training: all data seen so far stays at hand. The upper baseline."""
 
-import torch
-from torch import Tensor
-from torch.optim import Optimizer
-
-from hnetcl.hnets import HyperNetwork
-from hnetcl.methods.base import Method
+from hnetcl.methods.base import Draw, Inputs, Method, Run
+from hnetcl.registry import register
 
 
+@register("method", "joint")
 class Joint(Method):
     """While task t is current, the steps' batches come from tasks 0, 1, ..., t, 0, 1, ... in turn."""
 
-    def start_task(self, hnet: HyperNetwork, task: int, optimizer: Optimizer, generator: torch.Generator) -> None:
-        pass
+    sees_old_data = True
 
-    def batch_task(self, task: int, step: int) -> int:
-        return step % (task + 1)
-
-    def penalty(self, hnet: HyperNetwork) -> Tensor | None:
-        return None
+    def inputs(self, run: Run, draw: Draw) -> Inputs:
+        task = run.step % (run.task + 1)
+        x, y = draw(task)
+        return Inputs(x, y, task)

@@ -1,26 +1,29 @@
 """The output regularizer: the hypernetwork is held to what it wrote for old tasks."""
 
 import copy
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import Annotated, Literal
 
 import torch
+from annotated_types import Ge
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.checkpoint import checkpoint
 
-from hnetcl.choices import TARGET_DEVICES, TARGET_DTYPES, TARGETS
-from hnetcl.errors import ArgumentError, one_of
+from hnetcl.bn import batchnorm_layers
+from hnetcl.errors import ArgumentError
 from hnetcl.hnets import HyperNetwork, Record
-from hnetcl.methods.base import Beside, Method, Rows
+from hnetcl.methods.base import Draw, Inputs, Losses, Method, Run
 from hnetcl.methods.importance import Importance
 from hnetcl.methods.lookahead import Lookahead, evaluate
 from hnetcl.methods.targets import fetched, joined, kept, sent
 from hnetcl.model import HyperModel
-from hnetcl.tasks import Task
+from hnetcl.registry import register
+from hnetcl.tasks import TaskSequence
 
 
+@register("method", "output_regularizer")
 class OutputRegularizer(Method):
     r"""Adds, while task T is trained,
 
@@ -31,6 +34,7 @@ class OutputRegularizer(Method):
     All options can be combined.
 
     Args:
+        masks: [T, P], factors of F, such as `head_masks`; after F is divided by its mean. None for none.
         beta: strength; 0 is fine-tuning a hypernetwork.
         sample: k, old tasks drawn at every step, each as likely as any other and none twice; their mean stands for that of all
             and is so on average (unbiased). Tasks come back only when fewer than k have not been drawn. None takes all.
@@ -47,7 +51,6 @@ class OutputRegularizer(Method):
         importance: F. "none": 1. "fisher": the diagonal Fisher information of what was written for task t right after its
             training (see `fisher_information`), divided by its mean over p, so that beta keeps its meaning.
         fisher_samples: training images that it is estimated on, drawn once; all where a task has fewer.
-        masks: [T, P], factors of F, such as `head_masks`; after the division.
 
     With F, numbers are compared one by one, which for many tasks takes longer than the form that compares fastest.
 
@@ -60,41 +63,29 @@ class OutputRegularizer(Method):
 
     def __init__(
         self,
-        beta: float,
-        sample: int | None = None,
-        targets: str = "stored",
-        task_weights: Sequence[float] | None = None,
-        lookahead: bool = False,
-        targets_dtype: str | None = None,
-        targets_device: str | None = None,
-        tasks_at_once: int | None = None,
-        importance: str = "none",
-        fisher_samples: int = 1000,
         masks: Tensor | None = None,
+        *,
+        beta: Annotated[float, Ge(0)] = 0.01,
+        sample: Annotated[int, Ge(1)] | None = None,
+        targets: Literal["stored", "online"] = "stored",
+        task_weights: Sequence[Annotated[float, Ge(0)]] | None = None,
+        lookahead: bool = False,
+        targets_dtype: Literal["float32", "bfloat16", "float16", "float64"] | None = None,
+        targets_device: Literal["cpu"] | None = None,
+        tasks_at_once: Annotated[int, Ge(1)] | None = None,
+        importance: Literal["none", "fisher"] = "none",
+        fisher_samples: Annotated[int, Ge(1)] = 1000,
     ) -> None:
-        if not 0 <= beta < math.inf:
-            raise ArgumentError("beta", beta, "must be finite and not negative")
-        for name, count in (("sample", sample), ("tasks_at_once", tasks_at_once)):
-            if count is not None and count < 1:
-                raise ArgumentError(name, count, "must be at least 1")
-        for name, choice, allowed in (
-            ("targets", targets, TARGETS),
-            ("targets_dtype", targets_dtype, (None, *TARGET_DTYPES)),
-            ("targets_device", targets_device, (None, *TARGET_DEVICES)),
-        ):
-            if choice not in allowed:
-                raise one_of(name, choice, allowed)
         for name, choice in (("targets_dtype", targets_dtype), ("targets_device", targets_device)):
             if choice is not None and targets == "online":
                 raise ArgumentError(name, choice, "targets=online stores no targets; allowed: None")
-        if task_weights is not None and not all(0 <= weight < math.inf for weight in task_weights):
-            raise ArgumentError("task_weights", list(task_weights), "must be finite and not negative")
         self.beta, self.sample, self.targets, self.task_weights = beta, sample, targets, task_weights
         self.lookahead, self.tasks_at_once, self.targets_device = lookahead, tasks_at_once, targets_device
         self.targets_dtype: torch.dtype | None = getattr(torch, targets_dtype) if targets_dtype else None
         self.importance = Importance(importance, fisher_samples, masks)
         self.tasks: Tensor | None = None  # the old ones, on the targets' device; None where nothing is to be kept
         self.weights: Tensor | None = None
+        self.scale: Tensor | None = None  # beta over the old tasks that a step compares, 0-dim
         self.record: Record | None = None
         self.factors: Record | None = None  # F
         self.snapshot: HyperNetwork | None = None
@@ -102,17 +93,22 @@ class OutputRegularizer(Method):
         self.generator: torch.Generator | None = None
         self.order: Tensor | None = None  # of the old tasks, when some are drawn; from `place` on they are still to come
         self.place = 0
-        self.distances: Rows = _distances
-        self.weighted_distances: Rows = _weighted_distances
 
-    @property
-    def single_row(self) -> bool:
-        return self.sample == 1
+    def check(self, model: HyperModel, sequence: TaskSequence) -> None:
+        weights, tasks = self.task_weights, len(sequence)
+        if weights is not None and len(weights) not in (tasks - 1, tasks):
+            rule = f"must be {tasks} weights, one for each task (task.num_tasks={tasks}); the last may be left out"
+            raise ArgumentError("task_weights", list(weights), rule)
+        by_batch = any(layer.stats == "batch" for layer in batchnorm_layers(model.net).values())
+        if self.importance.kind == "fisher" and by_batch:
+            rule = "needs batch norm whose statistics don't depend on the batch; allowed with bn.stats=batch: none"
+            raise ArgumentError("importance", self.importance.kind, rule)
 
-    def compile(self, compiler: Callable[[Rows], Rows]) -> None:
-        self.distances, self.weighted_distances = compiler(_distances), compiler(_weighted_distances)
+    def start_task(self, run: Run) -> None:
+        self.hold(run.model.hnet, run.task, run.optimizer, run.generator)
 
-    def start_task(self, hnet: HyperNetwork, task: int, optimizer: Optimizer, generator: torch.Generator) -> None:
+    def hold(self, hnet: HyperNetwork, task: int, optimizer: Optimizer, generator: torch.Generator) -> None:
+        """Keeps what the hypernetwork generates for the tasks before this one; the rest as in `Run`."""
         self.tasks = self.weights = self.record = self.factors = self.snapshot = self.ahead = self.order = None
         if not task or not self.beta:
             return
@@ -123,6 +119,7 @@ class OutputRegularizer(Method):
             generator = torch.Generator(there).manual_seed(int(seed))
         self.generator = generator
         self.tasks = torch.arange(task, device=there)
+        self.scale = torch.full((), self.beta / self._count(task), dtype=next(hnet.parameters()).dtype, device=here)
         if self.task_weights is not None:
             if len(self.task_weights) < task:
                 raise ArgumentError("task_weights", list(self.task_weights), f"there are {task} old tasks")
@@ -140,18 +137,37 @@ class OutputRegularizer(Method):
             )
             self.record = kept(joined([record.to(there, self.targets_dtype) for record in records]), here)
 
-    def batch_task(self, task: int, step: int) -> int:
-        return task
+    def inputs(self, run: Run, draw: Draw) -> Inputs:
+        inputs = super().inputs(run, draw)
+        if self.tasks is not None and not self._comes_second():
+            self._add(inputs, run.model.hnet, self._drawn(self.tasks))
+        return inputs
 
-    def beside(self, hnet: HyperNetwork) -> Beside | None:
-        splits = self.tasks_at_once is not None and (self.sample is None or self.sample > self.tasks_at_once)
-        if self.tasks is None or self.ahead is not None or splits:
-            return None
-        by_task, common = self._operands(hnet, self._drawn(self.tasks))
-        write = _beside if self.factors is None else _weighted_beside
-        return Beside(write, by_task, common, lambda far: self._total(far, by_task[0]))
+    def loss(self, model: HyperModel, inputs: Inputs) -> Losses:
+        if not inputs.old:
+            return super().loss(model, inputs)
+        own = inputs.task
+        assert isinstance(own, Tensor)
+        tasks, before = inputs.old["tasks"], Record(inputs.old["before"], inputs.tensors["common"])
+        if "factors" in inputs.old:
+            params, flat = model.hnet.with_flat(own, tasks)
+            distances = _weighted(flat, before.by_task[0], inputs.old["factors"])
+        else:
+            params, distances = model.hnet.with_squared_distance(own, tasks, before)
+        task = self.task_loss(model.run(params, inputs.x, own), inputs)
+        penalty = inputs.tensors["scale"] * inputs.weighted(distances).sum()
+        return Losses(task.total + penalty, {**task.parts, "penalty": penalty}, task.logits)
+
+    def after_backward(self, run: Run, inputs: Inputs) -> dict[str, Tensor]:
+        if self.tasks is None or not self._comes_second():
+            return {}
+        penalty = self.penalty(run.model.hnet)
+        assert penalty is not None
+        penalty.backward()
+        return {"penalty": penalty.detach()}
 
     def penalty(self, hnet: HyperNetwork) -> Tensor | None:
+        """The penalty by itself, 0-dim; None where there are no old tasks. The loss's gradients are in place."""
         if self.tasks is None:
             return None
         values = None
@@ -159,19 +175,24 @@ class OutputRegularizer(Method):
             values = self.ahead.ahead({p: p.grad for p in hnet.parameters() if p.grad is not None})
         splits = self._drawn(self.tasks).split(self._at_once(len(self.tasks)))
         if len(splits) == 1:
-            return self._far(hnet, values, splits[0])
-        again = partial(checkpoint, self._far, hnet, values, use_reentrant=False, preserve_rng_state=False)
-        return torch.stack([again(split) for split in splits]).sum()
+            return self._share(hnet, values, splits[0])
+        computed_twice = partial(checkpoint, self._share, hnet, values, use_reentrant=False, preserve_rng_state=False)
+        return torch.stack([computed_twice(split) for split in splits]).sum()
 
-    def end_task(self, model: HyperModel, task: int, data: Task, generator: torch.Generator) -> None:
+    def end_task(self, run: Run) -> None:
         if self.beta:
-            self.importance.learn(model, task, data, generator)
+            self.importance.learn(run.model, run.task, run.data, run.generator)
 
-    def state(self) -> dict[str, Tensor]:
+    def state_dict(self) -> dict[str, Tensor]:
         return self.importance.state()
 
-    def load_state(self, state: Mapping[str, Tensor]) -> None:
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         self.importance.load_state(state)
+
+    def _comes_second(self) -> bool:
+        """Whether the penalty is computed after the loss's gradients: it needs them, or is taken in several forwards."""
+        splits = self.tasks_at_once is not None and (self.sample is None or self.sample > self.tasks_at_once)
+        return self.ahead is not None or splits
 
     def _count(self, tasks: int) -> int:
         """Of so many old tasks, how many are compared at a step."""
@@ -198,8 +219,8 @@ class OutputRegularizer(Method):
         with torch.no_grad():
             return Record([hnet.flat(tasks)], [])
 
-    def _operands(self, hnet: HyperNetwork, places: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """What is compared, for B tasks: their numbers [B] and tensors [B, ...]; tensors that are the same for all."""
+    def _add(self, inputs: Inputs, hnet: HyperNetwork, places: Tensor) -> None:
+        """Adds what is compared, for the old tasks at these places."""
         like = next(hnet.parameters())
         tasks = sent(places, like.device)
         if self.record is not None:
@@ -207,47 +228,27 @@ class OutputRegularizer(Method):
         else:
             assert self.snapshot is not None
             before = self._written(self.snapshot, tasks)
-        factors = [] if self.factors is None else fetched(self.factors, places, like).by_task
-        return [tasks, *before.by_task, *factors], before.common
+        inputs.old = {"tasks": tasks, "before": before.by_task}
+        if self.factors is not None:
+            inputs.old["factors"] = fetched(self.factors, places, like).by_task[0]
+        inputs.tensors = {"scale": self.scale, "common": before.common}
+        inputs.weights = None if self.weights is None else self.weights.index_select(0, tasks)
+        inputs.grows = self.sample != 1
 
-    def _far(self, hnet: HyperNetwork, values: Mapping[nn.Parameter, Tensor] | None, places: Tensor) -> Tensor:
-        """The part of some tasks in the penalty."""
-        by_task, common = self._operands(hnet, places)
-        distances = self.distances if self.factors is None else self.weighted_distances
+    def _share(self, hnet: HyperNetwork, values: Mapping[nn.Parameter, Tensor] | None, places: Tensor) -> Tensor:
+        """The share of some old tasks in the penalty."""
+        inputs = Inputs(places, places, 0)
+        self._add(inputs, hnet, places)
 
         def distance(hnet: HyperNetwork) -> Tensor:
-            return distances(hnet, by_task, common)
+            tasks, before = inputs.old["tasks"], Record(inputs.old["before"], inputs.tensors["common"])
+            if "factors" in inputs.old:
+                return _weighted(hnet.flat(tasks), before.by_task[0], inputs.old["factors"])
+            return hnet.squared_distance(tasks, before)
 
-        return self._total(distance(hnet) if values is None else evaluate(hnet, values, distance), by_task[0])
-
-    def _total(self, far: Tensor, tasks: Tensor) -> Tensor:
-        """The penalty of squared distances [B]."""
-        assert self.tasks is not None
-        weighted = far if self.weights is None else far * self.weights.index_select(0, tasks)
-        return self.beta / self._count(len(self.tasks)) * weighted.sum()
-
-
-def _distances(hnet: HyperNetwork, by_task: list[Tensor], common: list[Tensor]) -> Tensor:
-    tasks, *before = by_task
-    return hnet.squared_distance(tasks, Record(before, common))
-
-
-def _weighted_distances(hnet: HyperNetwork, by_task: list[Tensor], common: list[Tensor]) -> Tensor:
-    tasks, before, factors = by_task
-    return _weighted(hnet.flat(tasks), before, factors)
-
-
-def _beside(hnet: HyperNetwork, task: Tensor, by_task: list[Tensor], common: list[Tensor]) -> tuple[dict[str, Tensor], Tensor]:
-    tasks, *before = by_task
-    return hnet.with_squared_distance(task, tasks, Record(before, common))
-
-
-def _weighted_beside(
-    hnet: HyperNetwork, task: Tensor, by_task: list[Tensor], common: list[Tensor]
-) -> tuple[dict[str, Tensor], Tensor]:
-    tasks, before, factors = by_task
-    params, flat = hnet.with_flat(task, tasks)
-    return params, _weighted(flat, before, factors)
+        distances = distance(hnet) if values is None else evaluate(hnet, values, distance)
+        assert self.scale is not None
+        return self.scale * inputs.weighted(distances).sum()
 
 
 def _weighted(flat: Tensor, before: Tensor, factors: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """Main networks: plain modules that map images to logits, written once for all algebras.
 
-A network takes `in_shape` (C, H, W), `num_classes`, its widths, an `algebra` and `norm`, which makes the batch-norm layer of a
-width. Its last layer is called `head` and is real: a logit is a real number.
+A network takes `in_shape` (C, H, W), `num_outputs`, `norm`, which makes the batch-norm layer of a width, and as
+configuration its widths and an `algebra`. Its last layer is called `head` and is real: a logit is a real number.
 
 The first layer is real, too: a real input lifted to numbers (x, 0, ..., 0) meets only the first block column of the product's
 matrix, which stacks the weight's d components and so is a plain real weight.
@@ -11,6 +11,6 @@ matrix, which stacks the weight's d components and so is a plain real weight.
 
 from hnetcl.nets.lenet import LeNet
 from hnetcl.nets.mlp import MLP
-from hnetcl.nets.modules import custom_net, register_net, torchvision_net
+from hnetcl.nets.modules import require_logits, torchvision_net
 
-__all__ = ["MLP", "LeNet", "custom_net", "register_net", "torchvision_net"]
+__all__ = ["MLP", "LeNet", "require_logits", "torchvision_net"]

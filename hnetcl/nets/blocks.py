@@ -1,14 +1,33 @@
 """What the networks are made of."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from hnetcl.algebra import Algebra
+from hnetcl.errors import ArgumentError
 from hnetcl.layers import Conv2d, Linear
 
 Norm = Callable[[int], nn.Module]
+
+
+def check_widths(name: str, widths: Sequence[int], algebra: Algebra, norm: Norm | None) -> None:
+    """Refuses widths that do not hold whole numbers of an algebra, or that the norm does not take.
+
+    Raises:
+        ArgumentError: of that name.
+    """
+    for width in widths:
+        if width % algebra.dim:
+            raise ArgumentError(name, list(widths), f"every width must be a multiple of {algebra.dim} ({algebra.name})")
+        try:
+            if norm is not None:
+                norm(width)
+        except ArgumentError as error:
+            if error.name != "num_features":
+                raise
+            raise ArgumentError(name, list(widths), f"every width {error.allowed.replace('positive ', '')}") from error
 
 
 def dense(width_in: int, width_out: int, algebra: Algebra, norm: Norm | None) -> list[nn.Module]:

@@ -4,27 +4,29 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from hnetcl.algebra import REAL, Algebra, as_algebra
+from hnetcl.algebra import REAL, Algebra, AlgebraName, as_algebra
 from hnetcl.errors import ArgumentError
 from hnetcl.layers import Linear
-from hnetcl.nets.blocks import Norm, conv, dense
+from hnetcl.nets.blocks import Norm, check_widths, conv, dense
+from hnetcl.registry import Widths, register
 
 KERNEL = 5
 
 
+@register("net", "lenet")
 class LeNet(nn.Module):
-    """5 x 5 convolutions with norm, ReLU and 2 x 2 max pooling, dense layers, a real head: [N, C, H, W] -> [N, num_classes].
+    """5 x 5 convolutions with norm, ReLU and 2 x 2 max pooling, dense layers, a real head: [N, C, H, W] -> [N, num_outputs].
 
     Args:
         in_shape: (C, H, W) of an image.
-        num_classes: K, logits per task.
+        num_outputs: K, logits per task.
+        norm: width -> norm layer; None for none (the layers then have biases).
         channels: real widths of the convolutions, multiples of d.
         hidden: real widths of the fully connected layers, multiples of d.
         algebra: of all layers but the first and the head.
-        norm: width -> norm layer; None for none (the layers then have biases).
 
     Raises:
-        ArgumentError: a width is not a multiple of d, there is none, or the image is too small.
+        ArgumentError: a width is not a multiple of d, that of the norm included, there is none, or the image is too small.
 
     Source: LeCun et al. 1998, Gradient-based learning applied to document recognition.
     """
@@ -32,17 +34,17 @@ class LeNet(nn.Module):
     def __init__(
         self,
         in_shape: Sequence[int],
-        num_classes: int,
-        channels: Sequence[int] = (20, 48),
-        hidden: Sequence[int] = (400,),
-        algebra: str | Algebra = REAL,
+        num_outputs: int,
         norm: Norm | None = None,
+        *,
+        channels: Widths = (20, 48),
+        hidden: Widths = (400,),
+        algebra: AlgebraName | Algebra = "real",
     ) -> None:
         super().__init__()
-        for name, widths in (("channels", channels), ("hidden", hidden)):
-            if not widths:
-                raise ArgumentError(name, list(widths), "needs at least one width")
         algebra = as_algebra(algebra)
+        check_widths("hidden", hidden, algebra, norm)
+        check_widths("channels", channels, algebra, norm)
         width, height, breadth = in_shape
         layers: list[nn.Module] = []
         for i, width_out in enumerate(channels):
@@ -56,7 +58,7 @@ class LeNet(nn.Module):
             layers += dense(width, width_out, algebra, norm)
             width = width_out
         self.body = nn.Sequential(*layers)
-        self.head = Linear(width, num_classes)
+        self.head = Linear(width, num_outputs)
 
     def forward(self, x: Tensor) -> Tensor:
         logits: Tensor = self.head(self.body(x))

@@ -6,43 +6,44 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from hnetcl.algebra import REAL, Algebra, as_algebra
-from hnetcl.errors import ArgumentError
+from hnetcl.algebra import REAL, Algebra, AlgebraName, as_algebra
 from hnetcl.layers import Linear
-from hnetcl.nets.blocks import Norm, dense
+from hnetcl.nets.blocks import Norm, check_widths, dense
+from hnetcl.registry import Widths, register
 
 
+@register("net", "mlp")
 class MLP(nn.Module):
-    """Hidden layers of Linear, norm and ReLU, then a real head: [N, C, H, W] -> [N, num_classes].
+    """Hidden layers of Linear, norm and ReLU, then a real head: [N, C, H, W] -> [N, num_outputs].
 
     Args:
         in_shape: (C, H, W) of an image.
-        num_classes: K, logits per task.
+        num_outputs: K, logits per task.
+        norm: width -> norm layer; None for none (the layers then have biases).
         hidden: real widths, multiples of d.
         algebra: of all layers but the first and the head.
-        norm: width -> norm layer; None for none (the layers then have biases).
 
     Raises:
-        ArgumentError: a width is not a multiple of d, or there is none.
+        ArgumentError: a width is not a multiple of d, that of the norm included, or there is none.
     """
 
     def __init__(
         self,
         in_shape: Sequence[int],
-        num_classes: int,
-        hidden: Sequence[int] = (400, 400),
-        algebra: str | Algebra = REAL,
+        num_outputs: int,
         norm: Norm | None = None,
+        *,
+        hidden: Widths = (400, 400),
+        algebra: AlgebraName | Algebra = "real",
     ) -> None:
         super().__init__()
-        if not hidden:
-            raise ArgumentError("hidden", list(hidden), "needs at least one width")
         algebra = as_algebra(algebra)
+        check_widths("hidden", hidden, algebra, norm)
         layers: list[nn.Module] = [nn.Flatten(), *dense(math.prod(in_shape), hidden[0], REAL, norm)]
         for width_in, width_out in pairwise(hidden):
             layers += dense(width_in, width_out, algebra, norm)
         self.body = nn.Sequential(*layers)
-        self.head = Linear(hidden[-1], num_classes)
+        self.head = Linear(hidden[-1], num_outputs)
 
     def forward(self, x: Tensor) -> Tensor:
         logits: Tensor = self.head(self.body(x))

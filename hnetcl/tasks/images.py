@@ -2,7 +2,7 @@
 
 import json
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -59,6 +59,10 @@ class Images:
 
     def to(self, device: torch.device) -> "Images":
         return replace(self, **{name: getattr(self, name).to(device) for name in TENSORS})
+
+
+Load = Callable[[str], Images]
+"""An image set's name -> its images."""
 
 
 def image_set(name: str, tensors: Mapping[str, Tensor], names: Sequence[str] | None = None, origin: str = "") -> Images:

@@ -1,18 +1,27 @@
 """Permuted sequences: one image set, its pixels in another fixed order for every task."""
 
 from dataclasses import replace
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
+from annotated_types import Ge
 
-from hnetcl.errors import ArgumentError
 from hnetcl.memory import require
-from hnetcl.tasks.images import Images
+from hnetcl.registry import register
+from hnetcl.tasks.images import Load
 from hnetcl.tasks.sequence import Split, Task, TaskSequence, derive_seed, hold_out, require_classes, standardize
 
 
+@register("task", "permuted")
 def permuted_sequence(
-    images: Images, num_tasks: int = 10, padding: int = 2, val_size: int = 500, seed: int = 0
+    load: Load,
+    seed: int = 0,
+    *,
+    dataset: str = "mnist",
+    num_tasks: Annotated[int, Ge(1)] = 10,
+    padding: Annotated[int, Ge(0)] = 2,
+    val_size: Annotated[int, Ge(0)] = 500,
 ) -> TaskSequence:
     """All tasks share the images and classes; task t permutes the H' x W' pixels of every channel in its own way.
 
@@ -20,20 +29,18 @@ def permuted_sequence(
     by mean and standard deviation of all training images, those held out included, without the padding.
 
     Args:
-        images: on the device where they are to be used.
+        load: name -> images, on the device where they are to be used.
+        seed: draws the permutations and the held-out images.
+        dataset: the image set's name.
         padding: zeros put around each image before the permutation: H' = H + 2 padding.
         val_size: images held out from training for validation, the same for all tasks.
-        seed: draws the permutations and the held-out images.
 
     Raises:
         ArgumentError: an argument outside its range.
 
     Source: Goodfellow et al. 2014; with padding as in von Oswald et al. 2020, appendix C.
     """
-    if num_tasks < 1:
-        raise ArgumentError("num_tasks", num_tasks, "must be at least 1")
-    if padding < 0:
-        raise ArgumentError("padding", padding, "must not be negative")
+    images = load(dataset)
     whole = Split(images.train_images, images.train_labels), Split(images.test_images, images.test_labels)
     require_classes(images.name, images.origin, "task 0", *whole, images.classes)
     height, width = (size + 2 * padding for size in images.train_images.shape[2:])

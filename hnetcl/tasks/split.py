@@ -1,21 +1,27 @@
 """Split sequences: the classes of one image set, a few at a time."""
 
+from typing import Annotated, Literal
+
 import torch
+from annotated_types import Ge
 from torch import Tensor
 
-from hnetcl.choices import CLASS_ORDERS
-from hnetcl.errors import ArgumentError, one_of
-from hnetcl.tasks.images import Images, listed
+from hnetcl.errors import ArgumentError
+from hnetcl.registry import register
+from hnetcl.tasks.images import Load, listed
 from hnetcl.tasks.sequence import Split, Task, TaskSequence, derive_seed, hold_out, require_classes, standardize
 
 
+@register("task", "split")
 def split_sequence(
-    images: Images,
-    num_tasks: int = 5,
-    classes_per_task: int = 2,
-    class_order: str = "natural",
-    val_size: int = 500,
+    load: Load,
     seed: int = 0,
+    *,
+    dataset: str = "mnist",
+    num_tasks: Annotated[int, Ge(1)] = 5,
+    classes_per_task: Annotated[int, Ge(2)] = 2,
+    class_order: Literal["natural", "random"] = "natural",
+    val_size: Annotated[int, Ge(0)] = 500,
 ) -> TaskSequence:
     """Task t has the classes order[t * classes_per_task : (t + 1) * classes_per_task], relabelled from 0.
 
@@ -23,26 +29,26 @@ def split_sequence(
     that no task has do not count, and `val_size` moves nothing.
 
     Args:
-        images: on the device where they are to be used.
+        load: name -> images, on the device where they are to be used.
+        seed: draws the order and the held-out images.
+        dataset: the image set's name.
         class_order: "natural" (0, 1, 2, ...) or "random" (drawn by `seed`).
         val_size: images of every task held out from training for validation.
-        seed: draws the order and the held-out images.
 
     Raises:
         ArgumentError: more classes wanted than the set has, or an argument outside its range.
 
     Source: Zenke et al. 2017, section 5.1 (split MNIST).
     """
+    images = load(dataset)
     total = len(images.classes)
-    if classes_per_task < 2 or classes_per_task > total:
+    if classes_per_task > total:
         raise ArgumentError("classes_per_task", classes_per_task, f"must be from 2 to {total}, the classes of {images.name}")
-    if num_tasks < 1 or num_tasks * classes_per_task > total:
+    if num_tasks * classes_per_task > total:
         most = total // classes_per_task
         left_out = f"; it has no training images of {listed(images.left_out)}" if images.left_out else ""
         rule = f"must be from 1 to {most}: {images.name} has {total} classes, {classes_per_task} a task{left_out}"
         raise ArgumentError("num_tasks", num_tasks, rule)
-    if class_order not in CLASS_ORDERS:
-        raise one_of("class_order", class_order, CLASS_ORDERS)
     order = list(range(total))
     if class_order == "random":
         order = torch.randperm(total, generator=_generator(seed)).tolist()

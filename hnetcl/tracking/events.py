@@ -10,7 +10,8 @@ from tensorboard.backend.event_processing.event_file_loader import RawEventFileL
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-PER_STEP = ("loss", "penalty", "batch_accuracy", "gradient_norm", "learning_rate")  # tags over steps; all others go by tasks
+PER_STEP = ("loss", "penalty", "batch_accuracy", "gradient_norm", "learning_rate")  # tags over steps; a method may add more
+PER_TASK = ("accuracy", "val_accuracy", "misfit", "distance", "embedding")  # tags over trained tasks
 PICTURES = ("accuracy_matrix", "accuracy_curves", "row_statistics")  # those of the newest task are drawn anew
 AT_THE_END = ("metrics/", "_hparams_/experiment", "_hparams_/session_end_info")  # written anew when the run ends
 
@@ -43,4 +44,4 @@ def _stays(tag: str, step: int, tasks: int, steps: int) -> bool:
         return False
     if tag in PICTURES:
         return step < tasks
-    return step <= (steps if tag.split("/")[0] in PER_STEP else tasks)
+    return step <= (tasks if tag.split("/")[0] in PER_TASK else steps)

@@ -1,11 +1,12 @@
 """When figures are drawn, and where they go."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from hnetcl.registry import register
 from hnetcl.tracking.pace import Pace
-from hnetcl.training import Observer, RunStart, TaskEnd
+from hnetcl.training import Observer, RunDirectory, RunStart, TaskEnd
 
 Show = Callable[[str, bytes, tuple[int, int], int], None]
 
@@ -57,6 +58,17 @@ class FigureWriter(Observer):
                 if self.show is not None and self.shown <= end.task:
                     self.show(name, png, (pixels.shape[0], pixels.shape[1]), end.task + 1)
             self.shown = end.task + 1
+
+
+@register("observer", "figures")
+def figures(directory: RunDirectory, others: Sequence[Observer]) -> FigureWriter:
+    """Figures in a run's directory, shown to the other observers."""
+
+    def show(name: str, png: bytes, size: tuple[int, int], trained: int) -> None:
+        for observer in others:
+            observer.on_figure(name, png, size, trained)
+
+    return FigureWriter(directory.figures, show)
 
 
 def _replace(path: Path, content: bytes) -> None:

@@ -1,51 +1,23 @@
 """The observers of a run, by name."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from rich.console import Console
-
-from hnetcl.choices import OBSERVERS
-from hnetcl.errors import one_of
-from hnetcl.tracking.progress import Progress
-from hnetcl.training import Observer, RunDirectory
+from hnetcl.registry import given, make
+from hnetcl.training import Observer
 
 
-def observers(
-    names: Collection[str],
-    console: Console,
-    directory: RunDirectory,
-    config: dict[str, Any],
-    keys: Sequence[str] = (),
-    run_name: str = "",
-) -> list[Observer]:
+def observers(names: Sequence[str], **offered: Any) -> list[Observer]:
     """Those with these names, in the order in which they hear of events; close them in the opposite order.
 
     Args:
-        names: "progress", "tensorboard", "figures". Figures are shown in TensorBoard as well where both are there.
-        console: where progress is shown.
-        directory: of the run; its config.yaml has been written.
-        config: the run's configuration, flat.
-        keys: all that a configuration can have.
-        run_name: what TensorBoard calls the run; "" leaves it with its directory's name.
+        names: of registered observers. Those that look at others come last.
+        offered: what an observer may ask for, see `Observer`.
 
     Raises:
-        ArgumentError: there is no observer of that name.
+        ArgumentError: there is no observer of that name, or it asks for what is not offered.
     """
-    for name in names:
-        if name not in OBSERVERS:
-            raise one_of("observers", name, OBSERVERS)
     made: list[Observer] = []
-    board = None
-    if "progress" in names:
-        made.append(Progress(console))
-    if "tensorboard" in names:
-        from hnetcl.tracking.tensorboard import TensorBoard
-
-        board = TensorBoard(directory.tensorboard, directory.read_text(directory.config), config, keys, run_name)
-        made.append(board)
-    if "figures" in names:
-        from hnetcl.tracking.figurewriter import FigureWriter
-
-        made.append(FigureWriter(directory.figures, board.add_picture if board else None))
+    for name in sorted(dict.fromkeys(names), key=lambda name: "others" in given("observer", name)):
+        made.append(make("observer", {"name": name}, **offered, others=tuple(made)))
     return made

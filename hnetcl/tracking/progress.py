@@ -8,11 +8,13 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
+from hnetcl.registry import register
 from hnetcl.training import Observer, RunStart, Step, TaskEnd
 
 logger = logging.getLogger("hnetcl")
 
 
+@register("observer", "progress")
 class Progress(Observer):
     """Where the run is, on one line that moves with the time; nothing where the output is no terminal. And a line per task.
 

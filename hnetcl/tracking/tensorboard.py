@@ -9,9 +9,10 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
+from hnetcl.registry import register
 from hnetcl.tracking.events import PER_STEP, drop_events
 from hnetcl.tracking.pace import Pace
-from hnetcl.training import Observer, RunStart, Step, TaskEnd
+from hnetcl.training import Observer, RunDirectory, RunStart, Step, TaskEnd
 
 CHARTS = {
     "all tasks": {
@@ -32,6 +33,7 @@ class TensorBoard(Observer):
     | tag | what | over |
     |---|---|---|
     | loss, penalty, gradient_norm, learning_rate, batch_accuracy `/task_T` | scalars of task T's training | steps of the run |
+    | further losses of the method, by name, `/task_T` | the same | steps of the run |
     | accuracy/task_T | test accuracy on task T, from its own training on | tasks trained |
     | accuracy/average, lowest, highest | of the tasks trained so far | tasks trained |
     | val_accuracy/task_T | on task T's held-out images, at its end | tasks trained |
@@ -78,8 +80,9 @@ class TensorBoard(Observer):
         self.steps_before = steps_before
 
     def on_step(self, step: Step) -> None:
-        numbers = (step.loss, step.penalty, step.accuracy, step.gradient_norm, step.learning_rate)
-        for name, value in zip(PER_STEP, numbers, strict=True):
+        others = (step.accuracy, step.gradient_norm, step.learning_rate)
+        numbers = {"penalty": 0.0} | step.losses | dict(zip(PER_STEP[2:], others, strict=True))
+        for name, value in numbers.items():
             self.writer.add_scalar(f"{name}/task_{step.task}", value, self.steps_before + step.step)
 
     def on_task_end(self, end: TaskEnd) -> None:
@@ -114,8 +117,7 @@ class TensorBoard(Observer):
         ):
             (self.folder / name).write_text(text + "\n", encoding="utf-8")
 
-    def add_picture(self, name: str, png: bytes, size: tuple[int, int], trained: int) -> None:
-        """Adds a figure that has been drawn."""
+    def on_figure(self, name: str, png: bytes, size: tuple[int, int], trained: int) -> None:
         picture = Summary.Image(height=size[0], width=size[1], colorspace=3, encoded_image_string=png)
         self._add_summary(Summary(value=[Summary.Value(tag=name, image=picture)]), trained)
 
@@ -139,3 +141,9 @@ class TensorBoard(Observer):
 def _hparam(value: Any) -> Any:
     """A value as HPARAMS can show it."""
     return value if isinstance(value, int | float | str) and not isinstance(value, bool) else str(value)
+
+
+@register("observer", "tensorboard")
+def tensorboard(directory: RunDirectory, config: dict[str, Any], keys: Sequence[str], run_name: str) -> TensorBoard:
+    """TensorBoard in a run's directory."""
+    return TensorBoard(directory.tensorboard, directory.read_text(directory.config), config, keys, run_name)

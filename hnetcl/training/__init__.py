@@ -3,16 +3,13 @@
 from hnetcl.training.engine import engine, resolve_device
 from hnetcl.training.evaluation import Protocol, accuracies, accuracy, batch_sizes, images_at_once
 from hnetcl.training.observer import Observer, RunStart, Step, TaskEnd
-from hnetcl.training.optimizers import OPTIMIZERS, SCHEDULES, OptimizerFactory
+from hnetcl.training.optimizers import OptimizerFactory
 from hnetcl.training.rundir import RunDirectory
 from hnetcl.training.statistics import statistics_report
-from hnetcl.training.step import Losses, TrainingStep
+from hnetcl.training.step import TrainingStep
 from hnetcl.training.trainer import Result, Trainer
 
 __all__ = [
-    "OPTIMIZERS",
-    "SCHEDULES",
-    "Losses",
     "Observer",
     "OptimizerFactory",
     "Protocol",

@@ -29,7 +29,7 @@ def resolve_device(name: str) -> torch.device:
 
 
 @contextmanager
-def engine(seed: int, threads: int | None = None, deterministic: bool = False) -> Iterator[None]:
+def engine(seed: int, *, threads: int | None = None, deterministic: bool = False) -> Iterator[None]:
     """Within, the random numbers of torch, Python and numpy start at `seed`.
 
     Args:

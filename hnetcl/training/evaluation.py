@@ -10,13 +10,15 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from hnetcl.bn import BATCH, batchnorm_layers
-from hnetcl.choices import INFERENCES, SCENARIOS
 from hnetcl.errors import ArgumentError, one_of
 from hnetcl.inference import Candidates, candidates, compare_tasks
 from hnetcl.model import HyperModel
 from hnetcl.modes import evaluation_mode
 from hnetcl.modules import main_logits
+from hnetcl.registry import names
 from hnetcl.tasks import Split, Task, TaskSequence
+
+SCENARIOS = ("task", "domain", "class")
 
 LARGEST_OUTPUT, LARGEST_OUTPUT_ON_GPU = 3 * 2**20, 2**26  # numbers that a layer gives for the images of an evaluation step
 
@@ -42,8 +44,8 @@ class Protocol:
     def __post_init__(self) -> None:
         if self.scenario not in SCENARIOS:
             raise one_of("scenario", self.scenario, SCENARIOS)
-        if self.inference not in INFERENCES:
-            raise one_of("inference", self.inference, INFERENCES)
+        if self.inference not in names("inference"):
+            raise one_of("inference", self.inference, names("inference"))
 
 
 class Accuracy(NamedTuple):

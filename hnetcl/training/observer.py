@@ -12,8 +12,7 @@ class Step:
     Args:
         task: the current task.
         step: from 1, within the task; `steps` is the last.
-        loss: cross-entropy of the batch, in nats.
-        penalty: what the method added to it.
+        losses: the parts of the loss by name, in nats: "loss", the cross entropy of the batch, and what the method added to it.
         accuracy: fraction of the batch classified right.
         gradient_norm: Euclidean norm over all trainable parameters.
         learning_rate: of this step.
@@ -22,11 +21,15 @@ class Step:
     task: int
     step: int
     steps: int
-    loss: float
-    penalty: float
+    losses: dict[str, float]
     accuracy: float
     gradient_norm: float
     learning_rate: float
+
+    @property
+    def loss(self) -> float:
+        """Cross entropy of the batch."""
+        return self.losses["loss"]
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,15 @@ class RunStart:
 class Observer:
     """Listens to a run; every event may be left out.
 
+        @hnetcl.register("observer", "printer")
+        class Printer(Observer):
+            def on_task_end(self, end: TaskEnd) -> None:
+                print(end.task, end.matrix[end.task])
+
+    `observers=[progress,printer] imports=[FILE]` then uses it. A constructor is given what it names: `directory` (the
+    `RunDirectory`), `config` (the configuration, flat), `keys` (all that a configuration can have), `run_name` (what the run
+    was told beside the defaults), `console` (where to draw), `others` (the observers before it; it then comes last).
+
     A resumed run tells the events of the tasks that it trains, not of those that were trained before.
     """
 
@@ -95,6 +107,16 @@ class Observer:
 
     def on_task_end(self, end: TaskEnd) -> None:
         """A task has been trained, and all tasks evaluated."""
+
+    def on_figure(self, name: str, png: bytes, size: tuple[int, int], trained: int) -> None:
+        """Another observer has drawn a figure.
+
+        Args:
+            name: of the figure.
+            png: the picture.
+            size: height and width, in pixels.
+            trained: tasks that it tells of.
+        """
 
     def on_end(self, metrics: dict[str, float]) -> None:
         """The run is complete, and these are its metrics (metrics.json)."""

@@ -1,71 +1,60 @@
-"""Optimizers and learning-rate schedules by name; every task starts with a fresh one."""
+"""Optimizers and learning-rate schedules; every task starts with a fresh one."""
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
-from inspect import signature
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
+from annotated_types import Ge, Gt, Le
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from hnetcl.bn import row_parameters
-from hnetcl.errors import ArgumentError, one_of
+from hnetcl.errors import ArgumentError
 from hnetcl.model import HyperModel
+from hnetcl.registry import register
 
-OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {  # fused where torch has that on every device
-    "adagrad": torch.optim.Adagrad,
-    "adam": partial(torch.optim.Adam, fused=True),
-    "adamw": partial(torch.optim.AdamW, fused=True),
-    "rmsprop": torch.optim.RMSprop,
-    "sgd": partial(torch.optim.SGD, fused=True),
-}
-ROW_SPEED = 10.0  # learnable statistics follow the network, so they must be faster than it is
+Rate = Annotated[float, Gt(0)]
+Positive = Annotated[float, Ge(0)]
+Share = Annotated[float, Ge(0), Le(1)]
+Schedule = Literal["constant", "cosine"]
 SCHEDULES: dict[str, Callable[[float], float]] = {  # share of the task done -> factor of the learning rate
     "constant": lambda done: 1.0,
     "cosine": lambda done: (1 + math.cos(math.pi * done)) / 2,
 }
 
 
-@dataclass(frozen=True)
 class OptimizerFactory:
     """Makes a task's optimizer and schedule.
 
-    Args:
-        name: one of `OPTIMIZERS`.
-        lr: learning rate at a task's start.
-        schedule: one of `SCHEDULES`, run through once per task.
-        weight_decay: of the parameters that all tasks share; a task's own entries decay never, or old tasks would fade.
-        options: further arguments of the torch optimizer.
+        @hnetcl.register("optimizer", "adamax")
+        def adamax(*, lr: float = 0.002, beta: float = 0.9) -> OptimizerFactory:
+            return OptimizerFactory(torch.optim.Adamax, lr=lr, betas=(beta, 0.999))
 
-    Raises:
-        ArgumentError: an unknown name, a learning rate that is not positive, a negative weight decay, an option that the torch
-            optimizer has not, Nesterov's momentum without momentum.
+    Args:
+        kind: of groups of parameters, `lr` and `options` makes an optimizer. Fused ones are fast, and wait for no GPU where
+            numbers are watched that are not finite.
+        lr: learning rate at a task's start.
+        weight_decay: of the parameters that all tasks share; a task's own entries never decay, or old tasks would fade.
+        schedule: "constant" or "cosine" (to zero), run through once per task.
+        statistics_lr: the learning rate of learnable statistics as a multiple of `lr`: they follow the network, so they must be
+            faster than it is.
+        options: further arguments of `kind`.
     """
 
-    name: str
-    lr: float
-    schedule: str
-    weight_decay: float
-    options: dict[str, Any]
-
-    def __post_init__(self) -> None:
-        if self.name not in OPTIMIZERS:
-            raise one_of("name", self.name, OPTIMIZERS)
-        if self.schedule not in SCHEDULES:
-            raise one_of("schedule", self.schedule, SCHEDULES)
-        if not 0 < self.lr < math.inf:
-            raise ArgumentError("lr", self.lr, "must be positive and finite")
-        if not 0 <= self.weight_decay < math.inf:
-            raise ArgumentError("weight_decay", self.weight_decay, "must be finite and not negative")
-        arguments = signature(OPTIMIZERS[self.name]).parameters
-        for key in self.options:
-            if key not in arguments:
-                raise one_of("options", key, arguments)
-        if self.options.get("nesterov") and not self.options.get("momentum"):
-            raise ArgumentError("nesterov", True, "needs a momentum above 0")
+    def __init__(
+        self,
+        kind: Callable[..., Optimizer],
+        *,
+        lr: float,
+        weight_decay: float = 0.0,
+        schedule: Schedule = "cosine",
+        statistics_lr: float = 10.0,
+        **options: Any,
+    ) -> None:
+        self.kind, self.lr, self.weight_decay, self.schedule = kind, lr, weight_decay, schedule
+        self.statistics_lr, self.options = statistics_lr, options
 
     def make(self, model: HyperModel, steps: int) -> tuple[Optimizer, LRScheduler]:
         """A fresh optimizer over all that learns in `model`, and its schedule for a task of that many steps."""
@@ -77,6 +66,98 @@ class OptimizerFactory:
             {"params": own, "weight_decay": 0.0},
         ]
         if rows:
-            groups.append({"params": rows, "weight_decay": 0.0, "lr": ROW_SPEED * self.lr})
-        optimizer = OPTIMIZERS[self.name](groups, lr=self.lr, **self.options)
+            groups.append({"params": rows, "weight_decay": 0.0, "lr": self.statistics_lr * self.lr})
+        optimizer = self.kind(groups, lr=self.lr, **self.options)
         return optimizer, LambdaLR(optimizer, lambda step: SCHEDULES[self.schedule](step / steps))
+
+
+@register("optimizer", "adam")
+def adam(
+    *, lr: Rate = 0.004, weight_decay: Positive = 0.0, schedule: Schedule = "cosine", statistics_lr: Rate = 10.0
+) -> OptimizerFactory:
+    """Adam; its weight decay is part of the gradient."""
+    kind = partial(torch.optim.Adam, fused=True)
+    return OptimizerFactory(kind, lr=lr, weight_decay=weight_decay, schedule=schedule, statistics_lr=statistics_lr)
+
+
+@register("optimizer", "adamw")
+def adamw(
+    *, lr: Rate = 0.004, weight_decay: Positive = 0.01, schedule: Schedule = "cosine", statistics_lr: Rate = 10.0
+) -> OptimizerFactory:
+    """Adam with decoupled weight decay."""
+    kind = partial(torch.optim.AdamW, fused=True)
+    return OptimizerFactory(kind, lr=lr, weight_decay=weight_decay, schedule=schedule, statistics_lr=statistics_lr)
+
+
+@register("optimizer", "sgd")
+def sgd(
+    *,
+    lr: Rate = 0.1,
+    weight_decay: Positive = 0.0,
+    schedule: Schedule = "cosine",
+    statistics_lr: Rate = 10.0,
+    momentum: Share = 0.0,
+    nesterov: bool = False,
+) -> OptimizerFactory:
+    """Stochastic gradient descent.
+
+    Raises:
+        ArgumentError: Nesterov's momentum without momentum.
+    """
+    if nesterov and not momentum:
+        raise ArgumentError("nesterov", nesterov, f"needs a momentum above 0 (momentum={momentum})")
+    return OptimizerFactory(
+        partial(torch.optim.SGD, fused=True),
+        lr=lr,
+        weight_decay=weight_decay,
+        schedule=schedule,
+        statistics_lr=statistics_lr,
+        momentum=momentum,
+        nesterov=nesterov,
+    )
+
+
+@register("optimizer", "rmsprop")
+def rmsprop(
+    *,
+    lr: Rate = 0.01,
+    weight_decay: Positive = 0.0,
+    schedule: Schedule = "cosine",
+    statistics_lr: Rate = 10.0,
+    alpha: Share = 0.99,
+    momentum: Share = 0.0,
+    centered: bool = False,
+) -> OptimizerFactory:
+    """RMSprop."""
+    return OptimizerFactory(
+        torch.optim.RMSprop,
+        lr=lr,
+        weight_decay=weight_decay,
+        schedule=schedule,
+        statistics_lr=statistics_lr,
+        alpha=alpha,
+        momentum=momentum,
+        centered=centered,
+    )
+
+
+@register("optimizer", "adagrad")
+def adagrad(
+    *,
+    lr: Rate = 0.01,
+    weight_decay: Positive = 0.0,
+    schedule: Schedule = "cosine",
+    statistics_lr: Rate = 10.0,
+    lr_decay: Positive = 0.0,
+    initial_accumulator_value: Positive = 0.0,
+) -> OptimizerFactory:
+    """Adagrad."""
+    return OptimizerFactory(
+        torch.optim.Adagrad,
+        lr=lr,
+        weight_decay=weight_decay,
+        schedule=schedule,
+        statistics_lr=statistics_lr,
+        lr_decay=lr_decay,
+        initial_accumulator_value=initial_accumulator_value,
+    )

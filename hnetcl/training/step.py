@@ -2,55 +2,34 @@
 
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torch.optim import Optimizer
+from torch.utils._pytree import tree_leaves, tree_map
 
-from hnetcl.choices import COMPILES
 from hnetcl.errors import ArgumentError, one_of
 from hnetcl.kernels.compiled import Backend, can_compile, compile_step, makes_cuda_graphs
-from hnetcl.methods import Method
-from hnetcl.methods.base import Write
+from hnetcl.methods import Inputs, Losses, Method, Run
 from hnetcl.model import HyperModel
-from hnetcl.modules import auxiliary_logits, main_logits
 
-AUXILIARY_WEIGHT = 0.3  # of the loss of auxiliary classifiers, as in Szegedy et al. 2015 (arXiv:1409.4842), section 5
-
-Compiler = Callable[[Callable[..., Any]], Callable[..., Any]]
-
-
-class Losses(NamedTuple):
-    """What a step found, on the device and with no graph.
-
-    Args:
-        loss: cross entropy of the batch, 0-dim.
-        penalty: the method's, 0-dim, or None.
-        logits: [N, K].
-    """
-
-    loss: Tensor
-    penalty: Tensor | None
-    logits: Tensor
+COMPILES = ("auto", "on", "off")
 
 
 class TrainingStep:
-    """Leaves the gradients of loss and penalty in the parameters; the optimizer's step is the caller's.
+    """Leaves the gradients of the method's loss in the parameters; the optimizer's step is the caller's.
 
         step = TrainingStep(model, method, device)
-        method.start_task(model.hnet, task, optimizer, generator)
-        losses = step(x, y, task, optimizer)
+        run = Run(model, task, data, optimizer, generator)
+        method.start_task(run)
+        losses = step(run, method.inputs(run, draw))
         optimizer.step()
 
-    Loss and penalty share one forward of the hypernetwork and one backward, where the method can compute its penalty so
-    (`Method.beside`). Otherwise the penalty comes second, for it may look at the loss's gradients (lookahead).
-
-    Compiled, hypernetwork -> parameters -> logits -> cross entropy is one graph, and so are the rows of the penalty, in the
-    same graph where they can be. No graph depends on a task's number or on how many old tasks there are, so from the third task
-    on nothing is compiled. On a GPU they run as CUDA graphs; what a step returns is then overwritten by the next.
+    Compiled, hypernetwork -> parameters -> logits -> loss is one graph. It does not depend on a task's number or on how many
+    old tasks there are, so from the third task on nothing is compiled: a single old task is taken for two, the second of which
+    has the weight zero. On a GPU it runs as a CUDA graph; what a step returns is then overwritten by the next.
 
     Args:
         model, method: what is trained, how. The model lies on `device`.
@@ -75,77 +54,76 @@ class TrainingStep:
             )
         self._buffers: bool | None = None  # whether the network has some without rows, once a compiled step has asked
         self._graphed = self.compiled and makes_cuda_graphs(backend, device)
-        self._loss: Callable[..., tuple[Tensor, Tensor]] = _loss
-        by_task: Compiler = _unchanged
+        self._loss: Callable[..., Losses] = _loss
         if self.compiled:
-            compiler = partial(compile_step, backend=backend, device=device)
-            self._loss = _Whole(_loss, compile, compiler)
-            by_task = partial(_ByTask, compile=compile, compiler=compiler, single=method.single_row)
-        self._loss_and_rows: Callable[..., tuple[Tensor, Tensor, Tensor]] = by_task(_loss_and_rows)
-        method.compile(by_task)
+            self._loss = _Whole(_loss, compile, partial(compile_step, backend=backend, device=device))
 
-    def __call__(self, x: Tensor, y: Tensor, task: int, optimizer: Optimizer) -> Losses:
-        """A batch's losses; their gradients replace those that were there.
+    def __call__(self, run: Run, inputs: Inputs) -> Losses:
+        """A batch's losses, without graph; their gradients replace those that were there.
 
         Args:
-            x: the network's input [N, ...].
-            y: labels [N].
-            task: the batch's.
-            optimizer: of all that is trained.
+            run: as it stands at this step.
+            inputs: from the method.
         """
         if self._graphed:
-            torch.compiler.cudagraph_mark_step_begin()  # or the penalty's graph would take the memory that the gradients are in
-        optimizer.zero_grad()  # before the graphs run again, for they write where these gradients lie
+            torch.compiler.cudagraph_mark_step_begin()  # or a later graph would take the memory that the gradients are in
+        run.optimizer.zero_grad()  # before the graphs run again, for they write where these gradients lie
+        task = inputs.task
+        assert not isinstance(task, Tensor)
         number = torch.full((), task, device=self.device)  # filled there: a copy would wait for the GPU
+        made = replace(inputs, task=number)
         if self.compiled:
-            if self._buffers is None:
-                self.model.find_buffers(x, task)
-                self._buffers = bool(self.model.buffers_by_task.shared(self.model.net))
-            if self._buffers:
-                self.model.buffers_by_task.look(self.model.net, task)
-        beside = self.method.beside(self.model.hnet)
-        penalty: Tensor | None
-        if beside is None:
-            loss, logits = self._loss(self.model, x, y, number)
-            loss.backward()
-            penalty = self.method.penalty(self.model.hnet)
-            if penalty is not None:
-                penalty.backward()
-        else:
-            loss, logits, rows = self._loss_and_rows(beside.write, self.model, x, y, number, beside.by_task, beside.common)
-            penalty = beside.total(rows)
-            (loss + penalty).backward()
+            self._find_buffers(inputs.x, task)
+            made = _steady(made)
+        total, parts, logits = self._loss(
+            self.method, self.model, made.x, made.y, made.task, made.tensors, made.old, made.weights
+        )
+        total.backward()
+        parts = {name: part.detach() for name, part in parts.items()} | self.method.after_backward(run, inputs)
         if self._buffers:
             self.model.buffers_by_task.settle(self.model.net, task)  # a buffer that has changed for the first time
-        return Losses(loss.detach(), None if penalty is None else penalty.detach(), logits.detach())
+        return Losses(total.detach(), parts, logits.detach())
+
+    def _find_buffers(self, x: Tensor, task: int) -> None:
+        if self._buffers is None:
+            self.model.find_buffers(x, task)
+            self._buffers = bool(self.model.buffers_by_task.shared(self.model.net))
+        if self._buffers:
+            self.model.buffers_by_task.look(self.model.net, task)
 
 
-def _loss(model: HyperModel, x: Tensor, y: Tensor, task: Tensor) -> tuple[Tensor, Tensor]:
-    return _cross_entropy(model(x, task), y)
+def _loss(
+    method: Method,
+    model: HyperModel,
+    x: Tensor,
+    y: Tensor,
+    task: Tensor,
+    tensors: dict[str, Any],
+    old: dict[str, Any],
+    weights: Tensor | None,
+) -> Losses:
+    return method.loss(model, Inputs(x, y, task, tensors, old, weights))
 
 
-def _loss_and_rows(
-    write: Write, model: HyperModel, x: Tensor, y: Tensor, task: Tensor, by_task: list[Tensor], common: list[Tensor]
-) -> tuple[Tensor, Tensor, Tensor]:
-    """`_loss`, and rows of the penalty."""
-    params, rows = write(model.hnet, task, by_task, common)
-    loss, logits = _cross_entropy(model.run(params, x, task), y)
-    return loss, logits, rows
-
-
-def _cross_entropy(outputs: Any, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Of a network's logits, with a share of its auxiliary classifiers' where it has some; and the logits."""
-    logits = main_logits(outputs)
-    loss = F.cross_entropy(logits, y)
-    for auxiliary in auxiliary_logits(outputs):
-        loss = loss + AUXILIARY_WEIGHT * F.cross_entropy(auxiliary, y)
-    return loss, logits
+def _steady(inputs: Inputs) -> Inputs:
+    """The same inputs, so that one graph takes any number of old tasks."""
+    leaves = tree_leaves(inputs.old)
+    if not leaves or not inputs.grows:
+        return inputs
+    old, tasks = inputs.old, len(leaves[0])
+    weights = leaves[0].new_ones(tasks, dtype=torch.get_default_dtype()) if inputs.weights is None else inputs.weights
+    if tasks == 1:  # torch's compiler takes 1 for a constant, and would have to compile again for 2
+        old = tree_map(lambda value: torch.cat([value, value]), old)
+        weights = torch.cat([weights, torch.zeros_like(weights)])
+    for value in (*tree_leaves(old), weights):
+        torch._dynamo.mark_dynamic(value, 0)
+    return replace(inputs, old=old, weights=weights)
 
 
 class _Whole:
     """A function as one graph."""
 
-    def __init__(self, function: Callable[..., Any], compile: str, compiler: Compiler) -> None:
+    def __init__(self, function: Callable[..., Any], compile: str, compiler: Callable[..., Any]) -> None:
         from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 
         self.plain, self.setting = function, compile
@@ -161,39 +139,9 @@ class _Whole:
         return self.plain(*args)
 
 
-class _ByTask(_Whole):
-    """A function of tensors of B tasks and of tensors that are the same for all, its last arguments, compiled once for all B.
-
-    It returns rows [B], or rows as the last of several things.
-
-    Args:
-        single: B is always 1.
-    """
-
-    def __init__(self, function: Callable[..., Any], compile: str, compiler: Compiler, single: bool) -> None:
-        super().__init__(function, compile, compiler)
-        self.single = single
-
-    def __call__(self, *args: Any) -> Any:
-        if self.single:
-            return super().__call__(*args)
-        *own, by_task, common = args
-        tasks = len(by_task[0])
-        if tasks == 1:  # torch's compiler takes 1 for a constant, and would have to compile again for 2
-            by_task = [torch.cat([each, each]) for each in by_task]
-        for each in by_task:
-            torch._dynamo.mark_dynamic(each, 0)
-        found = super().__call__(*own, by_task, common)
-        return (*found[:-1], found[-1][:tasks]) if isinstance(found, tuple) else found[:tasks]
-
-
 def _refuse(compile: str, reason: str) -> bool:
     """Tells why nothing is compiled: as an error where it was asked for, else as a warning. Always False."""
     if compile == "on":
         raise ArgumentError("trainer.compile", compile, f"{reason}; allowed: auto, off")
     warnings.warn(f"training steps are not compiled: {reason}", stacklevel=3)
     return False
-
-
-def _unchanged(function: Callable[..., Any]) -> Callable[..., Any]:
-    return function

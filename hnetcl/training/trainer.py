@@ -3,16 +3,17 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
+from annotated_types import Ge
 from torch import Tensor
 
-from hnetcl.choices import EVALUATED, REPORTS
-from hnetcl.errors import ArgumentError, one_of
-from hnetcl.methods import Method
+from hnetcl.errors import ArgumentError
+from hnetcl.methods import Draw, Inputs, Losses, Method, Run
 from hnetcl.model import HyperModel
 from hnetcl.modes import start_training
+from hnetcl.registry import checking
 from hnetcl.tasks import Batches, Split, TaskSequence
 from hnetcl.training.engine import random_states, set_random_states
 from hnetcl.training.evaluation import Protocol, accuracies, accuracy, images_at_once
@@ -20,7 +21,7 @@ from hnetcl.training.observer import Observer, RunStart, Step, TaskEnd
 from hnetcl.training.optimizers import OptimizerFactory
 from hnetcl.training.rundir import RunDirectory
 from hnetcl.training.statistics import statistics_report
-from hnetcl.training.step import Losses, TrainingStep
+from hnetcl.training.step import TrainingStep
 from hnetcl.training.watch import Watch, check_learned
 
 POINTS = 50  # of a task's training curves, where log_every is left out: enough that a curve can be smoothed
@@ -49,6 +50,7 @@ class Result:
     seconds_total: float
 
 
+@checking
 class Trainer:
     """Trains a model on a sequence of tasks, one after the other.
 
@@ -62,15 +64,13 @@ class Trainer:
         model, sequence, method, optimizer: what is trained, on what, how. Model and sequence lie on one device. A network that
             is in evaluation mode as a whole is put into training mode; single layers in evaluation mode stay so.
         generator: on that device; draws the batches.
-        directory: where checkpoints are kept; None keeps none.
+        scenario, inference: what R is: see `Protocol`. Tasks that were not trained yet never come into question.
         steps: per task; give them or `epochs`.
         epochs: per task, over its own training images.
         batch_size: images in a training step.
         eval_batch_size: images in an evaluation step; None: see `images_at_once`.
-        scenario, inference: what R is: see `Protocol`. Tasks that were not trained yet never come into question.
         log_every: observers hear the numbers of every so many steps, and only then these travel to the host; None: of
             `POINTS` steps a task.
-        observers: who is told.
         compile: see `TrainingStep`; evaluation is never compiled.
         evaluate: what is tested after task i. "seen": tasks 0 to i + 1, and before the first all of them, which is what the
             metrics of R need; "all": all; "last": task i, and all after the last, so that only the average accuracy and
@@ -89,37 +89,31 @@ class Trainer:
         method: Method,
         optimizer: OptimizerFactory,
         generator: torch.Generator,
-        directory: RunDirectory | None = None,
-        steps: int | None = None,
-        epochs: int | None = None,
-        batch_size: int = 128,
-        eval_batch_size: int | None = None,
-        log_every: int | None = None,
         scenario: str = "task",
         inference: str = "entropy",
-        observers: Sequence[Observer] = (),
-        compile: str = "auto",
-        evaluate: str = "seen",
-        statistics: str = "each",
+        *,
+        steps: Annotated[int, Ge(1)] | None = None,
+        epochs: Annotated[int, Ge(1)] | None = None,
+        batch_size: Annotated[int, Ge(2)] = 128,
+        eval_batch_size: Annotated[int, Ge(1)] | None = None,
+        log_every: Annotated[int, Ge(1)] | None = None,
+        compile: Literal["auto", "on", "off"] = "auto",
+        evaluate: Literal["seen", "all", "last"] = "seen",
+        statistics: Literal["each", "last", "none"] = "each",
     ) -> None:
         if (steps is None) == (epochs is None):
             raise ArgumentError("steps", steps, f"give steps or epochs, not both or none (epochs={epochs})")
         self.model, self.sequence, self.method, self.optimizer = model, sequence, method, optimizer
-        self.generator, self.directory, self.observers = generator, directory, observers
+        self.generator = generator
+        self.directory: RunDirectory | None = None
+        self.observers: Sequence[Observer] = ()
         self.steps, self.epochs, self.log_every = steps, epochs, log_every
         self.batch_size = batch_size
-        counts = {"steps": steps, "epochs": epochs, "batch_size": batch_size, "log_every": log_every}
-        for name, value in {**counts, "eval_batch_size": eval_batch_size}.items():
-            if value is not None and value < 1:
-                raise ArgumentError(name, value, "must be at least 1")
-        if evaluate not in EVALUATED:
-            raise one_of("evaluate", evaluate, EVALUATED)
-        if statistics not in REPORTS:
-            raise one_of("statistics", statistics, REPORTS)
         self.evaluate, self.statistics = evaluate, statistics
 
         few = Split(sequence[0].test.images[:2], sequence[0].test.labels[:2])
-        accuracy(model, 0, sequence[0], few, Protocol())  # refuses a network that does not give a logit for each class
+        protocol = Protocol(scenario, inference)
+        accuracy(model, 0, sequence[0], few, protocol, seen=1)  # refuses a network that does not give a logit for each class
         self.eval_batch_size = eval_batch_size or images_at_once(model, sequence[0])
         self.protocol = Protocol(scenario, inference, self.eval_batch_size)
         self.step = TrainingStep(model, method, generator.device, compile)
@@ -135,8 +129,14 @@ class Trainer:
         self.seconds, self.steps_done = 0.0, 0
         self.seconds_before, self.started = 0.0, 0.0  # of the whole loop: until it was interrupted, and when it went on
 
-    def fit(self) -> Result:
-        """Trains the tasks that are not done yet."""
+    def fit(self, directory: RunDirectory | None = None, observers: Sequence[Observer] = ()) -> Result:
+        """Trains the tasks that are not done yet.
+
+        Args:
+            directory: where checkpoints are kept, and found; None keeps none.
+            observers: who is told.
+        """
+        self.directory, self.observers = directory, observers
         self.started = time.perf_counter()
         state = self.directory.load_checkpoint() if self.directory else None
         if state is not None:
@@ -161,7 +161,14 @@ class Trainer:
         tasks = len(self.sequence)
         if self.evaluate == "all" or task == tasks - 1:
             return range(tasks)
-        return range(task, task + 1) if self.evaluate == "last" else range(task + 2)
+        return range(task, task + 1) if self.evaluate == "last" else range(min(task + 2, tasks))
+
+    def measured(self) -> dict[str, Tensor]:
+        """R and b with zeros where something will be measured, NaN elsewhere."""
+        R, b = torch.full_like(self.matrix, torch.nan), torch.full_like(self.untrained, torch.nan)
+        for task in range(len(R)):
+            R[task, list(self._evaluated(task))] = 0
+        return {"R": R, "b": b if self.evaluate == "last" else torch.zeros_like(b)}
 
     def _evaluate(self, task: int) -> None:
         """Fills a row of R."""
@@ -177,8 +184,8 @@ class Trainer:
             observer.on_task_start(task, steps, self.steps_done)
         self._enter("training")
         started = time.perf_counter()
-        self._train(task, batches, steps)
-        self.method.end_task(self.model, task, self.sequence[task], self.generator)
+        run = self._train(task, batches, steps)
+        self.method.end_task(run)
         check_learned(self.method, task)
         seconds = time.perf_counter() - started
 
@@ -223,42 +230,43 @@ class Trainer:
             {name: values.clone() for name, values in self.misfits.items()},
         )
 
-    def _train(self, task: int, batches: list[Batches], steps: int) -> None:
+    def _train(self, task: int, batches: list[Batches], steps: int) -> Run:
         model, method = self.model, self.method
         for part in (model.net, model.hnet, model):
             start_training(part)
         model.start_task(task)
         optimizer, schedule = self.optimizer.make(model, steps)
-        method.start_task(model.hnet, task, optimizer, self.generator)
+        run = Run(model, task, self.sequence[task], optimizer, self.generator)
+        draw = _drawing(method, task, batches)
+        method.start_task(run)
         watch = Watch(model, task, optimizer, self.generator.device)
         log_every = self.log_every or max(1, steps // POINTS)
         for step in range(steps):
             for observer in self.observers:
                 observer.on_tick(step + 1)
-            source = method.batch_task(task, step)
-            x, y = batches[source].draw()
-            losses = self.step(x, y, source, optimizer)
-            norm = watch.look(losses, x, source)
+            run.step = step
+            inputs = method.inputs(run, draw)
+            losses = self.step(run, inputs)
+            norm = watch.look(losses, inputs)
             if self.observers and (step % log_every == 0 or step == steps - 1):
-                self._tell(task, step + 1, steps, losses, y, norm, watch, optimizer.param_groups[0]["lr"])
+                self._tell(run, steps, losses, inputs, norm, watch)
             optimizer.step()
             schedule.step()
+            method.after_step(run, inputs, losses)
         watch.close()
         if self.generator.device.type == "cuda":
             torch.cuda.synchronize(self.generator.device)  # so that the seconds are those of the work, not of its launch
+        return run
 
-    def _tell(self, task: int, step: int, steps: int, losses: Losses, y: Tensor, norm: Tensor, watch: Watch, lr: float) -> None:
-        numbers = [
-            losses.loss,
-            losses.loss.new_zeros(()) if losses.penalty is None else losses.penalty,
-            (losses.logits.argmax(1) == y).float().mean(),
-            norm,
-            watch.found,
-        ]
-        values = torch.stack(numbers).tolist()  # one transfer to the host for all of them
-        if values[-1]:
+    def _tell(self, run: Run, steps: int, losses: Losses, inputs: Inputs, norm: Tensor, watch: Watch) -> None:
+        accuracy = (losses.logits.argmax(1) == inputs.y).float().mean()
+        measured = torch.stack([*losses.parts.values(), accuracy, norm, watch.found])
+        *parts, right, length, found = measured.tolist()  # one transfer to the host for all of them
+        if found:
             watch.read()
-        record = Step(task, step, steps, values[0], values[1], values[2], values[3], lr)
+        named = dict(zip(losses.parts, parts, strict=True))
+        rate = run.optimizer.param_groups[0]["lr"]
+        record = Step(run.task, run.step + 1, steps, named, right, length, rate)
         for observer in self.observers:
             observer.on_step(record)
 
@@ -267,7 +275,7 @@ class Trainer:
         return {
             "done": self.done,
             "model": self.model.saved_tensors(),
-            "method": self.method.state(),
+            "method": self.method.state_dict(),
             "generator": self.generator.get_state(),
             "random": random_states(self.generator.device),
             "matrix": self.matrix,
@@ -283,10 +291,22 @@ class Trainer:
 
     def _restore(self, state: dict[str, Any]) -> None:
         self.model.load_tensors(state["model"])
-        self.method.load_state(state["method"])
+        self.method.load_state_dict(state["method"])
         self.generator.set_state(state["generator"])
         set_random_states(state["random"], self.generator.device)
         self.done, self.seconds, self.steps_done = state["done"], state["seconds"], state["steps"]
         self.matrix, self.untrained, self.known = state["matrix"], state["untrained"], state["known"]
         self.misfits, self.aware, self.seconds_before = state["misfits"], state["aware"], state["seconds_total"]
         self.distances = state["distances"]
+
+
+def _drawing(method: Method, task: int, batches: Sequence[Batches]) -> Draw:
+    """What gives a method its batches."""
+
+    def draw(of: int | None = None) -> tuple[Tensor, Tensor]:
+        if of not in (None, task) and not method.sees_old_data:
+            name = type(method).__name__
+            raise ValueError(f"{name} asks for data of task {of} in task {task}, but does not say `sees_old_data = True`")
+        return batches[task if of is None else of].draw()
+
+    return draw

@@ -10,18 +10,17 @@ from torch.optim import Optimizer
 
 from hnetcl.bn import norm_layers
 from hnetcl.errors import DivergedError
-from hnetcl.methods import Method
+from hnetcl.methods import Inputs, Losses, Method
 from hnetcl.model import HyperModel
 from hnetcl.modes import evaluation_mode
-from hnetcl.training.step import Losses
 
 
 class Watch:
     """Looks at loss, penalty and gradients between backward and the optimizer's step, in every step of a task.
 
         watch = Watch(model, task, optimizer, device)
-        losses = step(x, y, task, optimizer)
-        norm = watch.look(losses, x, task)      # on a CPU raises here
+        losses = step(run, inputs)
+        norm = watch.look(losses, inputs)       # on a CPU raises here
         optimizer.step()
 
     On a CPU the numbers are read at once. On a GPU that would be to wait for it. There they set a latch on the device, which
@@ -49,23 +48,23 @@ class Watch:
         fused = bool(getattr(optimizer, "_step_supports_amp_scaling", False))
         self.latch = fused and device.type != "cpu" if latch is None else latch
         self.found, self.good = torch.zeros((), device=device), torch.zeros((), device=device)
-        self.newest: tuple[Losses, Tensor, int] | None = None
+        self.newest: tuple[Losses, Inputs] | None = None
         self.steps = 0
         if self.latch:
             optimizer.found_inf = self.found  # type: ignore[attr-defined]
 
-    def look(self, losses: Losses, x: Tensor, task: int) -> Tensor:
+    def look(self, losses: Losses, inputs: Inputs) -> Tensor:
         """The Euclidean norm of all gradients, 0-dim.
 
         Args:
-            losses, x, task: of the step: what it found, its batch, and the batch's task.
+            losses, inputs: of the step.
 
         Raises:
-            DivergedError: the loss, the penalty or that norm is not finite, and they are read at once.
+            DivergedError: the loss, a part of it or that norm is not finite, and they are read at once.
         """
-        self.steps, self.newest = self.steps + 1, (losses, x, task)
+        self.steps, self.newest = self.steps + 1, (losses, inputs)
         norm = _norm([p.grad for p in self.parameters if p.grad is not None])
-        numbers = [losses.loss, norm] if losses.penalty is None else [losses.loss, losses.penalty, norm]
+        numbers = [*losses.parts.values(), norm]
         if self.latch:
             bad = torch.stack(numbers).isfinite().logical_not().any()
             self.found.copy_(torch.maximum(self.found, bad.float()))
@@ -94,21 +93,22 @@ class Watch:
             if not value.isfinite().all():
                 raise DivergedError(self.task, None, name)
         if self.newest is not None:
-            _, x, task = self.newest
+            inputs = self.newest[1]
             with evaluation_mode(self.model):
-                fault = first_bad_layer(self.model, x, task)
+                fault = first_bad_layer(self.model, inputs.x, inputs.task)
             if fault is not None:
                 raise DivergedError(self.task, None, fault)
 
     def _error(self, step: int) -> DivergedError:
         """Looks for what was bad in the newest step: where the latch was set before, its parameters are still the same."""
         assert self.newest is not None
-        losses, x, task = self.newest
+        losses, inputs = self.newest
         fault = None
-        if not losses.loss.isfinite():
-            fault = first_bad_layer(self.model, x, task) or "the loss"
-        elif losses.penalty is not None and not losses.penalty.isfinite():
-            fault = "the method's penalty"
+        bad = [name for name, part in losses.parts.items() if not part.isfinite()]
+        if "loss" in bad:
+            fault = first_bad_layer(self.model, inputs.x, inputs.task) or "the loss"
+        elif bad:
+            fault = f"the method's {bad[0]}"
         else:
             gradients = {name: p.grad for name, p in self.model.named_parameters() if p.grad is not None}
             for name, gradient in gradients.items():
@@ -132,13 +132,13 @@ def check_learned(method: Method, task: int) -> None:
     Raises:
         DivergedError: it is not finite.
     """
-    for name, value in method.state().items():
+    for name, value in method.state_dict().items():
         if value.is_floating_point() and not value.isfinite().all():
             raise DivergedError(task, None, f"what the method keeps ({name})")
 
 
 @torch.no_grad()
-def first_bad_layer(model: HyperModel, x: Tensor, task: int) -> str | None:
+def first_bad_layer(model: HyperModel, x: Tensor, task: int | Tensor) -> str | None:
     """The first layer of the main network, in the order of its calls, whose output is not finite, and its bad parameters.
 
     None where all logits are finite.

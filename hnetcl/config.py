@@ -1,0 +1,167 @@
+"""What a run is told: the configuration, checked against the signatures of what it is for.
+
+Free of torch, so that a refused value is refused at once.
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Annotated, Any, Literal, get_type_hints
+
+from annotated_types import Ge, Le, Len
+
+from hnetcl.errors import ArgumentError, one_of
+from hnetcl.registry import Option, Options, checked, declared_options, given, names, options
+
+MOST_THREADS = max(256, 4 * (os.cpu_count() or 1))  # a system that runs out of threads ends the process
+CHOSEN = ("task", "bn", "net", "hnet", "method", "optimizer")  # the groups that are parts; `name` says which
+COSTS = ("compression", "seconds", "seconds_total", "steps_per_second")  # what metrics.json holds beside the metrics of R
+INFERENCE_METRICS = ("task_aware", "task_agnostic", "task_inference_accuracy")  # where the task is not told
+
+Values = dict[str, Any]
+Scenario = Literal["task", "domain", "class"]
+
+
+@dataclass(kw_only=True)
+class Config:
+    """A run's configuration. The groups are plain values by key.
+
+    Raises:
+        ArgumentError: keys that don't go together.
+    """
+
+    seed: Annotated[int, Ge(0), Le(2**31 - 1)]
+    device: str
+    scenario: Scenario
+    inference: str
+    generate: str | Annotated[list[str], Len(1)]
+    shared: Literal["trained", "trained_once", "fixed"]
+    init: Literal["own", "fan_in", "fan_out", "given"] | None
+    imports: list[str]
+    optimized_metric: str
+    observers: list[str]
+    resume: bool
+    run: Values
+    data: Values
+    task: Values
+    bn: Values
+    net: Values
+    hnet: Values
+    method: Values
+    optimizer: Values
+    trainer: Values
+
+    def __post_init__(self) -> None:
+        _known("inference", "inference", self.inference)
+        for name in self.observers:
+            if name not in names("observer"):
+                error = one_of("observers", name, names("observer"))
+                raise ArgumentError("observers", self.observers, f"{name}: {error.allowed}")
+        metrics = [*names("metric"), *INFERENCE_METRICS, *COSTS]
+        if self.optimized_metric not in metrics:
+            raise one_of("optimized_metric", self.optimized_metric, metrics)
+        if self.scenario == "task" and self.optimized_metric in INFERENCE_METRICS:
+            raise ArgumentError("optimized_metric", self.optimized_metric, "in scenario=task the task is told, not inferred")
+
+    def values(self) -> Values:
+        """All of it, as plain values."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+@dataclass(kw_only=True)
+class EvaluationConfig:
+    """What an evaluation is told."""
+
+    run: str
+    task: Annotated[int, Ge(0)] | None
+    stats: str
+    scenario: Scenario | None
+    inference: str | None
+    imports: list[str]
+    device: str
+    data: Values
+
+    def __post_init__(self) -> None:
+        self.run = os.path.expanduser(self.run)
+        if self.inference is not None:
+            _known("inference", "inference", self.inference)
+
+
+def parse(values: Mapping[str, Any]) -> Config:
+    """Checks the configuration of a run and makes it an object.
+
+    Args:
+        values: nested plain values, as the command line composed them or as a run's config.yaml holds them.
+
+    Raises:
+        ArgumentError: a key that is unknown or missing, a value of the wrong type or out of bounds; in one line, named as on
+            the command line.
+    """
+    return Config(**_root(values, Config))
+
+
+def parse_evaluation(values: Mapping[str, Any]) -> EvaluationConfig:
+    """The same for the arguments of an evaluation."""
+    return EvaluationConfig(**_root(values, EvaluationConfig))
+
+
+def group_options(group: str, name: str | None = None) -> Options:
+    """The keys of a group.
+
+    Args:
+        name: of the part, where the group is one.
+    """
+    if group in CHOSEN:
+        own = dict(options(group, str(name)))
+        if group == "net" and takes_norm(str(name)):
+            own["norm"] = Option(Literal["batch", "none"], "batch")
+        return {"name": Option(str), **own}
+    if group == "trainer":
+        runtime = declared_options("hnetcl.training.engine", "engine")
+        threads = Option(Annotated[int, Ge(1), Le(MOST_THREADS)] | None, runtime["threads"].default)
+        precision = declared_options("hnetcl.wrapping", "wrap")["precision"]
+        loop = declared_options("hnetcl.training.trainer", "Trainer")
+        return {**loop, "threads": threads, "deterministic": runtime["deterministic"], "precision": precision}
+    return {"dir" if group == "run" else "root": Option(str | None, None)}
+
+
+def takes_norm(name: str) -> bool:
+    """Whether a network is built with norm layers that it is given."""
+    return "norm" in given("net", name)
+
+
+def all_keys() -> list[str]:
+    """The keys of all parts that can be chosen, `GROUP.KEY` each."""
+    found = {f"{group}.{key}" for group in CHOSEN for name in names(group) for key in group_options(group, name)}
+    return sorted(found | {f"trainer.{key}" for key in group_options("trainer")})
+
+
+def _root(values: Mapping[str, Any], kind: type) -> Values:
+    hints = get_type_hints(kind, include_extras=True)
+    groups = [key for key, hint in hints.items() if hint is Values or hint == Values]
+    scalars = {key: Option(hint) for key, hint in hints.items() if key not in groups}
+    found = checked({key: value for key, value in values.items() if key not in groups}, scalars, beside=groups)
+    for group in groups:
+        if group not in values:
+            raise ArgumentError(group, None, "is missing")
+        found[group] = _group(group, values[group])
+    return found
+
+
+def _group(group: str, values: Any) -> Values:
+    if not isinstance(values, dict):
+        raise ArgumentError(group, values, "must be a group of values")
+    if group == "bn":
+        values = {"name": "layer", **values}
+    if group in CHOSEN:
+        _known(group, f"{group}.name", values.get("name"))
+    note = f" ({group}={values['name']})" if group in CHOSEN and group != "bn" else ""
+    found = checked(values, group_options(group, values.get("name")), f"{group}.", note=note)
+    if group in ("run", "data"):
+        found = {key: value if value is None else os.path.expanduser(value) for key, value in found.items()}
+    return found
+
+
+def _known(kind: str, key: str, name: Any) -> None:
+    if name not in names(kind):
+        raise one_of(key, name, names(kind))
