@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -43,20 +43,21 @@ def build(config: Config, device: torch.device) -> Parts:
     with named("optimizer"):
         optimizer: OptimizerFactory = make("optimizer", config.optimizer)
     sequence = build_sequence(config, device)
-    model = build_model(config, sequence.in_shape, sequence.num_classes, len(sequence))
+    model = build_model(config, sequence.in_shape, sequence.num_outputs, len(sequence))
     with named("method"):
         method.check(model, sequence)
     return Parts(sequence, model.to(device), method, optimizer)
 
 
-def build_model(config: Config, in_shape: Sequence[int], num_classes: int, num_tasks: int) -> HyperModel:
+def build_model(config: Config, in_shape: Sequence[int], num_outputs: int, num_tasks: int) -> HyperModel:
     """The main network under its hypernetwork."""
     with allocating(*_largest("net", config.net), watch=True):
-        net = build_net(config, in_shape, num_classes)
-    hnet = partial(_build_hnet, config.hnet, num_outputs=num_classes)
+        net = build_net(config, in_shape, num_outputs)
+    hnet = partial(_build_hnet, config.hnet, num_outputs=num_outputs, head=config.chosen_head)
     how = {"generate": config.generate, "shared": config.shared, "init": config.init, "stats": config.bn["stats"]}
+    how |= {"precision": config.trainer["precision"], "rows": config.chosen_rows}
     with allocating(*_largest("hnet", config.hnet), watch=True):
-        return wrap(net, num_tasks, **how, precision=config.trainer["precision"], hnet=hnet)
+        return wrap(net, num_tasks, **how, hnet=hnet)
 
 
 def build_sequence(config: Config, device: torch.device) -> TaskSequence:
@@ -68,14 +69,14 @@ def build_sequence(config: Config, device: torch.device) -> TaskSequence:
 
     with named("task", root="data"):
         sequence: TaskSequence = make("task", config.task, load=load, seed=config.seed)
-    return sequence
+    return replace(sequence, head=config.chosen_head)
 
 
-def build_net(config: Config, in_shape: Sequence[int], num_classes: int) -> nn.Module:
+def build_net(config: Config, in_shape: Sequence[int], num_outputs: int) -> nn.Module:
     """The main network, with batch norm as `bn` says."""
     name, values = config.net["name"], {key: value for key, value in config.net.items() if key != "norm"}
     norm = partial(_norm, config.bn) if config.net.get("norm") == "batch" else None
-    ours = partial(make, "net", values, in_shape=tuple(in_shape), num_outputs=num_classes, norm=norm)
+    ours = partial(make, "net", values, in_shape=tuple(in_shape), num_outputs=num_outputs, norm=norm)
     with named("net"):
         if find("net", name).__module__.startswith("hnetcl.") and takes_norm(name):
             with torch.device("meta"):  # takes no memory, and draws nothing
@@ -84,14 +85,13 @@ def build_net(config: Config, in_shape: Sequence[int], num_classes: int) -> nn.M
         net: nn.Module = ours()
     if takes_norm(name):
         return net
-    require_logits(net, str(config.net.get("model", name)), in_shape, num_classes)
-    direct = config.hnet["name"] == "direct"
-    if config.init is None and not direct and config.bn["algebra"] != "real" and trained_layers(net):
+    require_logits(net, str(config.net.get("model", name)), in_shape, num_outputs)
+    if config.init is None and not config.holds_directly and config.bn["algebra"] != "real" and trained_layers(net):
         raise untold_init(net)  # `wrap` could not tell any more: layers of another algebra start afresh
     # Layers without Gamma and beta stay so, synchronised ones too, unless all are told to be.
     kept = {key for key, default in (("affine", True), ("sync", False)) if config.bn[key] == default}
     try:
-        return convert_batchnorm(net, **{key: value for key, value in config.bn.items() if key not in {"name", *kept}})
+        return convert_batchnorm(net, **{key: value for key, value in config.bn.items() if key not in {"name", "rows", *kept}})
     except ArgumentError as error:
         if error.name != "num_features":  # a layer by its path, or an argument of the bn group
             raise error.within("bn" if error.name in config.bn else "net") from error
@@ -117,7 +117,7 @@ def named(group: str, **groups: str) -> Iterator[None]:
 
 def _norm(bn: Values, width: int) -> nn.Module:
     with named("bn", num_features=""):
-        layer: nn.Module = make("bn", bn, num_features=width)
+        layer: nn.Module = make("bn", {key: value for key, value in bn.items() if key != "rows"}, num_features=width)
     return layer
 
 

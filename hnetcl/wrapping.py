@@ -27,6 +27,7 @@ def wrap(
     init: Literal["own", "fan_in", "fan_out", "given"] | None = None,
     stats: str = "tracked",
     precision: Precision = "float32",
+    rows: Literal["task", "shared"] = "task",
     hnet: Callable[..., HyperNetwork] = ChunkedHyperNetwork,
     **options: Any,
 ) -> HyperModel:
@@ -53,7 +54,7 @@ def wrap(
             not for a module that has been trained, as far as its batch norm tells: that is refused, for which of the two is
             meant only its owner knows. A fresh head behind a trained network needs no `init`.
         stats: of the batch-norm layers, see `BatchNormLayer`.
-        precision: of the network, see `HyperModel`.
+        precision, rows: see `HyperModel`.
         hnet: a kind of hypernetwork.
         options: further arguments of it.
 
@@ -73,7 +74,7 @@ def wrap(
     redraws = init is None and not isinstance(made, DirectHyperNetwork)
     if redraws and any(name.rpartition(".")[0] in trained for name in chosen):
         raise untold_init(net)
-    return HyperModel(net, made, shared=shared, precision=precision)
+    return HyperModel(net, made, shared=shared, precision=precision, rows=rows)
 
 
 def _check(module: nn.Module, num_tasks: Any, stats: str, hidden: Any = (), **_: Any) -> None:

@@ -29,6 +29,8 @@ ROOMS = [
     "model",
     "wrapping",
     "inference",
+    "importance",
+    "lookahead",
     "methods",
     "metrics",
     "training",

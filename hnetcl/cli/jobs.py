@@ -67,9 +67,10 @@ def train(config: Config, call: Call = PYTHON) -> Path:
     with engine(config.seed, threads=threads, deterministic=deterministic):
         parts = build(config, device)
         generator = torch.Generator(device).manual_seed(config.seed)
-        with named("trainer", inference="", scenario="", logits=""):
+        with named("trainer", inference="", scenario="", head="", logits=""):
             trainer = Trainer(
                 *(parts.model, parts.sequence, parts.method, parts.optimizer, generator, config.scenario, config.inference),
+                config.active_classes or "seen",
                 **values,
             )
         _check_measured(config, trainer)
@@ -147,7 +148,7 @@ def evaluate(config: EvaluationConfig) -> list[float]:
             raise ArgumentError(
                 "stats", config.stats, f"in scenario={scenario} each task uses its own; allowed: own, recalibrated"
             )
-        protocol = Protocol(scenario, inference, at_once)
+        protocol = Protocol(scenario, inference, at_once, sequence.head)
         with allocating("trainer.eval_batch_size", at_once):
             right, known, _ = accuracies(model, sequence, protocol, tasks, row)
         found = right.tolist()
@@ -279,6 +280,8 @@ def _row(stats: str, parts: Parts) -> int | str | None:
         raise ArgumentError("stats", stats, "this run's network uses no statistics; allowed: own")
     if stats == "batch":
         return BATCH
+    if parts.model.rows == "shared":
+        raise ArgumentError("stats", stats, "this run keeps one row of statistics for all tasks; allowed: own, batch")
     if kinds & {"generated", "distilled"}:
         raise ArgumentError("stats", stats, "the hypernetwork writes this run's statistics; allowed: own, batch")
     if kinds <= {"frozen", "batch"}:

@@ -19,10 +19,11 @@ class DirectHyperNetwork(HyperNetwork):
     Args:
         shapes, num_tasks, initial: as for every hypernetwork; the parameters start at `initial`.
         per_task: name patterns (as in a shell) of the parameters that each task has for itself. ("head.*",) is the multi-head
-            network of task-incremental baselines, ("*",) a network per task. None: those of the layer that makes the logits,
-            see `logits_layer`.
+            network of task-incremental baselines, ("*",) a network per task. None: with head "task" those of the layer that
+            makes the logits, see `logits_layer`; with any other head none.
         given: changes nothing: every task starts at `initial` in any case.
         num_outputs: K, logits per task, by which that layer is found; None where they are not known.
+        head: "task", "shared" or "all": which logits the network has.
 
     Raises:
         ArgumentError: a pattern that no name matches; or no pattern is given and no layer makes the logits.
@@ -35,13 +36,17 @@ class DirectHyperNetwork(HyperNetwork):
         initial: Mapping[str, Tensor] | None = None,
         given: bool = False,
         num_outputs: int | None = None,
+        head: str = "task",
         *,
         per_task: Sequence[str] | None = None,
     ) -> None:
         super().__init__(shapes, num_tasks, initial)
         values = initial_values(self.shapes) if initial is None else initial
         names = list(self.shapes)
-        own = logits_layer(self.shapes, num_outputs) if per_task is None else matching("per_task", per_task, names)
+        if per_task is None:
+            own = logits_layer(self.shapes, num_outputs) if head == "task" else []
+        else:
+            own = matching("per_task", per_task, names)
         self.is_own = {name: name in own for name in names}
         flat = {name: flat_numbers(values[name]) for name in names}
         empty = [torch.zeros(0)]

@@ -11,12 +11,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.checkpoint import checkpoint
 
-from hnetcl.bn import batchnorm_layers
 from hnetcl.errors import ArgumentError
 from hnetcl.hnets import HyperNetwork, Record
+from hnetcl.importance import Importance, require_samples
+from hnetcl.lookahead import Lookahead, evaluate
 from hnetcl.methods.base import Draw, Inputs, Losses, Method, Run
-from hnetcl.methods.importance import Importance
-from hnetcl.methods.lookahead import Lookahead, evaluate
 from hnetcl.methods.targets import fetched, joined, kept, sent
 from hnetcl.model import HyperModel
 from hnetcl.registry import register
@@ -99,10 +98,8 @@ class OutputRegularizer(Method):
         if weights is not None and len(weights) not in (tasks - 1, tasks):
             rule = f"must be {tasks} weights, one for each task (task.num_tasks={tasks}); the last may be left out"
             raise ArgumentError("task_weights", list(weights), rule)
-        by_batch = any(layer.stats == "batch" for layer in batchnorm_layers(model.net).values())
-        if self.importance.kind == "fisher" and by_batch:
-            rule = "needs batch norm whose statistics don't depend on the batch; allowed with bn.stats=batch: none"
-            raise ArgumentError("importance", self.importance.kind, rule)
+        if self.importance.kind == "fisher":
+            require_samples(model, "importance", self.importance.kind)
 
     def start_task(self, run: Run) -> None:
         self.hold(run.model.hnet, run.task, run.optimizer, run.generator)
@@ -184,7 +181,7 @@ class OutputRegularizer(Method):
             self.importance.learn(run.model, run.task, run.data, run.generator)
 
     def state_dict(self) -> dict[str, Tensor]:
-        return self.importance.state()
+        return dict(self.importance.state())
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         self.importance.load_state(state)

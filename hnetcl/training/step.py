@@ -76,7 +76,7 @@ class TrainingStep:
             self._find_buffers(inputs.x, task)
             made = _steady(made)
         total, parts, logits = self._loss(
-            self.method, self.model, made.x, made.y, made.task, made.tensors, made.old, made.weights
+            self.method, self.model, made.x, made.y, made.task, made.active, made.tensors, made.old, made.weights
         )
         total.backward()
         parts = {name: part.detach() for name, part in parts.items()} | self.method.after_backward(run, inputs)
@@ -98,11 +98,12 @@ def _loss(
     x: Tensor,
     y: Tensor,
     task: Tensor,
+    active: Tensor | None,
     tensors: dict[str, Any],
     old: dict[str, Any],
     weights: Tensor | None,
 ) -> Losses:
-    return method.loss(model, Inputs(x, y, task, tensors, old, weights))
+    return method.loss(model, Inputs(x, y, task, active, tensors, old, weights))
 
 
 def _steady(inputs: Inputs) -> Inputs:
