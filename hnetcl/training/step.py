@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from hnetcl.choices import COMPILES
+from hnetcl.compiling import Backend, can_compile, compile_step, makes_cuda_graphs
 from hnetcl.errors import ArgumentError, one_of
-from hnetcl.kernels.compiled import Backend, can_compile, compile_step, makes_cuda_graphs
 from hnetcl.methods import Method
 from hnetcl.methods.base import Write
 from hnetcl.model import HyperModel
