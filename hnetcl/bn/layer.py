@@ -211,10 +211,9 @@ class BatchNormLayer(TorchsFamily):
 
         total: int | Tensor = shape.numel() // self.num_features
         if self.training and (group := self._ranks()) is not None:
-            y, mean, cov, count = kernel.batch_norm(x, gamma, beta, group=group, **options)
-            total = torch.as_tensor(count).clamp_min(
-                2
-            )  # the ranks are trusted to have more than one value, for to ask would wait for a GPU
+            y, mean, cov, total = kernel.batch_norm(x, gamma, beta, group=group, **options)
+            assert isinstance(total, Tensor)
+            total = total.clamp_min(2)  # the ranks are trusted to have more than one value, for to ask would wait for a GPU
         elif total == 0:
             return self._affine(kernel, x, gamma, beta)  # empty, and no statistics of anything
         elif total < 2:

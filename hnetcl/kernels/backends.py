@@ -3,7 +3,7 @@
 | path | computed by | chosen for |
 |---|---|---|
 | reference | `reference`, in plain PyTorch | backend="reference" |
-| closed form | `batch_norm`, by torch's own kernel for d = 1, in `passes.BLOCKS` on a CPU, by `passes.PLAIN` elsewhere | all else |
+| closed form | `batch_norm`, by `passes.BLOCKS` (on a GPU `PLAIN`); for d = 1 by torch's own kernel | all else |
 | compiled | `batch_norm` by `passes.COMPILED` | backend="compiled", or "auto" where x is large; d > 1 |
 | fused | `conv_bn`, by the passes of another path | a convolution and the batch norm behind it |
 

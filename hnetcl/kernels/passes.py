@@ -1,4 +1,4 @@
-"""The passes over memory that batch norm of d-component numbers needs, two forward and two backward; three ways to compute them.
+"""The passes over memory that batch norm of d-component numbers needs, two forward and two backward, computed in three ways.
 
     moments          reads x              mu, V without eps
     affine           reads x, writes y    y = A (x - mu) + beta
@@ -257,7 +257,10 @@ def _kind(value: Any) -> Any:
 
 
 COMPILED = Passes(
-    *(_Compiled(one) for one in (moments, affine, gradient_sums, gradient)),
+    _Compiled(moments),
+    _Compiled(affine),
+    _Compiled(gradient_sums),
+    _Compiled(gradient),
     forward_matrices=_Compiled(forward_matrices),
     backward_matrices=_Compiled(backward_matrices),
     forward=_Compiled(forward),

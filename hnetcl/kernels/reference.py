@@ -3,8 +3,8 @@
     mu = mean x        V = mean (x - mu)(x - mu)^T + eps' I        y = Gamma f(V) (x - mu) + beta
 
 with f(V) = V^(-1/2) (`zca`; Ioffe & Szegedy 2015 for d = 1, Trabelsi et al. 2018 for d = 2) or f(V) = L^(-1), V = L L^T
-(`cholesky`; after Gaudet & Maida 2018), or f(V) = diag(V)^(-1/2), each component on its own (`naive`). Differentiable any number
-of times, by autograd alone.
+(`cholesky`; after Gaudet & Maida 2018), or f(V) = diag(V)^(-1/2), each component on its own (`naive`). Differentiable any
+number of times, by autograd alone.
 """
 
 from typing import NamedTuple
@@ -23,13 +23,13 @@ class Normalized(NamedTuple):
         y: like x.
         mean: [C].
         cov: the biased covariance without eps, [C/d, d, d].
-        count: values per channel; those of all ranks, where there are several, as a 0-dim tensor.
+        total: values per channel; those of all ranks, where there are several, as a 0-dim tensor.
     """
 
     y: Tensor
     mean: Tensor
     cov: Tensor
-    count: int | Tensor
+    total: int | Tensor
 
 
 def batch_norm(
