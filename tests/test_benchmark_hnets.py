@@ -15,7 +15,7 @@ from benchmarks.speed import speed
 from benchmarks.train import OurStep, Training
 
 from hnetcl.choices import TARGETS
-from hnetcl.kernels.compiled import can_compile
+from hnetcl.compiling import can_compile
 
 CPU = torch.device("cpu")
 TINY = Example((6, 5), (7, 6), 50, 4)

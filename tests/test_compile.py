@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from hnetcl.algebra import ALGEBRAS
 from hnetcl.bn import BatchNormLayer, writable_parameters
+from hnetcl.compiling import can_compile, compile_step
 from hnetcl.errors import ArgumentError
 from hnetcl.hnets import ChunkedHyperNetwork, DirectHyperNetwork, FullHyperNetwork
 from hnetcl.hnets.part import ReLU
-from hnetcl.kernels.compiled import can_compile, compile_step
 from hnetcl.methods import Finetune, Method, OutputRegularizer
 from hnetcl.model import HyperModel
 from hnetcl.nets import MLP, LeNet

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from hnetcl.bn.layer import BatchNormLayer
 from hnetcl.errors import ArgumentError
-from hnetcl.kernels.conv_bn import fused
-from hnetcl.kernels.convolution import Convolution
+from hnetcl.kernels.backends import fused
+from hnetcl.kernels.conv_bn import Convolution
 from hnetcl.layers.conv import Conv2d
 
 TORCHS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)

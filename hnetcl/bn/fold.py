@@ -14,7 +14,6 @@ from hnetcl.bn.layer import BatchNormLayer
 from hnetcl.bn.rows import norm_layers
 from hnetcl.errors import one_line
 from hnetcl.kernels import reference
-from hnetcl.kernels.layout import regularize
 from hnetcl.layers import Conv2d, Linear
 from hnetcl.numbers import as_parameter, real_view
 
@@ -155,7 +154,7 @@ def _evaluation(norm: BatchNormLayer, like: Tensor) -> tuple[Tensor, Tensor]:
         mean, whitener = like.new_zeros(d * q), torch.eye(d, dtype=torch.float64, device=like.device).expand(q, d, d)
     else:
         mean, cov = statistics
-        whitener = reference.whiten(regularize(cov, norm.eps, norm.whitening, like.dtype), norm.whitening)
+        whitener = reference.whiten(reference.regularize(cov, norm.eps, norm.whitening, like.dtype), norm.whitening)
     return (whitener if gamma is None else gamma.double() @ whitener), mean.double()
 
 

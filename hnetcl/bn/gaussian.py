@@ -29,8 +29,7 @@ def parameters(mean: Tensor, cov: Tensor) -> tuple[Tensor, Tensor]:
     """The inverse of `statistics`: location and factor; of a singular covariance, those of one nearby. Never a host sync."""
     d = cov.shape[-1]
     mean, cov = _wide(mean), _wide(cov)
-    (inverse,) = whiten(cov, "cholesky")
-    inverse = inverse.to(cov.dtype)
+    inverse = whiten(cov, "cholesky").w.to(cov.dtype)
     low = _product(cov, inverse.mT)
     diagonal = (low * torch.eye(d, dtype=low.dtype, device=low.device)).sum(-1, keepdim=True).clamp_min(1e-30)
     row, column = _places(d, cov.device)

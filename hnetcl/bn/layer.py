@@ -13,10 +13,10 @@ from hnetcl.bn.family import TorchsFamily
 from hnetcl.bn.gaussian import divergence, parameters, statistics
 from hnetcl.choices import STATS
 from hnetcl.errors import ArgumentError, one_of
+from hnetcl.kernels.all_reduce import Group
+from hnetcl.kernels.autograd import learns
 from hnetcl.kernels.backends import Kernel, select
 from hnetcl.kernels.layout import complex_to_real, real_to_complex, sum_dtype
-from hnetcl.kernels.mapping import learns
-from hnetcl.kernels.sums import Group
 from hnetcl.registry import register
 
 
@@ -215,14 +215,15 @@ class BatchNormLayer(TorchsFamily):
 
         total: int | Tensor = shape.numel() // self.num_features
         if self.training and (group := self._ranks()) is not None:
-            y, mean, cov, total = kernel.synchronised_batch_norm(x, gamma, beta, group=group, **options)
+            y, mean, cov, total = kernel.batch_norm(x, gamma, beta, group=group, **options)
+            assert isinstance(total, Tensor)
             total = total.clamp_min(2)  # the ranks are trusted to have more than one value, for to ask would wait for a GPU
         elif total == 0:
             return self._affine(kernel, x, gamma, beta)  # empty, and no statistics of anything
         elif total < 2:
             raise ValueError(f"batch statistics need more than one value per channel, got x of shape {tuple(shape)}")
         else:
-            y, mean, cov = kernel.batch_norm(x, gamma, beta, **options)
+            y, mean, cov, _ = kernel.batch_norm(x, gamma, beta, **options)
         if self.training:
             cov = cov * (total / (total - 1))
             if given:

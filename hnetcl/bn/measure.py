@@ -13,7 +13,7 @@ from hnetcl.bn.gaussian import parameters
 from hnetcl.bn.layer import BatchNormLayer
 from hnetcl.bn.rows import batchnorm_layers, using_task
 from hnetcl.kernels.backends import Kernel
-from hnetcl.kernels.layout import complex_to_real, split
+from hnetcl.kernels.layout import complex_to_real, to_numbers
 from hnetcl.kernels.passes import moments
 from hnetcl.modes import evaluation_mode
 
@@ -32,7 +32,7 @@ class Moments:
         """Takes in x [N, C, *S]."""
         if not x.numel():
             return
-        numbers = split(complex_to_real(x) if x.is_complex() else x, d)
+        numbers = to_numbers(complex_to_real(x) if x.is_complex() else x, d)
         count = numbers.shape[0] * numbers.shape[3]
         mean, cov = (value.double() for value in moments(numbers))
         if not self.count:

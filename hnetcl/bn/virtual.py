@@ -104,7 +104,7 @@ class VirtualBatchNormLayer(NormLayer):
         if x.numel() // self.num_features < 2:
             raise ValueError(f"batch statistics need more than one value per channel, got x of shape {tuple(x.shape)}")
         kernel = select(self.backend, x, self.algebra.dim)
-        y, mean, cov = kernel.batch_norm(x, gamma, beta, d=self.algebra.dim, eps=self.eps, whitening=self.whitening)
+        y, mean, cov, _ = kernel.batch_norm(x, gamma, beta, d=self.algebra.dim, eps=self.eps, whitening=self.whitening)
         if self.collecting:
             var = cov.reshape(self.reference_var.shape[1:])
             self.write(stats_id, mean, var, self.reference_count.new_full((), len(x)))

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
+from hnetcl.compiling import Backend, can_compile, compile_step, makes_cuda_graphs
 from hnetcl.errors import ArgumentError, one_of
-from hnetcl.kernels.compiled import Backend, can_compile, compile_step, makes_cuda_graphs
 from hnetcl.methods import Inputs, Losses, Method, Run
 from hnetcl.model import HyperModel
 
