@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Annotated, Any, Literal, get_type_hints
 
-from annotated_types import Ge, Le, Len
+from annotated_types import Ge, Le, Len, doc
 
 from hnetcl.errors import ArgumentError, one_of
 from hnetcl.registry import Option, Options, checked, declared_options, given, names, options
@@ -36,7 +36,7 @@ class Config:
     inference: str
     head: Literal["task", "shared", "all"] | None
     active_classes: Literal["all", "seen", "current"] | None
-    generate: str | Annotated[list[str], Len(1)]
+    generate: Annotated[str | Annotated[list[str], Len(1)], doc("all, norm, or a list of patterns of parameters' names")]
     shared: Literal["trained", "trained_once", "fixed"]
     init: Literal["own", "fan_in", "fan_out", "given"] | None
     imports: list[str]

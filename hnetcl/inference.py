@@ -126,7 +126,9 @@ def _noisy(model: HyperModel, tasks: Tensor, criterion: str) -> list[dict[str, T
     """What the hypernetwork writes from embeddings with noise, which is the same at every call."""
     embeddings = model.hnet.embeddings
     if embeddings is None:
-        raise ArgumentError("inference", criterion, f"{type(model.hnet).__name__} has no task embeddings to put noise on")
+        others = ", ".join(name for name in names("inference") if "noisy" not in given("inference", name))
+        rule = f"{type(model.hnet).__name__} has no task embeddings to put noise on; allowed: {others}"
+        raise ArgumentError("inference", criterion, rule)
     generator = torch.Generator(embeddings.device).manual_seed(0)
     noise = torch.randn((COPIES, *embeddings.shape), generator=generator, device=embeddings.device)
     return [functional_call(model.hnet, {"embedding": embeddings + NOISE * each}, (tasks,)) for each in noise]

@@ -215,14 +215,19 @@ def check_value(key: str, value: Any, wanted: Any) -> Any:
     try:
         made = _adapter(wanted).validate_python(value)
     except ValidationError as error:
+        told = [each.documentation for each in getattr(wanted, "__metadata__", ()) if isinstance(each, annotated_types.DocInfo)]
+        if told:
+            raise ArgumentError(key, value, f"must be {told[0]}") from None
         faults = error.errors(include_url=False)
         kinds = {fault["type"] for fault in faults}
         allowed = words(wanted)
         if allowed and kinds <= {"literal_error", "sequence_str", "is_instance_of"} and not isinstance(value, list):
             raise one_of(key, value, allowed) from None
-        where = "every value must be" if len(faults[0]["loc"]) > 0 and len(faults) == 1 else "must be"
+        inside = all(type(place) is int for fault in faults for place in fault["loc"][-1:] or [""])
+        where = "every value must be" if inside else "must be"
         if "finite_number" in kinds:
-            raise ArgumentError(key, value, ", ".join(["must be a finite number", *_bounds(wanted)])) from None
+            bounds = " and ".join(_bounds(wanted))
+            raise ArgumentError(key, value, f"{where} a finite number{bounds and f', {bounds}'}") from None
         if kinds <= {"greater_than_equal", "greater_than", "less_than_equal", "less_than"}:
             raise ArgumentError(key, value, f"{where} {' and '.join(_bounds(wanted))}") from None
         if kinds == {"too_short"}:
@@ -254,8 +259,12 @@ def _bounds(wanted: Any) -> list[str]:
     for each in getattr(wanted, "__metadata__", ()):
         for kind, text in (("ge", "at least"), ("gt", "greater than"), ("le", "at most"), ("lt", "less than")):
             if hasattr(each, kind):
-                found.append(f"{text} {getattr(each, kind):g}")
+                found.append(f"{text} {_number(getattr(each, kind))}")
     return found + [text for each in get_args(wanted) if not isinstance(each, str) for text in _bounds(each)]
+
+
+def _number(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _shown(wanted: Any) -> str:

@@ -191,9 +191,10 @@ def _data_folder(root: str) -> Path:
 
 def _check_measured(config: Config, trainer: Trainer) -> None:
     """A sweeper can't look for the best of what is not measured."""
-    name = config.optimized_metric
-    if name in names("metric") and math.isnan(make("metric", {"name": name}, **trainer.measured())):
-        rule = f"takes more than trainer.evaluate={trainer.evaluate} measures; allowed with it: average_accuracy, bwt"
+    name, measured = config.optimized_metric, trainer.measured()
+    known = [each for each in names("metric") if not math.isnan(make("metric", {"name": each}, **measured))]
+    if name in names("metric") and name not in known:
+        rule = f"takes more than trainer.evaluate={trainer.evaluate} measures; allowed with it: {', '.join(known)}"
         raise ArgumentError("optimized_metric", name, rule)
 
 
