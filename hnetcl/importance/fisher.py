@@ -13,7 +13,7 @@ from hnetcl.model import HyperModel
 from hnetcl.modes import evaluation_mode
 from hnetcl.modules import main_logits
 
-HELD_AT_ONCE = 2**25  # values of gradients, 128 MB in float32
+HELD_AT_ONCE = 2**24  # values of gradients, 64 MB in float32
 Labels = Literal["exact", "sampled", "empirical"]
 
 
@@ -89,10 +89,10 @@ def parameter_fisher(
         found = main_logits(model.run(functional_call(model.hnet, own, (task,)) | rest, x, task))
         return found if active is None else found[:, active]
 
-    def loss(params: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
-        return F.cross_entropy(logits(params, x[None]), y[None])
+    def loss(params: dict[str, Tensor], x: Tensor, y: Tensor, weight: Tensor) -> Tensor:
+        return weight.sqrt() * F.cross_entropy(logits(params, x[None]), y[None])
 
-    per_sample = vmap(grad(loss), in_dims=(None, 0, 0))
+    per_sample = vmap(grad(loss), in_dims=(None, 0, 0, 0))
     total = {name: torch.zeros_like(value) for name, value in params.items()}
     size = max(1, HELD_AT_ONCE // max(1, sum(value.numel() for value in params.values())))
     place = None if active is None else active.cumsum(0) - 1
@@ -106,8 +106,8 @@ def parameter_fisher(
             else:
                 chosen = [(own if place is None else place[own], torch.ones_like(predicted[:, 0]))]
             for label, weight in chosen:
-                for name, gradient in per_sample(params, some, label).items():
-                    total[name] += torch.einsum("n,n...->...", weight, gradient.square())
+                for name, gradient in per_sample(params, some, label, weight).items():
+                    total[name] += gradient.square_().sum(0)
     return {name: value / len(x) for name, value in total.items()}
 
 
