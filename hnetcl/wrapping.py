@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from hnetcl.bn import NormLayer, convert_batchnorm, writable_parameters
-from hnetcl.choices import STATS
+from hnetcl.bn.statistics import MODES
 from hnetcl.errors import ArgumentError, one_of
 from hnetcl.hnets import ChunkedHyperNetwork, DirectHyperNetwork, HyperNetwork, initial_parameters
 from hnetcl.model import HyperModel
@@ -78,8 +78,8 @@ def _check(module: nn.Module, num_tasks: Any, stats: str, hidden: Any = (), **_:
     """Refuses what would fail later, or never be noticed."""
     if not _is_whole(num_tasks):
         raise ArgumentError("num_tasks", num_tasks, "must be a whole number")
-    if stats not in STATS:
-        raise one_of("stats", stats, STATS)
+    if stats not in MODES:
+        raise one_of("stats", stats, MODES)
     if not isinstance(hidden, Sequence) or not all(map(_is_whole, hidden)):
         raise ArgumentError("hidden", repr(hidden), "must be a list of widths")
     for name, tensor in (*module.named_parameters(), *module.named_buffers()):

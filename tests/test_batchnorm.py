@@ -33,7 +33,7 @@ def _seed() -> None:
 
 
 def build(num_features: int, algebra: str | Algebra, rows: int = 1, **options: Any) -> BatchNormLayer:
-    layer = BatchNormLayer(num_features, algebra, **options).double()
+    layer = BatchNormLayer(num_features, algebra=algebra, **options).double()
     for _ in range(rows - 1):
         layer.checkpoint_stats()
     return layer
@@ -112,7 +112,7 @@ def test_naive_is_real_batch_norm_of_every_component(algebra: str, shape: tuple[
 def test_numbers_of_any_dimension(d: int, whitening: str) -> None:
     """The layer needs no product, so it whitens numbers of any number of components; rows and evaluation included."""
     layer, x = (
-        BatchNormLayer(2 * d, Algebra("any", d, ()), whitening=whitening, momentum=1.0, eps=1e-30).double(),
+        BatchNormLayer(2 * d, algebra=Algebra("any", d, ()), whitening=whitening, momentum=1.0, eps=1e-30).double(),
         samples(99, 2 * d),
     )
     for training, correction in ((True, 0), (False, 1)):
@@ -123,7 +123,7 @@ def test_numbers_of_any_dimension(d: int, whitening: str) -> None:
 @every_algebra
 def test_default_whitening_is_the_papers(algebra: str) -> None:
     """Quaternions are whitened by the Cholesky factor, all else symmetrically."""
-    assert BatchNormLayer(8, algebra).whitening == ("cholesky" if algebra == "quaternion" else "zca")
+    assert BatchNormLayer(8, algebra=algebra).whitening == ("cholesky" if algebra == "quaternion" else "zca")
 
 
 @every_algebra
@@ -365,7 +365,7 @@ def test_channels_last_stays(algebra: str, backend: str, form: torch.memory_form
 
 def test_complex_channels_last_stays() -> None:
     x = torch.randn(4, 6, 3, 5, dtype=torch.complex64).contiguous(memory_format=torch.channels_last)
-    y = BatchNormLayer(12, "complex").eval()(x)
+    y = BatchNormLayer(12, algebra="complex").eval()(x)
     assert y.is_contiguous(memory_format=torch.channels_last)
 
 
@@ -373,7 +373,7 @@ def test_complex_channels_last_stays() -> None:
 @pytest.mark.parametrize("stats", ["tracked", "learnable", "distilled"])
 def test_memory_formats_and_half_precision_pass_rows_by(algebra: str, stats: str) -> None:
     """They stay as they are laid out, and in float32; `.double()` widens them, and half-precision input is normalized."""
-    layer = BatchNormLayer(8, algebra, stats=stats)
+    layer = BatchNormLayer(8, algebra=algebra, stats=stats)
     layer(torch.randn(9, 8))
     before = layer.get_stats(0)
     for form in (torch.channels_last, torch.channels_last_3d):
@@ -485,7 +485,7 @@ def test_constructor_refuses(options: dict[str, Any], message: str) -> None:
 def test_forward_refuses(algebra: str, x: Tensor, message: str) -> None:
     """Wrong rank, channels or kind, and single samples in training, are errors that tell what was got."""
     with pytest.raises(ValueError, match=message):
-        BatchNormLayer(8, algebra)(x)
+        BatchNormLayer(8, algebra=algebra)(x)
 
 
 @in_both_modes
@@ -525,7 +525,7 @@ def test_state_dicts_bring_their_rows(algebra: str, saved: int, built: int) -> N
 @every_algebra
 def test_new_rows_follow_the_newest(algebra: str) -> None:
     """A new row is 0 and I, on the device and in the dtype of the rows before it, which stay as they are."""
-    layer = BatchNormLayer(8, algebra).double()
+    layer = BatchNormLayer(8, algebra=algebra).double()
     fresh = layer.get_stats(0)
     layer(samples(9, 8))
     trained = layer.get_stats(0)
@@ -543,7 +543,7 @@ def test_new_rows_follow_the_newest(algebra: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_half_precision_layers_work(algebra: str, training: bool, dtype: torch.dtype) -> None:
     """A layer and an input in half precision give finite outputs and gradients in it."""
-    layer, x = BatchNormLayer(8, algebra).to(dtype).train(training), torch.randn(9, 8, 3, dtype=dtype).requires_grad_()
+    layer, x = BatchNormLayer(8, algebra=algebra).to(dtype).train(training), torch.randn(9, 8, 3, dtype=dtype).requires_grad_()
     y = layer(x)
     y.sum().backward()
     for tensor in (y, x.grad, *(parameter.grad for parameter in layer.parameters())):

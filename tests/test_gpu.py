@@ -33,11 +33,11 @@ pytestmark = [
 @pytest.mark.parametrize("stats", ["tracked", "learnable", "distilled"])
 def test_the_layer_gives_on_the_gpu_what_it_gives_on_the_cpu(algebra: str, training: bool, backend: str, stats: str) -> None:
     torch.manual_seed(0)
-    layer = BatchNormLayer(16, algebra, stats).train(training)
+    layer = BatchNormLayer(16, algebra=algebra, stats=stats).train(training)
     x = torch.randn(32, 16, 5, 5)
     outcomes = []
     for device in ("cpu", "cuda"):
-        copy = BatchNormLayer(16, algebra, stats, backend=backend).train(training).to(device)
+        copy = BatchNormLayer(16, algebra=algebra, stats=stats, backend=backend).train(training).to(device)
         copy.load_state_dict(layer.state_dict())
         on_device = x.to(device).detach().requires_grad_()
         y = copy(on_device)
@@ -52,7 +52,7 @@ def test_the_layer_gives_on_the_gpu_what_it_gives_on_the_cpu(algebra: str, train
 @pytest.mark.parametrize("stats", STATS)
 def test_choosing_a_row_never_waits_for_the_gpu(algebra: str, stats: str) -> None:
     """Nor does a training step with it, by int or by tensor."""
-    layer, x = BatchNormLayer(16, algebra, stats, whitening="cholesky").cuda(), torch.randn(32, 16, 5, device="cuda")
+    layer, x = BatchNormLayer(16, algebra=algebra, stats=stats, whitening="cholesky").cuda(), torch.randn(32, 16, 5, device="cuda")
     if layer.num_stats:
         layer.checkpoint_stats()
     row = torch.ones((), dtype=torch.long, device="cuda")
@@ -80,7 +80,7 @@ def test_choosing_a_row_never_waits_for_the_gpu(algebra: str, stats: str) -> Non
     ids=str,
 )
 def test_a_step_never_waits_for_the_gpu(algebra: str, options: dict[str, Any]) -> None:
-    net = MLP((1, 8, 8), 3, (16, 16), algebra, norm=lambda width: BatchNormLayer(width, algebra))
+    net = MLP((1, 8, 8), 3, (16, 16), algebra, norm=lambda width: BatchNormLayer(width, algebra=algebra))
     initial = {name: value.detach().clone() for name, value in net.named_parameters()}
     hnet = ChunkedHyperNetwork({name: value.shape for name, value in initial.items()}, 4, (8,), chunk_size=50, initial=initial)
     model, method = HyperModel(net, hnet).cuda(), OutputRegularizer(0.1, **options)
@@ -104,7 +104,7 @@ def steps(compile: str, precision: str, algebra: str) -> dict[str, torch.Tensor]
     The first steps of a task may wait: they compile, and record CUDA graphs.
     """
     torch.manual_seed(0)
-    net = MLP((1, 8, 8), 3, (16, 16), algebra, norm=lambda width: BatchNormLayer(width, algebra))
+    net = MLP((1, 8, 8), 3, (16, 16), algebra, norm=lambda width: BatchNormLayer(width, algebra=algebra))
     initial = {name: value.detach().clone() for name, value in net.named_parameters()}
     hnet = ChunkedHyperNetwork({name: value.shape for name, value in initial.items()}, 4, (8,), chunk_size=50, initial=initial)
     model, method = HyperModel(net, hnet, precision=precision).cuda(), OutputRegularizer(0.1)

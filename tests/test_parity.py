@@ -236,7 +236,7 @@ def our_outcome(layer: BatchNormLayer, x: Tensor, **given: Tensor) -> tuple[Tens
 def test_complex_layers(library: Any, shape: tuple[int, ...], momentum: float | None) -> None:
     """Four steps and an evaluation: outputs, gradients and, by each library's conventions, the running statistics."""
     theirs = getattr(peer(library.module), library.names[len(shape)])(3, eps=EPS, momentum=momentum)
-    ours = BatchNormLayer(6, "complex", eps=EPS, momentum=momentum)
+    ours = BatchNormLayer(6, algebra="complex", eps=EPS, momentum=momentum)
     for own in ours.parameters():
         own.data.normal_()
     for other, value in zip(theirs.parameters(), library.affine(*ours.parameters()), strict=True):

@@ -23,7 +23,7 @@ from hnetcl.training import OptimizerFactory, TrainingStep
 
 def model(precision: str, algebra: str = "real") -> HyperModel:
     torch.manual_seed(0)
-    net = LeNet((1, 16, 16), 3, algebra=algebra, hidden=(8,), norm=lambda width: BatchNormLayer(width, algebra))
+    net = LeNet((1, 16, 16), 3, algebra=algebra, hidden=(8,), norm=lambda width: BatchNormLayer(width, algebra=algebra))
     initial = {name: value.detach().clone() for name, value in net.named_parameters()}
     hnet = FullHyperNetwork({name: value.shape for name, value in initial.items()}, 3, (4,), 4, initial=initial)
     return HyperModel(net, hnet, precision=precision)

@@ -108,7 +108,7 @@ def test_distance(d: int) -> None:
 @every_algebra
 def test_learnable_rows_learn_the_statistics(algebra: str) -> None:
     """Gradient descent on any loss brings the chosen row to the data's statistics, and no other row or weight moves by it."""
-    d, layer = ALGEBRAS[algebra].dim, BatchNormLayer(8, algebra, stats="learnable").double()
+    d, layer = ALGEBRAS[algebra].dim, BatchNormLayer(8, algebra=algebra, stats="learnable").double()
     layer.checkpoint_stats()
     mean, cov = moments(x := samples(64, 8, 3), d)
     layer(samples(9, 8), stats_id=1)  # a first batch, of other statistics
@@ -127,7 +127,7 @@ def test_learnable_rows_learn_the_statistics(algebra: str) -> None:
 @every_algebra
 def test_a_learnable_row_starts_at_its_first_batch(algebra: str) -> None:
     """So that evaluation after one batch whitens it, but for the unbiased covariance."""
-    layer = BatchNormLayer(8, algebra, stats="learnable", eps=1e-9).double()
+    layer = BatchNormLayer(8, algebra=algebra, stats="learnable", eps=1e-9).double()
     mean, cov = moments(x := samples(20, 8, 2), ALGEBRAS[algebra].dim)
     layer(x)
     torch.testing.assert_close(layer.row_statistics(0), (mean, cov), atol=1e-6, rtol=1e-6)
@@ -135,7 +135,7 @@ def test_a_learnable_row_starts_at_its_first_batch(algebra: str) -> None:
 
 @every_algebra
 def test_gradients_reach_learnable_rows_in_evaluation(algebra: str) -> None:
-    layer = BatchNormLayer(8, algebra, stats="learnable").double().eval()
+    layer = BatchNormLayer(8, algebra=algebra, stats="learnable").double().eval()
     layer(samples(9, 8)).pow(3).sum().backward()
     for name, parameter in layer.named_parameters():
         assert parameter.grad is not None
@@ -145,8 +145,8 @@ def test_gradients_reach_learnable_rows_in_evaluation(algebra: str) -> None:
 @every_algebra
 def test_generated_statistics_are_what_was_written(algebra: str) -> None:
     """In training and evaluation alike: the same as giving them in evaluation, gradients included."""
-    layer = BatchNormLayer(8, algebra, stats="generated").double()
-    given = BatchNormLayer(8, algebra).double().eval()
+    layer = BatchNormLayer(8, algebra=algebra, stats="generated").double()
+    given = BatchNormLayer(8, algebra=algebra).double().eval()
     x, form = samples(9, 8, 2), torch.randn(9, 8, 2)
     written = {n: torch.randn_like(p).mul_(0.3).requires_grad_() for n, p in writable_parameters(layer).items()}
     mean, cov = statistics(written["location"], written["factor"])
@@ -162,8 +162,8 @@ def test_generated_statistics_are_what_was_written(algebra: str) -> None:
 @every_algebra
 def test_distilled_statistics_are_taught(algebra: str) -> None:
     """Training is that of a tracked layer; the loss's gradient pulls what is written towards the row, which evaluation uses."""
-    layer = BatchNormLayer(8, algebra, stats="distilled", momentum=1.0).double()
-    tracked = BatchNormLayer(8, algebra, momentum=1.0).double()
+    layer = BatchNormLayer(8, algebra=algebra, stats="distilled", momentum=1.0).double()
+    tracked = BatchNormLayer(8, algebra=algebra, momentum=1.0).double()
     x = samples(64, 8, 3)
     torch.testing.assert_close(layer(x), tracked(x))
     torch.testing.assert_close(layer.get_stats(0), tracked.get_stats(0))
@@ -187,7 +187,7 @@ def test_autocast_leaves_statistics_alone(algebra: str, stats: str, training: bo
     x, found = samples(9, 8, 2).float(), []
     for enabled in (True, False):
         torch.manual_seed(0)
-        layer = BatchNormLayer(8, algebra, stats=stats)
+        layer = BatchNormLayer(8, algebra=algebra, stats=stats)
         with torch.no_grad():
             for parameter in layer.parameters():
                 parameter.add_(torch.randn_like(parameter))
@@ -205,7 +205,7 @@ def test_half_precision_layers_are_taught(algebra: str, dtype: torch.dtype, stat
     """With the lesson of a wide layer; statistics stay in float32."""
     first, x, found = samples(9, 8, 2), samples(9, 8, 2), []
     for kind in (dtype, torch.float32):
-        layer = BatchNormLayer(8, algebra, stats=stats, momentum=1.0).to(kind)
+        layer = BatchNormLayer(8, algebra=algebra, stats=stats, momentum=1.0).to(kind)
         layer(first.to(dtype).to(kind))
         layer(x.to(dtype).to(kind)).float().square().sum().backward()
         names = ("location", "factor") if stats == "distilled" else ("running_location", "running_factor")
@@ -233,7 +233,7 @@ def test_the_lesson_does_not_touch_the_network(stats: str) -> None:
     x, form = samples(9, 8).requires_grad_(), torch.randn(9, 8)
     gradients = []
     for mode in (stats, "tracked"):
-        layer = BatchNormLayer(8, "complex", stats=mode).double()
+        layer = BatchNormLayer(8, algebra="complex", stats=mode).double()
         gradients.append(torch.autograd.grad((layer(x) * form).sum(), [x, *(layer.weights[n] for n in ("weight", "bias"))]))
     torch.testing.assert_close(*gradients)
 
@@ -246,7 +246,7 @@ def test_the_lesson_does_not_touch_the_network(stats: str) -> None:
 @pytest.mark.parametrize("backend", ["closed_form", "reference"])
 def test_every_sample_by_its_own_row(algebra: str, stats: str, backend: str) -> None:
     """In evaluation a vector of rows gives what each sample gives alone with its row; also chosen by `using_task`."""
-    layer = BatchNormLayer(8, algebra, stats=stats, backend=backend).double()
+    layer = BatchNormLayer(8, algebra=algebra, stats=stats, backend=backend).double()
     for row in range(3):
         if row:
             layer.checkpoint_stats()
@@ -303,7 +303,7 @@ def test_any_integer_chooses_a_row(kind: Any) -> None:
 def test_another_row_compiles_nothing(algebra: str, choose: str) -> None:
     """A compiled training step takes any row."""
     counter = CompileCounter()
-    layer = BatchNormLayer(8, algebra)
+    layer = BatchNormLayer(8, algebra=algebra)
     for _ in range(4):
         layer.checkpoint_stats()
     torch._dynamo.reset()
@@ -332,7 +332,7 @@ def test_another_row_compiles_nothing(algebra: str, choose: str) -> None:
 @pytest.mark.parametrize("space", [(), (3,), (2, 3), (2, 1, 3)], ids=str)
 def test_complex_numbers_are_taken_as_they_are(algebra: str, kind: Any, space: tuple[int, ...]) -> None:
     """Complex input [N, Q, *S] gives the complex numbers that its parts, component-major, give; gradients included."""
-    layer = kind(8, algebra).double()
+    layer = kind(8, algebra=algebra).double()
     x = torch.randn(9, 4, *space, dtype=torch.complex128, requires_grad=True)
     options = {"stats_id": 0}
     with using_task(layer, BATCH):
@@ -354,7 +354,7 @@ def test_complex_numbers_are_taken_as_they_are(algebra: str, kind: Any, space: t
 @pytest.mark.parametrize("stats", ["tracked", "learnable", "distilled"])
 def test_recalibration(algebra: str, stats: str) -> None:
     """A row becomes the mean and unbiased covariance of all batches together; other rows and the mode stay."""
-    net = nn.Sequential(nn.Dropout(0.5), BatchNormLayer(8, algebra, stats=stats, eps=1e-12)).double().train()
+    net = nn.Sequential(nn.Dropout(0.5), BatchNormLayer(8, algebra=algebra, stats=stats, eps=1e-12)).double().train()
     layer = batchnorm_layers(net)["1"]
     layer.checkpoint_stats()
     before = layer.get_stats(0)
@@ -370,7 +370,7 @@ def test_recalibration(algebra: str, stats: str) -> None:
 def test_recalibration_of_fused_layers() -> None:
     """Their rows become the statistics of the convolution's output, as of the two layers one after the other."""
     torch.manual_seed(0)
-    conv, norm = nn.Conv2d(4, 8, 3), BatchNormLayer(8, "quaternion")
+    conv, norm = nn.Conv2d(4, 8, 3), BatchNormLayer(8, algebra="quaternion")
     batches = [torch.randn(9, 4, 5, 5) for _ in range(2)]
     found = []
     for net in (nn.Sequential(ConvBatchNorm(conv, norm)), nn.Sequential(conv, norm)):
@@ -413,7 +413,7 @@ def test_recalibration_refuses(stats: str, row: int, batches: int, message: str)
 @pytest.mark.parametrize(("algebra", "stats"), list(product(ALGEBRAS, ["tracked", "learnable"])))
 def test_memory_of_rows_survives_a_state_dict(algebra: str, stats: str) -> None:
     """Seven rows load into a layer built with one, in place of what it had, and stay what they were: buffers or parameters."""
-    source, target = (BatchNormLayer(8, algebra, stats=stats) for _ in range(2))
+    source, target = (BatchNormLayer(8, algebra=algebra, stats=stats) for _ in range(2))
     for row in range(7):
         if row:
             source.checkpoint_stats()
@@ -428,7 +428,7 @@ def test_memory_of_rows_survives_a_state_dict(algebra: str, stats: str) -> None:
 @pytest.mark.parametrize(("saved", "built"), list(product(STATS, STATS)))
 def test_states_of_other_modes(saved: str, built: str) -> None:
     """Whatever a layer finds of its own in the state of another mode, all its tensors have as many rows afterwards."""
-    source, target = BatchNormLayer(8, "complex", stats=saved), BatchNormLayer(8, "complex", stats=built)
+    source, target = BatchNormLayer(8, algebra="complex", stats=saved), BatchNormLayer(8, algebra="complex", stats=built)
     if source.num_stats:
         source.checkpoint_stats()
     target.load_state_dict(source.state_dict(), strict=False)
@@ -438,7 +438,7 @@ def test_states_of_other_modes(saved: str, built: str) -> None:
 
 def test_a_state_that_does_not_fit_is_refused() -> None:
     """As torch's for a layer that whitens, which no variances can tell how to; the layer stays whole."""
-    layer = BatchNormLayer(8, "complex")
+    layer = BatchNormLayer(8, algebra="complex")
     with pytest.raises(RuntimeError, match="size mismatch for running_mean"):
         layer.load_state_dict(nn.BatchNorm1d(8).state_dict())
     layer(torch.randn(9, 8))

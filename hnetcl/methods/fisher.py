@@ -32,7 +32,7 @@ def fisher_information(model: HyperModel, task: int, x: Tensor, generator: torch
 
     Source: Kirkpatrick et al. 2017 (arXiv:1612.00796); on labels, Kunstner et al. 2019 (arXiv:1905.12558).
     """
-    if any(layer.stats == "batch" for layer in batchnorm_layers(model.net).values()):
+    if any(layer.statistics_mode.evaluates_by_batch for layer in batchnorm_layers(model.net).values()):
         raise ArgumentError("importance", "fisher", "needs batch norm whose statistics don't depend on the batch")
     params = model.hnet(task)
 

@@ -110,7 +110,7 @@ def _ours(task: Task, algebra: str, whitening: str, backend: str) -> Contender:
     def build() -> Step:
         if backend == "compiled":
             need_compiler(task.device)
-        return task.step(BatchNormLayer(task.shape[1], algebra, whitening=whitening, backend=backend))
+        return task.step(BatchNormLayer(task.shape[1], algebra=algebra, whitening=whitening, backend=backend))
 
     name = "/".join([algebra, *([whitening] if algebra != "real" else []), backend])
     return Contender(name, build, BASE, partial(task.check, algebra))
@@ -120,7 +120,7 @@ def _virtual(task: Task, algebra: str) -> Contender:
     """Its reference is of a batch that is as large as the input, and known before anything is measured."""
 
     def build() -> Step:
-        layer = task.prepare(VirtualBatchNormLayer(task.shape[1], algebra, backend="closed_form"))
+        layer = task.prepare(VirtualBatchNormLayer(task.shape[1], algebra=algebra, backend="closed_form"))
         with torch.no_grad(), reference_pass(layer):
             layer(task.batch())
         return task.step(layer)

@@ -60,7 +60,7 @@ class Task:
         if backend == "compiled":
             need_compiler(self.device)
         conv = Conv2d(self.shape[1], self.channels, self.kernel, algebra, bias=False, padding=self.padding).to(self.dtype)
-        norm = BatchNormLayer(self.channels, algebra, backend=backend)
+        norm = BatchNormLayer(self.channels, algebra=algebra, backend=backend)
         if self.dtype == torch.float64:
             norm.double()
         layer = ConvBatchNorm(conv, norm) if is_fused else nn.Sequential(conv, norm)
