@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from hnetcl.algebra import ALGEBRAS
-from hnetcl.bn import BatchNormLayer, using_task
+from hnetcl.bn import BatchNormLayer, auxiliary_loss, using_task
 from hnetcl.choices import PRECISIONS, STATS
 from hnetcl.cli.jobs import train
 from hnetcl.config import Config
@@ -41,9 +41,9 @@ def test_the_layer_gives_on_the_gpu_what_it_gives_on_the_cpu(algebra: str, train
         copy.load_state_dict(layer.state_dict())
         on_device = x.to(device).detach().requires_grad_()
         y = copy(on_device)
-        y.pow(3).sum().backward()
-        assert on_device.grad is not None
-        outcomes.append([y.detach().cpu(), on_device.grad.cpu(), *(b.cpu() for b in copy.buffers())])
+        (y.pow(3).sum() + auxiliary_loss(copy)).backward()
+        gradients = (t.grad for t in (on_device, *copy.parameters()) if t.grad is not None)
+        outcomes.append([y.detach().cpu(), *(g.cpu() for g in gradients), *(b.cpu() for b in copy.buffers())])
     for on_cpu, on_gpu in zip(*outcomes, strict=True):
         torch.testing.assert_close(on_cpu, on_gpu, rtol=1e-3, atol=1e-4)
 
@@ -60,8 +60,8 @@ def test_choosing_a_row_never_waits_for_the_gpu(algebra: str, stats: str) -> Non
         torch.cuda.set_sync_debug_mode("error" if step else "default")  # the first step may initialise libraries
         try:
             with using_task(layer, 1):
-                layer(x).square().sum().backward()
-            layer(x, stats_id=row).square().sum().backward()
+                (layer(x).square().sum() + auxiliary_loss(layer)).backward()
+            (layer(x, stats_id=row).square().sum() + auxiliary_loss(layer)).backward()
         finally:
             torch.cuda.set_sync_debug_mode("default")
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from hnetcl.bn import BatchNormLayer
+from hnetcl.bn import BatchNormLayer, auxiliary_loss
 from hnetcl.hnets import DirectHyperNetwork, FullHyperNetwork, HyperNetwork, StructuredHyperNetwork
 from hnetcl.model import HyperModel
 
@@ -84,6 +84,7 @@ def test_a_model_opens_rows_too(stats: str) -> None:
     def train(task: int) -> Tensor:
         optimizer.zero_grad()
         loss: Tensor = nn.functional.cross_entropy(model.train()(x + task, task), torch.arange(20) % 3)
+        loss = loss + auxiliary_loss(model)
         loss.backward()
         optimizer.step()
         return loss.detach()

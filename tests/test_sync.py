@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.multiprocessing.spawn import spawn
 
 from hnetcl.algebra import ALGEBRAS
-from hnetcl.bn import BatchNormLayer, ConvBatchNorm, batchnorm_layers
+from hnetcl.bn import BatchNormLayer, ConvBatchNorm, auxiliary_loss, batchnorm_layers
 from hnetcl.choices import STATS, WHITENINGS
 from hnetcl.layers import Conv2d
 
@@ -92,7 +92,8 @@ def train(net: nn.Module, batches: list[tuple[Tensor, Tensor]], sent: list[int] 
         x.requires_grad_()
         y = net(x)
         forward = sum(sent)
-        dx, *gradients = torch.autograd.grad((y * form).sum(), [x, *net.parameters()], materialize_grads=True)
+        loss = (y * form).sum() + auxiliary_loss(net)
+        dx, *gradients = torch.autograd.grad(loss, [x, *net.parameters()], materialize_grads=True)
         found["y"].append(y.detach())
         found["dx"].append(dx)
         found["gradients"].append(dict(zip(dict(net.named_parameters()), gradients, strict=True)))

@@ -21,9 +21,9 @@ def auxiliary_loss(module: nn.Module) -> Tensor:
         loss.backward()
 
     Each forward counts once: a layer that runs twice has two losses, a forward that `torch.utils.checkpoint` runs again in
-    backward has no further one. Forwards in evaluation or without gradients have none. Take it once per backward, also where
-    gradients accumulate or a scaler scales the loss. What is pending keeps its graph; a layer whose losses are never taken
-    raises an error after `BatchNormLayer.auxiliary_limit` forwards.
+    backward has no further one (but compile what contains a checkpoint, not what is in it). Forwards in evaluation or without
+    gradients have none. Take it once per backward, also where gradients accumulate or a scaler scales the loss. What is pending
+    keeps its graph; a layer whose losses are never taken raises an error after `BatchNormLayer.auxiliary_limit` forwards.
 
     Args:
         module: any module, or a layer itself.

@@ -16,12 +16,12 @@ class PendingLosses:
 
     Attributes:
         total: the sum [], or None.
-        count: of how many forwards.
+        count: of how many forwards. A float, for torch's compiler would compile anew for each integer.
     """
 
     def __init__(self) -> None:
         self.total: Tensor | None = None
-        self.count = 0
+        self.count = 0.0
 
     def __reduce__(self) -> tuple[type["PendingLosses"], tuple[()]]:
         return PendingLosses, ()
@@ -45,7 +45,7 @@ class PendingLosses:
                 return
             raise ValueError(f"{layer} has an auxiliary loss, which needs checkpoint(..., use_reentrant=False)")
         if self.count >= limit:
-            self.total, self.count = None, 0
+            self.total, self.count = None, 0.0
             raise ValueError(
                 f"{layer} has an auxiliary loss, which {limit} training forwards did not use: "
                 "add hnetcl.auxiliary_loss(module) to the training loss"
@@ -56,7 +56,7 @@ class PendingLosses:
             value = loss()
         if learns(value):
             self.total = value if self.total is None or _is_over(self.total) else self.total + value
-            self.count += 1
+            self.count += 1.0
 
     def take(self) -> Tensor | None:
         """The sum of all pending losses, which are pending no longer; None where there are none.
@@ -64,7 +64,7 @@ class PendingLosses:
         Raises:
             ValueError: they were computed in a function transform of `torch.func` that is over.
         """
-        total, self.total, self.count = self.total, None, 0
+        total, self.total, self.count = self.total, None, 0.0
         if total is not None and _is_over(total):
             raise ValueError("an auxiliary loss is left of a torch.func transform: call hnetcl.auxiliary_loss within it")
         return total
