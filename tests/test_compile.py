@@ -49,7 +49,9 @@ class Counting:
 
 def model(net: type[MLP] | type[LeNet] = MLP, algebra: str = "real", stats: str = "tracked", hnet: Any = CHUNKED) -> HyperModel:
     torch.manual_seed(0)
-    module = net((1, 16, 16), 3, algebra=algebra, hidden=(8,), norm=lambda width: BatchNormLayer(width, algebra=algebra, stats=stats))
+    module = net(
+        (1, 16, 16), 3, algebra=algebra, hidden=(8,), norm=lambda width: BatchNormLayer(width, algebra=algebra, stats=stats)
+    )
     initial = {name: value.detach().clone() for name, value in writable_parameters(module).items()}
     return HyperModel(module, hnet({name: value.shape for name, value in initial.items()}, TASKS, initial=initial))
 

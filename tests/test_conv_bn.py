@@ -212,7 +212,9 @@ def test_bias_before_batch_statistics_has_no_gradient(algebra: str) -> None:
 @pytest.mark.parametrize("stats", ["tracked", "frozen"])
 def test_saves_half_of_the_pair(algebra: str, training: bool, stats: str) -> None:
     """The convolution's input and small matrices."""
-    layer = ConvBatchNorm(Conv2d(64, 64, 3, algebra, padding=1), BatchNormLayer(64, algebra=algebra, stats=stats)).train(training)
+    layer = ConvBatchNorm(Conv2d(64, 64, 3, algebra, padding=1), BatchNormLayer(64, algebra=algebra, stats=stats)).train(
+        training
+    )
     x = torch.randn(4, 64, 64, 64, requires_grad=True)
 
     def saved(function: Callable[[Tensor], Tensor]) -> int:

@@ -141,7 +141,9 @@ def test_frozen_layers(algebra: str, affine: bool) -> None:
 @every_algebra
 def test_rows(algebra: str) -> None:
     """The row given, or else chosen by `using_task`, is folded; layers that stay use it, too."""
-    net = used(nn.Sequential(Linear(8, 8), BatchNormLayer(8, algebra=algebra), nn.ReLU(), BatchNormLayer(8, algebra=algebra)), rows=3)
+    net = used(
+        nn.Sequential(Linear(8, 8), BatchNormLayer(8, algebra=algebra), nn.ReLU(), BatchNormLayer(8, algebra=algebra)), rows=3
+    )
     x = torch.randn(5, 8)
     for row in (0, 2):
         for folded in (fold_batchnorm(net, row), fold_batchnorm(net, torch.tensor(row)), folded_within(net, row)):

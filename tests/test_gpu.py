@@ -52,7 +52,10 @@ def test_the_layer_gives_on_the_gpu_what_it_gives_on_the_cpu(algebra: str, train
 @pytest.mark.parametrize("stats", STATS)
 def test_choosing_a_row_never_waits_for_the_gpu(algebra: str, stats: str) -> None:
     """Nor does a training step with it, by int or by tensor."""
-    layer, x = BatchNormLayer(16, algebra=algebra, stats=stats, whitening="cholesky").cuda(), torch.randn(32, 16, 5, device="cuda")
+    layer, x = (
+        BatchNormLayer(16, algebra=algebra, stats=stats, whitening="cholesky").cuda(),
+        torch.randn(32, 16, 5, device="cuda"),
+    )
     if layer.num_stats:
         layer.checkpoint_stats()
     row = torch.ones((), dtype=torch.long, device="cuda")

@@ -52,7 +52,9 @@ def test_a_task_uses_its_own_weights_and_row() -> None:
 def test_equals_the_network_with_those_weights() -> None:
     model, x = build(), torch.randn(16, 6)
     model.eval()
-    plain = nn.Sequential(OrderedDict(fc=nn.Linear(6, 8), norm=BatchNormLayer(8, algebra="quaternion"), head=nn.Linear(8, 3))).eval()
+    plain = nn.Sequential(
+        OrderedDict(fc=nn.Linear(6, 8), norm=BatchNormLayer(8, algebra="quaternion"), head=nn.Linear(8, 3))
+    ).eval()
     plain.load_state_dict(model.hnet(2), strict=False)
     torch.testing.assert_close(plain(x), model(x, task=2))
 

@@ -108,7 +108,7 @@ def test_distance(d: int) -> None:
 
 @every_algebra
 def test_learnable_rows_learn_the_statistics(algebra: str) -> None:
-    """Gradient descent on the auxiliary loss brings the chosen row to the data's statistics, and no other row or weight moves by it."""
+    """Gradient descent on the auxiliary loss brings the chosen row to the data's statistics; no other row or weight moves."""
     d, layer = ALGEBRAS[algebra].dim, BatchNormLayer(8, algebra=algebra, stats="learnable").double()
     layer.checkpoint_stats()
     mean, cov = moments(x := samples(64, 8, 3), d)

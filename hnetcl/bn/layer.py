@@ -39,11 +39,13 @@ class BatchNormLayer(TorchsFamily):
     | stats | rows | batch statistics used in training / evaluation | what evaluation uses |
     |---|---|---|---|
     | tracked | running averages | yes / no | the row |
-    | learnable | parameters, which start at the first batch's statistics and which a loss then teaches | yes / no | the row |
+    | learnable | parameters, which start at the first batch's statistics; a loss then teaches them | yes / no | the row |
     | frozen | none | no / no | mean 0 and covariance I: only Gamma and beta act |
     | batch | none | yes / yes | the batch |
     | generated | none; the parameters `location` and `factor`, for a hypernetwork to write | no / no | what was written |
     | distilled | running averages, which a loss teaches `location` and `factor` | yes / no | what was written |
+
+    In the modes with a loss the caller adds it to his own: see `auxiliary_loss`.
 
     Args:
         num_features: C, the real channels, component-major.
@@ -68,8 +70,9 @@ class BatchNormLayer(TorchsFamily):
             afresh.
         running_location, running_factor: learnable rows; location, factor: written statistics; see `gaussian`.
         statistics_mode: what `stats` names, which says all that depends on it; see `bn.statistics`.
-        auxiliary_limit: how many training forwards may pass before `auxiliary_loss` takes their losses; an error is raised then.
-            100; more is for layers that run more often than that in one forward of a network.
+        auxiliary_limit: how many training forwards may pass before `auxiliary_loss` takes their losses; after that an error is
+            raised. It is 100; set more for a layer that runs more often than that in one forward of a network.
+        pending_losses: of those forwards.
         process_group: the ranks that `sync` means; None for all.
 
     Raises:

@@ -49,8 +49,8 @@ class TrainingStep:
     Loss and penalty share one forward of the hypernetwork and one backward, where the method can compute its penalty so
     (`Method.beside`). Otherwise the penalty comes second, for it may look at the loss's gradients (lookahead).
 
-    Compiled, hypernetwork -> parameters -> logits -> cross entropy and auxiliary loss is one graph, and so are the rows of the penalty, in the
-    same graph where they can be. No graph depends on a task's number or on how many old tasks there are, so from the third task
+    Compiled, hypernetwork -> parameters -> logits -> cross entropy and auxiliary loss is one graph, and so are the rows of the
+    penalty, in the same graph where they can be. No graph depends on a task's number or on how many old tasks there are, so from the third task
     on nothing is compiled. On a GPU they run as CUDA graphs; what a step returns is then overwritten by the next.
 
     Args:
@@ -76,13 +76,13 @@ class TrainingStep:
             )
         self._buffers: bool | None = None  # whether the network has some without rows, once a compiled step has asked
         self._graphed = self.compiled and makes_cuda_graphs(backend, device)
-        self._loss: Callable[..., tuple[Tensor, Tensor, Tensor]] = _loss
+        self._loss: Callable[..., tuple[Tensor, Tensor | None, Tensor]] = _loss
         by_task: Compiler = _unchanged
         if self.compiled:
             compiler = partial(compile_step, backend=backend, device=device)
             self._loss = _Whole(_loss, compile, compiler)
             by_task = partial(_ByTask, compile=compile, compiler=compiler, single=method.single_row)
-        self._loss_and_rows: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]] = by_task(_loss_and_rows)
+        self._loss_and_rows: Callable[..., tuple[Tensor, Tensor | None, Tensor, Tensor]] = by_task(_loss_and_rows)
         method.compile(by_task)
 
     def __call__(self, x: Tensor, y: Tensor, task: int, optimizer: Optimizer) -> Losses:
@@ -107,33 +107,41 @@ class TrainingStep:
         beside = self.method.beside(self.model.hnet)
         penalty: Tensor | None
         if beside is None:
-            loss, entropy, logits = self._loss(self.model, x, y, number)
-            loss.backward()
+            loss, auxiliary, logits = self._loss(self.model, x, y, number)
+            (loss if auxiliary is None else loss + auxiliary).backward()
             penalty = self.method.penalty(self.model.hnet)
             if penalty is not None:
                 penalty.backward()
         else:
-            loss, entropy, logits, rows = self._loss_and_rows(beside.write, self.model, x, y, number, beside.by_task, beside.common)
+            loss, auxiliary, logits, rows = self._loss_and_rows(
+                beside.write, self.model, x, y, number, beside.by_task, beside.common
+            )
             penalty = beside.total(rows)
-            (loss + penalty).backward()
+            (loss + penalty if auxiliary is None else loss + auxiliary + penalty).backward()
         if self._buffers:
             self.model.buffers_by_task.settle(self.model.net, task)  # a buffer that has changed for the first time
-        return Losses(entropy.detach(), None if penalty is None else penalty.detach(), logits.detach())
+        return Losses(loss.detach(), None if penalty is None else penalty.detach(), logits.detach())
 
 
-def _loss(model: HyperModel, x: Tensor, y: Tensor, task: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """What is differentiated, cross entropy and auxiliary loss; the cross entropy alone; and the logits."""
-    entropy, logits = _cross_entropy(model(x, task), y)
-    return entropy + auxiliary_loss(model.net), entropy, logits
+def _loss(model: HyperModel, x: Tensor, y: Tensor, task: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Cross entropy, auxiliary loss and logits."""
+    loss, logits = _cross_entropy(model(x, task), y)
+    return loss, _auxiliary(model), logits
 
 
 def _loss_and_rows(
     write: Write, model: HyperModel, x: Tensor, y: Tensor, task: Tensor, by_task: list[Tensor], common: list[Tensor]
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
     """`_loss`, and rows of the penalty."""
     params, rows = write(model.hnet, task, by_task, common)
-    entropy, logits = _cross_entropy(model.run(params, x, task), y)
-    return entropy + auxiliary_loss(model.net), entropy, logits, rows
+    loss, logits = _cross_entropy(model.run(params, x, task), y)
+    return loss, _auxiliary(model), logits, rows
+
+
+def _auxiliary(model: HyperModel) -> Tensor | None:
+    """What teaches statistics; None where no layer has such a loss, so that nothing is computed for it."""
+    loss = auxiliary_loss(model.net)
+    return loss if loss.requires_grad else None
 
 
 def _cross_entropy(outputs: Any, y: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,7 @@ from hnetcl.bn.statistics.tracked import TrackedStatistics
 
 
 class DistilledStatistics(TrackedStatistics):
-    r"""Training is that of `tracked`; an auxiliary loss pulls `location` and `factor` towards the row, and evaluation uses them.
+    r"""Training is that of `tracked`; an auxiliary loss pulls `location` and `factor` towards the row; evaluation uses them.
 
     .. math:: KL(N(\mu_r, V_r) \,\|\, N(\mu_w, V_w))
 

@@ -34,7 +34,9 @@ class LearnableStatistics(StatisticsMode):
 
     def given_row(self, layer: Layer, mean: Tensor, var: Tensor, count: Tensor) -> Row:
         told = bool((mean != 0).any() or (var != 1).any())
-        return *of_channels(mean, var, layer.eps), count.clamp_min(int(told))  # a row that has seen nothing starts at its first batch
+        return *of_channels(mean, var, layer.eps), count.clamp_min(
+            int(told)
+        )  # a row that has seen nothing starts at its first batch
 
     def update(self, layer: Layer, stats_id: int | Tensor | None, mean: Tensor, cov: Tensor) -> None:
         location, factor, count = read_one(layer, stats_id)

@@ -29,10 +29,8 @@ class TrackedStatistics(StatisticsMode):
     def update(self, layer: Layer, stats_id: int | Tensor | None, mean: Tensor, cov: Tensor) -> None:
         old_mean, old_var, old_count = read_one(layer, stats_id)
         dtype, count = sum_dtype(old_var.dtype), old_count + 1
-        if layer.momentum is None:
-            share = count.to(dtype).reciprocal()
-        else:
-            share = old_var.new_full((), layer.momentum, dtype=dtype)
+        momentum = layer.momentum
+        share = count.to(dtype).reciprocal() if momentum is None else old_var.new_full((), momentum, dtype=dtype)
         mean = torch.lerp(old_mean.to(dtype), mean.to(dtype), share)
         var = torch.lerp(old_var.to(dtype), cov.reshape(old_var.shape).to(dtype), share)
         layer.write(stats_id, mean, var, count)
