@@ -47,7 +47,7 @@ class Counting:
         return graph.forward
 
 
-def model(net: type[MLP] | type[LeNet] = MLP, algebra: str = "real", stats: str = "tracked", hnet: Any = CHUNKED) -> HyperModel:
+def model(net: type[MLP] | type[LeNet] = MLP, algebra: Any = "real", stats: Any = "tracked", hnet: Any = CHUNKED) -> HyperModel:
     torch.manual_seed(0)
     module = net(
         (1, 16, 16), 3, algebra=algebra, hidden=(8,), norm=lambda width: BatchNormLayer(width, algebra=algebra, stats=stats)
@@ -68,7 +68,7 @@ def steps(step: TrainingStep, task: int, number: int = 3) -> None:
         optimizer.step()
 
 
-def fit(data_root: Path, compile: str, backend: Any, algebra: str, number: int) -> tuple[Result, dict[str, Tensor]]:
+def fit(data_root: Path, compile: str, backend: Any, algebra: Any, number: int) -> tuple[Result, dict[str, Tensor]]:
     """A whole training."""
     sequence = permuted_sequence(load_images("tiny", data_root), TASKS, val_size=0)
     torch.manual_seed(0)

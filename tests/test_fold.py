@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from copy import deepcopy
 from itertools import product
+from typing import Any
 
 import pytest
 import torch
@@ -90,7 +91,7 @@ with_and_without_bias = pytest.mark.parametrize("bias", [True, False], ids=["bia
 @every_kind
 @with_and_without_bias
 @pytest.mark.parametrize("name", REAL_LAYERS)
-def test_torchs_layers(algebra: str, whitening: str, bias: bool, name: str) -> None:
+def test_torchs_layers(algebra: Any, whitening: Any, bias: bool, name: str) -> None:
     """Every kind of layer, with its options, takes in a batch norm of every algebra, with and without Gamma and beta."""
     make, shape = REAL_LAYERS[name]
     for affine in (True, False):
@@ -103,7 +104,7 @@ def test_torchs_layers(algebra: str, whitening: str, bias: bool, name: str) -> N
 @every_kind
 @with_and_without_bias
 @pytest.mark.parametrize("of", ALGEBRAS)
-def test_our_layers(algebra: str, whitening: str, bias: bool, of: str) -> None:
+def test_our_layers(algebra: Any, whitening: Any, bias: bool, of: str) -> None:
     """Layers of any algebra become torch's, whatever the algebra of the batch norm after them."""
     for layer, shape, real in (
         (Linear(4, 8, of, bias=bias), (5, 4), nn.Linear),
@@ -118,7 +119,7 @@ def test_our_layers(algebra: str, whitening: str, bias: bool, of: str) -> None:
 @every_algebra
 @with_and_without_bias
 @pytest.mark.parametrize("name", IN_GROUPS)
-def test_groups(algebra: str, bias: bool, name: str) -> None:
+def test_groups(algebra: Any, bias: bool, name: str) -> None:
     """A convolution with groups takes in a real batch norm; one that would mix its groups stays."""
     make, shape = IN_GROUPS[name]
     net = used(nn.Sequential(make(bias), BatchNormLayer(8, algebra=algebra)))
@@ -129,7 +130,7 @@ def test_groups(algebra: str, bias: bool, name: str) -> None:
 
 @every_algebra
 @pytest.mark.parametrize("affine", [True, False])
-def test_frozen_layers(algebra: str, affine: bool) -> None:
+def test_frozen_layers(algebra: Any, affine: bool) -> None:
     """A frozen layer folds as Gamma x + beta, without eps, and needs no row."""
     net = used(nn.Sequential(nn.Conv2d(3, 8, 3), BatchNormLayer(8, algebra=algebra, stats="frozen", affine=affine, eps=0.1)))
     for row in (None, 5, BATCH):
@@ -139,7 +140,7 @@ def test_frozen_layers(algebra: str, affine: bool) -> None:
 
 
 @every_algebra
-def test_rows(algebra: str) -> None:
+def test_rows(algebra: Any) -> None:
     """The row given, or else chosen by `using_task`, is folded; layers that stay use it, too."""
     net = used(
         nn.Sequential(Linear(8, 8), BatchNormLayer(8, algebra=algebra), nn.ReLU(), BatchNormLayer(8, algebra=algebra)), rows=3
@@ -165,7 +166,7 @@ def test_rows_are_refused(row: int | None, message: str) -> None:
 
 
 @every_algebra
-def test_parameters_from_outside(algebra: str) -> None:
+def test_parameters_from_outside(algebra: Any) -> None:
     """With tensors that a hypernetwork wrote, the result is what `functional_call` with them gives."""
     net = used(LeNet((1, 16, 16), 3, (8, 8), (8,), algebra, norm=lambda width: BatchNormLayer(width, algebra=algebra)), rows=2)
     params = {name: torch.randn_like(value) / 4 for name, value in net.named_parameters()}
@@ -189,7 +190,7 @@ def test_parameters_are_refused(params: dict[str, Tensor], message: str) -> None
 
 
 @every_algebra
-def test_our_networks(algebra: str) -> None:
+def test_our_networks(algebra: Any) -> None:
     """The networks of this package fold whole."""
     net = used(MLP((1, 4, 4), 3, (8, 16), algebra, norm=lambda width: BatchNormLayer(width, algebra=algebra)))
     folded = fold_batchnorm(net)

@@ -31,7 +31,7 @@ pytestmark = [
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("backend", ["closed_form", "compiled"])
 @pytest.mark.parametrize("stats", ["tracked", "learnable", "distilled"])
-def test_the_layer_gives_on_the_gpu_what_it_gives_on_the_cpu(algebra: str, training: bool, backend: str, stats: str) -> None:
+def test_the_layer_gives_on_the_gpu_what_it_gives_on_the_cpu(algebra: Any, training: bool, backend: Any, stats: Any) -> None:
     torch.manual_seed(0)
     layer = BatchNormLayer(16, algebra=algebra, stats=stats).train(training)
     x = torch.randn(32, 16, 5, 5)
@@ -50,7 +50,7 @@ def test_the_layer_gives_on_the_gpu_what_it_gives_on_the_cpu(algebra: str, train
 
 @pytest.mark.parametrize("algebra", ALGEBRAS)
 @pytest.mark.parametrize("stats", STATS)
-def test_choosing_a_row_never_waits_for_the_gpu(algebra: str, stats: str) -> None:
+def test_choosing_a_row_never_waits_for_the_gpu(algebra: Any, stats: Any) -> None:
     """Nor does a training step with it, by int or by tensor."""
     layer, x = (
         BatchNormLayer(16, algebra=algebra, stats=stats, whitening="cholesky").cuda(),
@@ -82,7 +82,7 @@ def test_choosing_a_row_never_waits_for_the_gpu(algebra: str, stats: str) -> Non
     ],
     ids=str,
 )
-def test_a_step_never_waits_for_the_gpu(algebra: str, options: dict[str, Any]) -> None:
+def test_a_step_never_waits_for_the_gpu(algebra: Any, options: dict[str, Any]) -> None:
     net = MLP((1, 8, 8), 3, (16, 16), algebra, norm=lambda width: BatchNormLayer(width, algebra=algebra))
     initial = {name: value.detach().clone() for name, value in net.named_parameters()}
     hnet = ChunkedHyperNetwork({name: value.shape for name, value in initial.items()}, 4, (8,), chunk_size=50, initial=initial)
@@ -101,7 +101,7 @@ def test_a_step_never_waits_for_the_gpu(algebra: str, options: dict[str, Any]) -
             torch.cuda.set_sync_debug_mode("default")
 
 
-def steps(compile: str, precision: str, algebra: str) -> dict[str, torch.Tensor]:
+def steps(compile: str, precision: str, algebra: Any) -> dict[str, torch.Tensor]:
     """What four tasks of eight steps each leave; a step that waits for the GPU is an error.
 
     The first steps of a task may wait: they compile, and record CUDA graphs.

@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -62,7 +63,7 @@ def test_equals_the_network_with_those_weights() -> None:
 @pytest.mark.parametrize("algebra", ALGEBRAS)
 @pytest.mark.parametrize("stats", STATS)
 @pytest.mark.parametrize("kind", ["mlp", "lenet"])
-def test_all_tasks_in_one_pass(algebra: str, stats: str, kind: str) -> None:
+def test_all_tasks_in_one_pass(algebra: Any, stats: Any, kind: str) -> None:
     """The logits of every task, and their gradients, are those of a loop over tasks."""
     torch.manual_seed(0)
 

@@ -107,7 +107,7 @@ def test_distance(d: int) -> None:
 
 
 @every_algebra
-def test_learnable_rows_learn_the_statistics(algebra: str) -> None:
+def test_learnable_rows_learn_the_statistics(algebra: Any) -> None:
     """Gradient descent on the auxiliary loss brings the chosen row to the data's statistics; no other row or weight moves."""
     d, layer = ALGEBRAS[algebra].dim, BatchNormLayer(8, algebra=algebra, stats="learnable").double()
     layer.checkpoint_stats()
@@ -128,7 +128,7 @@ def test_learnable_rows_learn_the_statistics(algebra: str) -> None:
 
 
 @every_algebra
-def test_a_learnable_row_starts_at_its_first_batch(algebra: str) -> None:
+def test_a_learnable_row_starts_at_its_first_batch(algebra: Any) -> None:
     """So that evaluation after one batch whitens it, but for the unbiased covariance."""
     layer = BatchNormLayer(8, algebra=algebra, stats="learnable", eps=1e-9).double()
     mean, cov = moments(x := samples(20, 8, 2), ALGEBRAS[algebra].dim)
@@ -137,7 +137,7 @@ def test_a_learnable_row_starts_at_its_first_batch(algebra: str) -> None:
 
 
 @every_algebra
-def test_gradients_reach_learnable_rows_in_evaluation(algebra: str) -> None:
+def test_gradients_reach_learnable_rows_in_evaluation(algebra: Any) -> None:
     layer = BatchNormLayer(8, algebra=algebra, stats="learnable").double().eval()
     layer(samples(9, 8)).pow(3).sum().backward()
     for name, parameter in layer.named_parameters():
@@ -146,7 +146,7 @@ def test_gradients_reach_learnable_rows_in_evaluation(algebra: str) -> None:
 
 
 @every_algebra
-def test_generated_statistics_are_what_was_written(algebra: str) -> None:
+def test_generated_statistics_are_what_was_written(algebra: Any) -> None:
     """In training and evaluation alike: the same as giving them in evaluation, gradients included."""
     layer = BatchNormLayer(8, algebra=algebra, stats="generated").double()
     given = BatchNormLayer(8, algebra=algebra).double().eval()
@@ -163,7 +163,7 @@ def test_generated_statistics_are_what_was_written(algebra: str) -> None:
 
 
 @every_algebra
-def test_distilled_statistics_are_taught(algebra: str) -> None:
+def test_distilled_statistics_are_taught(algebra: Any) -> None:
     """Training is that of a tracked layer; the loss's gradient pulls what is written towards the row, which evaluation uses."""
     layer = BatchNormLayer(8, algebra=algebra, stats="distilled", momentum=1.0).double()
     tracked = BatchNormLayer(8, algebra=algebra, momentum=1.0).double()
@@ -186,7 +186,7 @@ def test_distilled_statistics_are_taught(algebra: str) -> None:
 @every_algebra
 @pytest.mark.parametrize("stats", ["learnable", "generated", "distilled"])
 @pytest.mark.parametrize("training", [True, False])
-def test_autocast_leaves_statistics_alone(algebra: str, stats: str, training: bool) -> None:
+def test_autocast_leaves_statistics_alone(algebra: Any, stats: Any, training: bool) -> None:
     """Outputs, gradients and rows are those without it, for nothing of a layer is worth computing in half precision."""
     x, found = samples(9, 8, 2).float(), []
     for enabled in (True, False):
@@ -206,7 +206,7 @@ def test_autocast_leaves_statistics_alone(algebra: str, stats: str, training: bo
 @every_algebra
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("stats", ["learnable", "distilled"])
-def test_half_precision_layers_are_taught(algebra: str, dtype: torch.dtype, stats: str) -> None:
+def test_half_precision_layers_are_taught(algebra: Any, dtype: torch.dtype, stats: Any) -> None:
     """By the auxiliary loss of a wide layer; statistics stay in float32."""
     first, x, found = samples(9, 8, 2), samples(9, 8, 2), []
     for kind in (dtype, torch.float32):
@@ -235,11 +235,12 @@ def test_half_precision_rows_average_any_number_of_batches(dtype: torch.dtype) -
 
 @pytest.mark.parametrize("stats", ["learnable", "distilled"])
 @pytest.mark.parametrize("backend", ["closed_form", "reference"])
-def test_the_auxiliary_loss_does_not_touch_the_network(stats: str, backend: str) -> None:
+def test_the_auxiliary_loss_does_not_touch_the_network(stats: Any, backend: Any) -> None:
     """What comes before the layer gets the gradient that it would get without one."""
     x, form = samples(9, 8).requires_grad_(), torch.randn(9, 8)
     gradients = []
-    for mode in (stats, "tracked"):
+    modes: list[Any] = [stats, "tracked"]
+    for mode in modes:
         layer = BatchNormLayer(8, algebra="complex", stats=mode, backend=backend).double()
         loss = (layer(x) * form).sum() + auxiliary_loss(layer)
         gradients.append(torch.autograd.grad(loss, [x, *(layer.weights[n] for n in ("weight", "bias"))]))
@@ -252,7 +253,7 @@ def test_the_auxiliary_loss_does_not_touch_the_network(stats: str, backend: str)
 @every_algebra
 @pytest.mark.parametrize("stats", ["tracked", "learnable"])
 @pytest.mark.parametrize("backend", ["closed_form", "reference"])
-def test_every_sample_by_its_own_row(algebra: str, stats: str, backend: str) -> None:
+def test_every_sample_by_its_own_row(algebra: Any, stats: Any, backend: Any) -> None:
     """In evaluation a vector of rows gives what each sample gives alone with its row; also chosen by `using_task`."""
     layer = BatchNormLayer(8, algebra=algebra, stats=stats, backend=backend).double()
     for row in range(3):
@@ -274,7 +275,7 @@ def test_every_sample_by_its_own_row(algebra: str, stats: str, backend: str) -> 
 
 
 @pytest.mark.parametrize("stats", ["frozen", "batch", "generated", "distilled"])
-def test_layers_that_do_not_use_rows_take_any(stats: str) -> None:
+def test_layers_that_do_not_use_rows_take_any(stats: Any) -> None:
     """So that a row for each sample can be chosen in a network that has such layers too."""
     layer = BatchNormLayer(8, stats=stats).eval()
     x = torch.randn(3, 8)
@@ -308,7 +309,7 @@ def test_any_integer_chooses_a_row(kind: Any) -> None:
 @every_algebra
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # raised inside torch's compiler
 @pytest.mark.parametrize("choose", ["stats_id", "using_task"])
-def test_another_row_compiles_nothing(algebra: str, choose: str) -> None:
+def test_another_row_compiles_nothing(algebra: Any, choose: str) -> None:
     """A compiled training step takes any row."""
     counter = CompileCounter()
     layer = BatchNormLayer(8, algebra=algebra)
@@ -360,7 +361,7 @@ def test_complex_numbers_are_taken_as_they_are(algebra: str, kind: Any, space: t
 
 @every_algebra
 @pytest.mark.parametrize("stats", ["tracked", "learnable", "distilled"])
-def test_recalibration(algebra: str, stats: str) -> None:
+def test_recalibration(algebra: Any, stats: Any) -> None:
     """A row becomes the mean and unbiased covariance of all batches together; other rows and the mode stay."""
     net = nn.Sequential(nn.Dropout(0.5), BatchNormLayer(8, algebra=algebra, stats=stats, eps=1e-12)).double().train()
     layer = batchnorm_layers(net)["1"]
@@ -412,14 +413,14 @@ def test_recalibration_passes_over_layers_that_do_not_run() -> None:
     ("stats", "row", "batches", "message"),
     [("generated", 0, 1, "a hypernetwork writes"), ("tracked", 1, 1, "stats_id=1"), ("tracked", 0, 0, "at least one batch")],
 )
-def test_recalibration_refuses(stats: str, row: int, batches: int, message: str) -> None:
+def test_recalibration_refuses(stats: Any, row: int, batches: int, message: str) -> None:
     net = nn.Sequential(BatchNormLayer(8, stats=stats))
     with pytest.raises(ValueError, match=message):
         recalibrate(net, [torch.randn(9, 8)] * batches, row)
 
 
 @pytest.mark.parametrize(("algebra", "stats"), list(product(ALGEBRAS, ["tracked", "learnable"])))
-def test_memory_of_rows_survives_a_state_dict(algebra: str, stats: str) -> None:
+def test_memory_of_rows_survives_a_state_dict(algebra: Any, stats: Any) -> None:
     """Seven rows load into a layer built with one, in place of what it had, and stay what they were: buffers or parameters."""
     source, target = (BatchNormLayer(8, algebra=algebra, stats=stats) for _ in range(2))
     for row in range(7):
@@ -434,7 +435,7 @@ def test_memory_of_rows_survives_a_state_dict(algebra: str, stats: str) -> None:
 
 
 @pytest.mark.parametrize(("saved", "built"), list(product(STATS, STATS)))
-def test_states_of_other_modes(saved: str, built: str) -> None:
+def test_states_of_other_modes(saved: Any, built: str) -> None:
     """Whatever a layer finds of its own in the state of another mode, all its tensors have as many rows afterwards."""
     source, target = BatchNormLayer(8, algebra="complex", stats=saved), BatchNormLayer(8, algebra="complex", stats=built)
     if source.num_stats:

@@ -34,7 +34,7 @@ class Case:
         parts: each rank synchronises with those of its part: all but the last rank, and that one alone.
     """
 
-    algebra: str
+    algebra: Any
     space: tuple[int, ...] = (2,)
     sizes: tuple[int, ...] = (7, 1, 3)
     fused: bool = False

@@ -14,8 +14,8 @@ def auxiliary_loss(module: nn.Module) -> Tensor:
 
     .. math:: \sum_{layers} w \, KL(N(\mu, V) \,\|\, N(\hat\mu, \hat V)), \qquad w = \text{auxiliary\_weight}
 
-    where \hat\mu and \hat V are learned and \mu and V are what they are to be: averaged over the numbers of a layer, and but for
-    a term that does not depend on what is learned. No gradient flows into what comes before a layer.
+    where \hat\mu and \hat V are learned and \mu and V are what they are to be: averaged over the numbers of a layer, and but
+    for a term that does not depend on what is learned. No gradient flows into what comes before a layer.
 
         loss = F.cross_entropy(net(x), y) + hnetcl.auxiliary_loss(net)
         loss.backward()

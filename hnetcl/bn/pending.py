@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -72,7 +73,8 @@ class PendingLosses:
 
 def _is_over(t: Tensor) -> bool:
     """Whether t was made within a transform of torch.func that has returned since."""
-    return not torch.compiler.is_compiling() and torch._C._functorch.is_dead_tensor_wrapper(t)
+    functorch: Any = torch._C._functorch  # whose annotations leave this function out
+    return not torch.compiler.is_compiling() and bool(functorch.is_dead_tensor_wrapper(t))
 
 
 def _same(t: Tensor) -> Tensor:

@@ -50,8 +50,9 @@ class TrainingStep:
     (`Method.beside`). Otherwise the penalty comes second, for it may look at the loss's gradients (lookahead).
 
     Compiled, hypernetwork -> parameters -> logits -> cross entropy and auxiliary loss is one graph, and so are the rows of the
-    penalty, in the same graph where they can be. No graph depends on a task's number or on how many old tasks there are, so from the third task
-    on nothing is compiled. On a GPU they run as CUDA graphs; what a step returns is then overwritten by the next.
+    penalty, in the same graph where they can be. No graph depends on a task's number or on how many old tasks there are, so
+    from the third task on nothing is compiled. On a GPU they run as CUDA graphs; what a step returns is then overwritten by
+    the next.
 
     Args:
         model, method: what is trained, how. The model lies on `device`.

@@ -9,6 +9,7 @@ from argparse import ArgumentParser, Namespace
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import product
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -106,7 +107,7 @@ def _variants() -> list[tuple[str, str, str]]:
     return real + list(product([name for name in ALGEBRA_DIMS if name != "real"], WHITENINGS, backends))
 
 
-def _ours(task: Task, algebra: str, whitening: str, backend: str) -> Contender:
+def _ours(task: Task, algebra: Any, whitening: Any, backend: Any) -> Contender:
     def build() -> Step:
         if backend == "compiled":
             need_compiler(task.device)
@@ -116,7 +117,7 @@ def _ours(task: Task, algebra: str, whitening: str, backend: str) -> Contender:
     return Contender(name, build, BASE, partial(task.check, algebra))
 
 
-def _virtual(task: Task, algebra: str) -> Contender:
+def _virtual(task: Task, algebra: Any) -> Contender:
     """Its reference is of a batch that is as large as the input, and known before anything is measured."""
 
     def build() -> Step:
