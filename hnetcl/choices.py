@@ -1,7 +1,11 @@
 """The fixed sets of names that users choose from. Free of torch, so that the command line answers at once."""
 
+from typing import get_args
+
+from hnetcl.registry import declared_options
+
 ALGEBRA_DIMS = {"real": 1, "complex": 2, "quaternion": 4}
-STATS = ("tracked", "learnable", "frozen", "batch", "generated", "distilled")
+STATS: tuple[str, ...] = get_args(declared_options("hnetcl.bn.layer", "BatchNormLayer")["stats"].type)
 WHITENINGS = ("zca", "cholesky", "naive")
 BACKENDS = ("auto", "reference", "closed_form", "compiled")
 NORMS = ("batch", "none")

@@ -47,9 +47,11 @@ class Counting:
         return graph.forward
 
 
-def model(net: type[MLP] | type[LeNet] = MLP, algebra: str = "real", stats: str = "tracked", hnet: Any = CHUNKED) -> HyperModel:
+def model(net: type[MLP] | type[LeNet] = MLP, algebra: Any = "real", stats: Any = "tracked", hnet: Any = CHUNKED) -> HyperModel:
     torch.manual_seed(0)
-    module = net((1, 16, 16), 3, algebra=algebra, hidden=(8,), norm=lambda width: BatchNormLayer(width, algebra, stats))
+    module = net(
+        (1, 16, 16), 3, algebra=algebra, hidden=(8,), norm=lambda width: BatchNormLayer(width, algebra=algebra, stats=stats)
+    )
     initial = {name: value.detach().clone() for name, value in writable_parameters(module).items()}
     return HyperModel(module, hnet({name: value.shape for name, value in initial.items()}, TASKS, initial=initial))
 
@@ -66,11 +68,11 @@ def steps(step: TrainingStep, task: int, number: int = 3) -> None:
         optimizer.step()
 
 
-def fit(data_root: Path, compile: str, backend: Any, algebra: str, number: int) -> tuple[Result, dict[str, Tensor]]:
+def fit(data_root: Path, compile: str, backend: Any, algebra: Any, number: int) -> tuple[Result, dict[str, Tensor]]:
     """A whole training."""
     sequence = permuted_sequence(load_images("tiny", data_root), TASKS, val_size=0)
     torch.manual_seed(0)
-    net = MLP(sequence.in_shape, 6, (8,), algebra, norm=lambda width: BatchNormLayer(width, algebra))
+    net = MLP(sequence.in_shape, 6, (8,), algebra, norm=lambda width: BatchNormLayer(width, algebra=algebra))
     initial = {name: value.detach().clone() for name, value in net.named_parameters()}
     hnet = CHUNKED({name: value.shape for name, value in initial.items()}, TASKS, initial=initial)
     generator, method = torch.Generator().manual_seed(0), OutputRegularizer(0.1)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from hnetcl.algebra import ALGEBRAS
-from hnetcl.bn import BatchNormLayer, using_task
+from hnetcl.bn import BatchNormLayer, auxiliary_loss, using_task
 from hnetcl.choices import PRECISIONS, STATS
 from hnetcl.cli.jobs import train
 from hnetcl.config import Config
@@ -31,28 +31,31 @@ pytestmark = [
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("backend", ["closed_form", "compiled"])
 @pytest.mark.parametrize("stats", ["tracked", "learnable", "distilled"])
-def test_the_layer_gives_on_the_gpu_what_it_gives_on_the_cpu(algebra: str, training: bool, backend: str, stats: str) -> None:
+def test_the_layer_gives_on_the_gpu_what_it_gives_on_the_cpu(algebra: Any, training: bool, backend: Any, stats: Any) -> None:
     torch.manual_seed(0)
-    layer = BatchNormLayer(16, algebra, stats).train(training)
+    layer = BatchNormLayer(16, algebra=algebra, stats=stats).train(training)
     x = torch.randn(32, 16, 5, 5)
     outcomes = []
     for device in ("cpu", "cuda"):
-        copy = BatchNormLayer(16, algebra, stats, backend=backend).train(training).to(device)
+        copy = BatchNormLayer(16, algebra=algebra, stats=stats, backend=backend).train(training).to(device)
         copy.load_state_dict(layer.state_dict())
         on_device = x.to(device).detach().requires_grad_()
         y = copy(on_device)
-        y.pow(3).sum().backward()
-        assert on_device.grad is not None
-        outcomes.append([y.detach().cpu(), on_device.grad.cpu(), *(b.cpu() for b in copy.buffers())])
+        (y.pow(3).sum() + auxiliary_loss(copy)).backward()
+        gradients = (t.grad for t in (on_device, *copy.parameters()) if t.grad is not None)
+        outcomes.append([y.detach().cpu(), *(g.cpu() for g in gradients), *(b.cpu() for b in copy.buffers())])
     for on_cpu, on_gpu in zip(*outcomes, strict=True):
         torch.testing.assert_close(on_cpu, on_gpu, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("algebra", ALGEBRAS)
 @pytest.mark.parametrize("stats", STATS)
-def test_choosing_a_row_never_waits_for_the_gpu(algebra: str, stats: str) -> None:
+def test_choosing_a_row_never_waits_for_the_gpu(algebra: Any, stats: Any) -> None:
     """Nor does a training step with it, by int or by tensor."""
-    layer, x = BatchNormLayer(16, algebra, stats, whitening="cholesky").cuda(), torch.randn(32, 16, 5, device="cuda")
+    layer, x = (
+        BatchNormLayer(16, algebra=algebra, stats=stats, whitening="cholesky").cuda(),
+        torch.randn(32, 16, 5, device="cuda"),
+    )
     if layer.num_stats:
         layer.checkpoint_stats()
     row = torch.ones((), dtype=torch.long, device="cuda")
@@ -60,8 +63,8 @@ def test_choosing_a_row_never_waits_for_the_gpu(algebra: str, stats: str) -> Non
         torch.cuda.set_sync_debug_mode("error" if step else "default")  # the first step may initialise libraries
         try:
             with using_task(layer, 1):
-                layer(x).square().sum().backward()
-            layer(x, stats_id=row).square().sum().backward()
+                (layer(x).square().sum() + auxiliary_loss(layer)).backward()
+            (layer(x, stats_id=row).square().sum() + auxiliary_loss(layer)).backward()
         finally:
             torch.cuda.set_sync_debug_mode("default")
 
@@ -79,8 +82,8 @@ def test_choosing_a_row_never_waits_for_the_gpu(algebra: str, stats: str) -> Non
     ],
     ids=str,
 )
-def test_a_step_never_waits_for_the_gpu(algebra: str, options: dict[str, Any]) -> None:
-    net = MLP((1, 8, 8), 3, (16, 16), algebra, norm=lambda width: BatchNormLayer(width, algebra))
+def test_a_step_never_waits_for_the_gpu(algebra: Any, options: dict[str, Any]) -> None:
+    net = MLP((1, 8, 8), 3, (16, 16), algebra, norm=lambda width: BatchNormLayer(width, algebra=algebra))
     initial = {name: value.detach().clone() for name, value in net.named_parameters()}
     hnet = ChunkedHyperNetwork({name: value.shape for name, value in initial.items()}, 4, (8,), chunk_size=50, initial=initial)
     model, method = HyperModel(net, hnet).cuda(), OutputRegularizer(0.1, **options)
@@ -98,13 +101,13 @@ def test_a_step_never_waits_for_the_gpu(algebra: str, options: dict[str, Any]) -
             torch.cuda.set_sync_debug_mode("default")
 
 
-def steps(compile: str, precision: str, algebra: str) -> dict[str, torch.Tensor]:
+def steps(compile: str, precision: str, algebra: Any) -> dict[str, torch.Tensor]:
     """What four tasks of eight steps each leave; a step that waits for the GPU is an error.
 
     The first steps of a task may wait: they compile, and record CUDA graphs.
     """
     torch.manual_seed(0)
-    net = MLP((1, 8, 8), 3, (16, 16), algebra, norm=lambda width: BatchNormLayer(width, algebra))
+    net = MLP((1, 8, 8), 3, (16, 16), algebra, norm=lambda width: BatchNormLayer(width, algebra=algebra))
     initial = {name: value.detach().clone() for name, value in net.named_parameters()}
     hnet = ChunkedHyperNetwork({name: value.shape for name, value in initial.items()}, 4, (8,), chunk_size=50, initial=initial)
     model, method = HyperModel(net, hnet, precision=precision).cuda(), OutputRegularizer(0.1)

@@ -3,13 +3,14 @@
 import copy
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from hnetcl.bn import BatchNormLayer
+from hnetcl.bn import BatchNormLayer, auxiliary_loss
 from hnetcl.hnets import DirectHyperNetwork, FullHyperNetwork, HyperNetwork, StructuredHyperNetwork
 from hnetcl.model import HyperModel
 
@@ -73,7 +74,7 @@ def test_without_an_optimizer_none_is_needed() -> None:
 
 
 @pytest.mark.parametrize("stats", ["tracked", "learnable", "frozen"])
-def test_a_model_opens_rows_too(stats: str) -> None:
+def test_a_model_opens_rows_too(stats: Any) -> None:
     """Old tasks compute as before, with weights and rows of their own; the new one has its own too, and learns."""
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(5, 6), BatchNormLayer(6, stats=stats), nn.ReLU(), nn.Linear(6, 3))
@@ -84,6 +85,7 @@ def test_a_model_opens_rows_too(stats: str) -> None:
     def train(task: int) -> Tensor:
         optimizer.zero_grad()
         loss: Tensor = nn.functional.cross_entropy(model.train()(x + task, task), torch.arange(20) % 3)
+        loss = loss + auxiliary_loss(model)
         loss.backward()
         optimizer.step()
         return loss.detach()

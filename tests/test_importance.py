@@ -37,9 +37,9 @@ def images(count: int) -> Tensor:
     return torch.randn(count, 1, 16, 16)
 
 
-def model(algebra: str, stats: str, net: str = "mlp") -> HyperModel:
+def model(algebra: Any, stats: Any, net: str = "mlp") -> HyperModel:
     """A small network of that algebra, each of whose two tasks has seen two batches."""
-    network = NETS[net](algebra=algebra, norm=lambda width: BatchNormLayer(width, algebra, stats))
+    network = NETS[net](algebra=algebra, norm=lambda width: BatchNormLayer(width, algebra=algebra, stats=stats))
     initial = {name: value.detach().clone() for name, value in writable_parameters(network).items()}
     shapes = {name: value.shape for name, value in initial.items()}
     found = HyperModel(network, ChunkedHyperNetwork(shapes, 2, (8,), chunk_size=100, initial=initial))

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,9 +22,9 @@ from hnetcl.nets import LeNet
 from hnetcl.training import OptimizerFactory, TrainingStep
 
 
-def model(precision: str, algebra: str = "real") -> HyperModel:
+def model(precision: str, algebra: Any = "real") -> HyperModel:
     torch.manual_seed(0)
-    net = LeNet((1, 16, 16), 3, algebra=algebra, hidden=(8,), norm=lambda width: BatchNormLayer(width, algebra))
+    net = LeNet((1, 16, 16), 3, algebra=algebra, hidden=(8,), norm=lambda width: BatchNormLayer(width, algebra=algebra))
     initial = {name: value.detach().clone() for name, value in net.named_parameters()}
     hnet = FullHyperNetwork({name: value.shape for name, value in initial.items()}, 3, (4,), 4, initial=initial)
     return HyperModel(net, hnet, precision=precision)

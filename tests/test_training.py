@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hnetcl.bn import BATCH, BatchNormLayer, row_parameters, writable_parameters
+from hnetcl.bn import BATCH, BatchNormLayer, auxiliary_loss, row_parameters, writable_parameters
 from hnetcl.bn.gaussian import distance
 from hnetcl.errors import ArgumentError
 from hnetcl.hnets import ChunkedHyperNetwork, DirectHyperNetwork, FullHyperNetwork, HyperNetwork
@@ -182,7 +182,8 @@ def test_weight_decay_leaves_other_tasks_alone(name: str, options: dict[str, Any
     optimizer, schedule = OptimizerFactory(name, 0.01, "constant", 0.5, options).make(model, 5)
     for _ in range(5):
         optimizer.zero_grad()
-        (0 * model(torch.randn(8, 3) + 1, 1).sum() + hnet(1)["head.weight"].sum()).backward()
+        outputs = model(torch.randn(8, 3) + 1, 1)
+        (0 * outputs.sum() + auxiliary_loss(net) + hnet(1)["head.weight"].sum()).backward()
         optimizer.step()
         schedule.step()
     for before, now in zip(rows, row_parameters(net).values(), strict=True):

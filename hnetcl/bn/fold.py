@@ -119,7 +119,7 @@ def _as_real(layer: Any) -> Real | None:
 def _foldable(layer: Real, norm: BatchNormLayer) -> bool:
     if type(norm) is not BatchNormLayer or _hooked(norm):
         return False
-    if norm.stats != "frozen" and norm.evaluation_statistics() is None:
+    if norm.statistics_mode.uses_statistics and norm.evaluation_statistics() is None:
         return False
     if isinstance(layer, nn.Linear):
         return layer.out_features == norm.num_features

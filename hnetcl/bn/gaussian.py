@@ -37,6 +37,11 @@ def parameters(mean: Tensor, cov: Tensor) -> tuple[Tensor, Tensor]:
     return _from_columns(_product(inverse, _to_columns(mean, d))), factor.squeeze(-1) if d == 1 else factor
 
 
+def of_channels(mean: Tensor, var: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Location and factor of torch's running statistics, a mean [C] and a variance [C], which is 0 of a dead channel."""
+    return parameters(mean, (var + 1e-6 * eps).reshape(-1, 1, 1))
+
+
 def divergence(mean: Tensor, cov: Tensor, location: Tensor, factor: Tensor) -> Tensor:
     """Kullback-Leibler divergence of what location and factor stand for from N(mean, cov), averaged over numbers, but for a
     term that does not depend on them: the loss by which they learn. 0-dim; cov [Q, d, d] may be singular.

@@ -276,16 +276,16 @@ def _row(stats: str, parts: Parts) -> int | str | None:
     """The `stats` argument as a row of statistics; None for each task's own."""
     if stats == "own":
         return None
-    kinds = {layer.stats for layer in batchnorm_layers(parts.model.net).values()}
-    if kinds <= {"frozen"}:
+    modes = [layer.statistics_mode for layer in batchnorm_layers(parts.model.net).values()]
+    if not any(mode.uses_statistics for mode in modes):
         raise ArgumentError("stats", stats, "this run's network uses no statistics; allowed: own")
     if stats == "batch":
         return BATCH
     if parts.model.rows == "shared":
         raise ArgumentError("stats", stats, "this run keeps one row of statistics for all tasks; allowed: own, batch")
-    if kinds & {"generated", "distilled"}:
+    if any(mode.written for mode in modes):
         raise ArgumentError("stats", stats, "the hypernetwork writes this run's statistics; allowed: own, batch")
-    if kinds <= {"frozen", "batch"}:
+    if not any(mode.keeps_rows for mode in modes):
         raise ArgumentError("stats", stats, "this run's network keeps no running statistics; allowed: own, batch")
     if stats == "recalibrated":
         return None

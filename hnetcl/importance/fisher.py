@@ -117,6 +117,6 @@ def require_samples(model: HyperModel, name: str, value: str) -> None:
     Raises:
         ArgumentError: of that name; batch-norm layers normalize by the batch.
     """
-    if any(layer.stats == "batch" for layer in batchnorm_layers(model.net).values()):
+    if any(layer.statistics_mode.evaluates_by_batch for layer in batchnorm_layers(model.net).values()):
         rule = "needs batch norm whose statistics don't depend on the batch; allowed with bn.stats=batch: none"
         raise ArgumentError(name, value, rule)

@@ -147,7 +147,9 @@ def _run(model: HyperModel, params: dict[str, Tensor], x: Tensor, task: int, sta
     try:
         return main_logits(model.run(params, x, task, stats))
     except ValueError as error:
-        by_batch = stats == BATCH or any(layer.stats == "batch" for layer in batchnorm_layers(model.net).values())
+        by_batch = stats == BATCH or any(
+            layer.statistics_mode.evaluates_by_batch for layer in batchnorm_layers(model.net).values()
+        )
         if len(x) > 1 or not by_batch:
             raise
         raise ArgumentError("stats", "batch", "can't be used for a batch of one image, which has no statistics") from error

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
+from hnetcl.bn import auxiliary_loss
 from hnetcl.compiling import Backend, can_compile, compile_step, makes_cuda_graphs
 from hnetcl.errors import ArgumentError, one_of
 from hnetcl.methods import Inputs, Losses, Method, Run
@@ -103,7 +104,12 @@ def _loss(
     old: dict[str, Any],
     weights: Tensor | None,
 ) -> Losses:
-    return method.loss(model, Inputs(x, y, task, active, tensors, old, weights))
+    """The method's loss, and what teaches batch norm's statistics where layers have such a loss."""
+    losses = method.loss(model, Inputs(x, y, task, active, tensors, old, weights))
+    auxiliary = auxiliary_loss(model.net)
+    if not auxiliary.requires_grad:
+        return losses
+    return Losses(losses.total + auxiliary, {**losses.parts, "auxiliary": auxiliary}, losses.logits)
 
 
 def _steady(inputs: Inputs) -> Inputs:
