@@ -20,15 +20,7 @@ if TYPE_CHECKING:
     )
     from hnetcl.cli.reload import load
     from hnetcl.errors import ArgumentError, DivergedError
-    from hnetcl.hnets import (
-        ChunkedHyperNetwork,
-        DirectHyperNetwork,
-        FullHyperNetwork,
-        HyperNetwork,
-        LowRankHyperNetwork,
-        StructuredHyperNetwork,
-        initial_parameters,
-    )
+    from hnetcl.hnets import DirectHyperNetwork, Generator, HyperNetwork, initial_parameters
     from hnetcl.model import HyperModel
     from hnetcl.nets import register_net
     from hnetcl.wrapping import wrap
@@ -39,17 +31,14 @@ _ROOMS = {
     "ArgumentError": "errors",
     "BatchNormLayer": "bn",
     "COMPLEX": "algebra",
-    "ChunkedHyperNetwork": "hnets",
     "ConvBatchNorm": "bn",
     "DirectHyperNetwork": "hnets",
     "DivergedError": "errors",
-    "FullHyperNetwork": "hnets",
+    "Generator": "hnets",
     "HyperModel": "model",
     "HyperNetwork": "hnets",
-    "LowRankHyperNetwork": "hnets",
     "QUATERNION": "algebra",
     "REAL": "algebra",
-    "StructuredHyperNetwork": "hnets",
     "VirtualBatchNormLayer": "bn",
     "convert_batchnorm": "bn",
     "fold_batchnorm": "bn",
@@ -68,15 +57,12 @@ __all__ = [
     "REAL",
     "ArgumentError",
     "BatchNormLayer",
-    "ChunkedHyperNetwork",
     "ConvBatchNorm",
     "DirectHyperNetwork",
     "DivergedError",
-    "FullHyperNetwork",
+    "Generator",
     "HyperModel",
     "HyperNetwork",
-    "LowRankHyperNetwork",
-    "StructuredHyperNetwork",
     "VirtualBatchNormLayer",
     "convert_batchnorm",
     "fold_batchnorm",

@@ -11,14 +11,6 @@ from torch import nn
 from hnetcl.bn import BatchNormLayer, convert_batchnorm
 from hnetcl.config import Checked, Config, DirectConfig, ModuleConfig
 from hnetcl.errors import ArgumentError
-from hnetcl.hnets import (
-    ChunkedHyperNetwork,
-    DirectHyperNetwork,
-    FullHyperNetwork,
-    HyperNetwork,
-    LowRankHyperNetwork,
-    StructuredHyperNetwork,
-)
 from hnetcl.memory import allocating, require
 from hnetcl.methods import Finetune, Joint, Method, OutputRegularizer
 from hnetcl.model import HyperModel
@@ -33,13 +25,6 @@ NETS: dict[str, Callable[..., nn.Module]] = {
     "lenet": LeNet,
     "torchvision": torchvision_net,
     "custom": custom_net,
-}
-HNETS: dict[str, Callable[..., HyperNetwork]] = {
-    "full": FullHyperNetwork,
-    "chunked": ChunkedHyperNetwork,
-    "structured": StructuredHyperNetwork,
-    "low_rank": LowRankHyperNetwork,
-    "direct": DirectHyperNetwork,
 }
 METHODS: dict[str, Callable[..., Method]] = {
     "output_regularizer": OutputRegularizer,
@@ -75,11 +60,14 @@ def build_model(config: Config, in_shape: Sequence[int], num_classes: int, num_t
     """The main network under its hypernetwork."""
     with allocating(*_largest("net", config.net, "model"), watch=True):
         net = build_net(config, in_shape, num_classes)
-    known = {"num_outputs": num_classes} if isinstance(config.hnet, DirectConfig) else {}
-    hnet = partial(_make, "hnet", HNETS, config.hnet, **known)
+    options = asdict(config.hnet)
+    hnet, known = options.pop("name"), {"num_outputs": num_classes} if isinstance(config.hnet, DirectConfig) else {}
     how = {"generate": config.generate, "shared": config.shared, "init": config.init, "stats": config.bn.stats}
     with allocating(*_largest("hnet", config.hnet, "name"), watch=True):
-        return wrap(net, num_tasks, **how, precision=config.trainer.precision, hnet=hnet)
+        try:
+            return wrap(net, num_tasks, **how, precision=config.trainer.precision, hnet=hnet, **known, **options)
+        except ArgumentError as error:
+            raise error.within("hnet") if error.name in options else error from error
 
 
 def build_sequence(config: Config, device: torch.device) -> TaskSequence:

@@ -15,8 +15,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 from hnetcl.bn import norm_layers, using_task, writable_parameters
 from hnetcl.choices import PRECISIONS, SHARED
 from hnetcl.errors import ArgumentError, one_of
-from hnetcl.hnets import HyperNetwork
-from hnetcl.hnets.growth import replace_parameter
+from hnetcl.hnets import BaseHyperNetwork
+from hnetcl.hnets.base import replace_parameter
 from hnetcl.modules import (
     Caches,
     TaskBuffers,
@@ -58,7 +58,7 @@ class HyperModel(nn.Module):
         ValueError: the hypernetwork writes a parameter that the network has not, or of another shape.
     """
 
-    def __init__(self, net: nn.Module, hnet: HyperNetwork, shared: str = "trained", precision: str = "float32") -> None:
+    def __init__(self, net: nn.Module, hnet: BaseHyperNetwork, shared: str = "trained", precision: str = "float32") -> None:
         super().__init__()
         if shared not in SHARED:
             raise one_of("shared", shared, SHARED)

@@ -1,16 +1,18 @@
 """Any module under a hypernetwork, in one call."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
+from functools import partial
 from numbers import Integral
 from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from hnetcl import registry
 from hnetcl.bn import NormLayer, convert_batchnorm, writable_parameters
 from hnetcl.choices import STATS
 from hnetcl.errors import ArgumentError, one_of
-from hnetcl.hnets import ChunkedHyperNetwork, DirectHyperNetwork, HyperNetwork, initial_parameters
+from hnetcl.hnets import BaseHyperNetwork, DirectHyperNetwork, HyperNetwork, initial_parameters
 from hnetcl.model import HyperModel
 from hnetcl.patterns import matching
 
@@ -25,7 +27,7 @@ def wrap(
     init: str | None = None,
     stats: str = "tracked",
     precision: str = "float32",
-    hnet: Callable[..., HyperNetwork] = ChunkedHyperNetwork,
+    hnet: str | Callable[..., nn.Module] = "chunked",
     **options: Any,
 ) -> HyperModel:
     """Puts a module under a hypernetwork, which writes its parameters for every task.
@@ -52,36 +54,41 @@ def wrap(
             meant only its owner knows. A fresh head behind a trained network needs no `init`.
         stats: of the batch-norm layers, see `BatchNormLayer`.
         precision: of the network, see `HyperModel`.
-        hnet: a kind of hypernetwork.
+        hnet: "direct", or the generator of a hypernetwork: a registered name, or a callable, see `HyperNetwork`.
         options: further arguments of it.
 
     Raises:
         ArgumentError: a pattern that no parameter matches, nothing to write, parameters that are frozen all, without a size yet
             or of whole numbers, a trained module without `init`, one on the meta device, or an argument of a part is refused.
     """
-    _check(module, num_tasks, stats, **options)
+    _check(module, num_tasks, stats)
     trained = trained_layers(module)
     net = convert_batchnorm(module, stats=stats)
     chosen = _chosen(net, generate)
     values = initial_parameters(net, init or "own")
     initial = {name: values[name] for name in chosen}
     shapes = {name: value.shape for name, value in initial.items()}
-    given = {"given": True} if init == "given" else {}
-    made = hnet(shapes=shapes, num_tasks=num_tasks, initial=initial, **given, **options)
+    made = _hypernetwork(hnet)(shapes, num_tasks, initial=initial, given=init == "given", **options)
     redraws = init is None and not isinstance(made, DirectHyperNetwork)
     if redraws and any(name.rpartition(".")[0] in trained for name in chosen):
         raise untold_init(net)
     return HyperModel(net, made, shared, precision)
 
 
-def _check(module: nn.Module, num_tasks: Any, stats: str, hidden: Any = (), **_: Any) -> None:
+def _hypernetwork(hnet: str | Callable[..., nn.Module]) -> Callable[..., BaseHyperNetwork]:
+    """What makes the hypernetwork that a user means."""
+    made = registry.find("hnet", hnet) if isinstance(hnet, str) else hnet
+    if isinstance(made, type) and issubclass(made, BaseHyperNetwork):
+        return made
+    return partial(HyperNetwork, generator=hnet)
+
+
+def _check(module: nn.Module, num_tasks: Any, stats: str) -> None:
     """Refuses what would fail later, or never be noticed."""
     if not _is_whole(num_tasks):
         raise ArgumentError("num_tasks", num_tasks, "must be a whole number")
     if stats not in STATS:
         raise one_of("stats", stats, STATS)
-    if not isinstance(hidden, Sequence) or not all(map(_is_whole, hidden)):
-        raise ArgumentError("hidden", repr(hidden), "must be a list of widths")
     for name, tensor in (*module.named_parameters(), *module.named_buffers()):
         if tensor.is_meta:
             rule = f"{name} has no values (device=meta): put the module on a device with to_empty, and give it values"

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from hnetcl.hnets import HyperNetwork
+from hnetcl.hnets import BaseHyperNetwork as HyperNetwork
 from hnetcl.model import HyperModel
 from hnetcl.tasks import Task
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from hnetcl.hnets import HyperNetwork
+from hnetcl.hnets import BaseHyperNetwork as HyperNetwork
 from hnetcl.methods.base import Method
 
 

@@ -12,7 +12,8 @@ from torch.utils.checkpoint import checkpoint
 
 from hnetcl.choices import TARGET_DEVICES, TARGET_DTYPES, TARGETS
 from hnetcl.errors import ArgumentError, one_of
-from hnetcl.hnets import HyperNetwork, Record
+from hnetcl.hnets import BaseHyperNetwork as HyperNetwork
+from hnetcl.hnets import Record
 from hnetcl.methods.base import Beside, Method, Rows
 from hnetcl.methods.importance import Importance
 from hnetcl.methods.lookahead import Lookahead, evaluate
