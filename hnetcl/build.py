@@ -61,11 +61,13 @@ def build_model(config: Config, in_shape: Sequence[int], num_classes: int, num_t
     with allocating(*_largest("net", config.net, "model"), watch=True):
         net = build_net(config, in_shape, num_classes)
     options = asdict(config.hnet)
-    hnet, known = options.pop("name"), {"num_outputs": num_classes} if isinstance(config.hnet, DirectConfig) else {}
-    how = {"generate": config.generate, "shared": config.shared, "init": config.init, "stats": config.bn.stats}
+    how: dict[str, Any] = {"generate": config.generate, "shared": config.shared, "init": config.init, "stats": config.bn.stats}
+    how |= {"hnet": options.pop("name"), "precision": config.trainer.precision}
+    if isinstance(config.hnet, DirectConfig):
+        how |= {"num_outputs": num_classes}
     with allocating(*_largest("hnet", config.hnet, "name"), watch=True):
         try:
-            return wrap(net, num_tasks, **how, precision=config.trainer.precision, hnet=hnet, **known, **options)
+            return wrap(net, num_tasks, **how, **options)
         except ArgumentError as error:
             raise error.within("hnet") if error.name in options else error from error
 

@@ -1,18 +1,16 @@
 """Any module under a hypernetwork, in one call."""
 
 from collections.abc import Callable, Iterable
-from functools import partial
 from numbers import Integral
 from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from hnetcl import registry
 from hnetcl.bn import NormLayer, convert_batchnorm, writable_parameters
 from hnetcl.choices import STATS
 from hnetcl.errors import ArgumentError, one_of
-from hnetcl.hnets import BaseHyperNetwork, DirectHyperNetwork, HyperNetwork, initial_parameters
+from hnetcl.hnets import DirectHyperNetwork, initial_parameters, make_hypernetwork
 from hnetcl.model import HyperModel
 from hnetcl.patterns import matching
 
@@ -68,19 +66,11 @@ def wrap(
     values = initial_parameters(net, init or "own")
     initial = {name: values[name] for name in chosen}
     shapes = {name: value.shape for name, value in initial.items()}
-    made = _hypernetwork(hnet)(shapes, num_tasks, initial=initial, given=init == "given", **options)
+    made = make_hypernetwork(shapes, num_tasks, hnet, initial=initial, given=init == "given", **options)
     redraws = init is None and not isinstance(made, DirectHyperNetwork)
     if redraws and any(name.rpartition(".")[0] in trained for name in chosen):
         raise untold_init(net)
     return HyperModel(net, made, shared, precision)
-
-
-def _hypernetwork(hnet: str | Callable[..., nn.Module]) -> Callable[..., BaseHyperNetwork]:
-    """What makes the hypernetwork that a user means."""
-    made = registry.find("hnet", hnet) if isinstance(hnet, str) else hnet
-    if isinstance(made, type) and issubclass(made, BaseHyperNetwork):
-        return made
-    return partial(HyperNetwork, generator=hnet)
 
 
 def _check(module: nn.Module, num_tasks: Any, stats: str) -> None:

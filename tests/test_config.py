@@ -9,6 +9,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from hnetcl import build as parts
+from hnetcl import registry
 from hnetcl.choices import OPTIMIZERS, SCHEDULES
 from hnetcl.cli.main import CONF
 from hnetcl.cli.parse import parse, parse_evaluation
@@ -54,9 +55,12 @@ def test_every_experiment_composes_and_names_its_command(name: str, compose: Cal
     assert second == f"# python scripts/train.py experiment={name}"
 
 
+HNETS = {name: registry.find("hnet", name) for name in registry.names("hnet")}
+
+
 @pytest.mark.parametrize(
     ("group", "makers"),
-    [("task", parts.SEQUENCES), ("net", parts.NETS), ("hnet", parts.HNETS), ("method", parts.METHODS)],
+    [("task", parts.SEQUENCES), ("net", parts.NETS), ("hnet", HNETS), ("method", parts.METHODS)],
 )
 def test_keys_are_arguments(group: str, makers: dict[str, Callable[..., object]]) -> None:
     """Every key of a part's YAML is an argument of its constructor."""

@@ -89,9 +89,7 @@ def logits_layer(shapes: Mapping[str, torch.Size], num_outputs: int | None = Non
     found = [names for names in layers.values() if _makes(num_outputs, [shapes[name] for name in names])]
     if not found:
         wide = "" if num_outputs is None else f" of {num_outputs} outputs"
-        rule = (
-            f"no linear or convolution layer{wide} is generated, which would be a task's own; give patterns of names, [] for none"
-        )
+        rule = f"no linear or convolution layer{wide} is generated, to be a task's own; give patterns of names, [] for none"
         raise ArgumentError("per_task", None, rule)
     return found[-1]
 

@@ -287,9 +287,7 @@ class DistanceByFactors(nn.Module):
         shares: Sequence[Tensor | None] = [None] * len(each)
         if share is not None:
             shares = share.split([len(mlp.sizes) for mlp in mlps])
-        return [
-            chunks.by_task(mlp, *own) for (chunks, mlp), *own in zip(each, features, gains, shares, common, strict=True)
-        ]
+        return [chunks.by_task(mlp, *own) for (chunks, mlp), *own in zip(each, features, gains, shares, common, strict=True)]
 
 
 def _squared_distance(new: ByTask, weight: Tensor, old: ByTask, common: Common) -> Tensor:

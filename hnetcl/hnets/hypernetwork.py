@@ -154,7 +154,8 @@ class HyperNetwork(BaseHyperNetwork):
             return super().squared_distance(tasks, before)
         mlps = self.generator.chunk_mlps()
         features = [mlp.features(self._embedded(tasks)) for mlp in mlps]
-        return self.by_factors(mlps, features, before, self.gain, self._share_by_name())
+        distances: Tensor = self.by_factors(mlps, features, before, self.gain, self._share_by_name())
+        return distances
 
     def with_squared_distance(self, task: Tensor, tasks: Tensor, before: Record) -> tuple[dict[str, Tensor], Tensor]:
         if not before.common:
@@ -174,6 +175,25 @@ class HyperNetwork(BaseHyperNetwork):
             return None
         own, one = self.shares(), self.scale.new_ones(())
         return torch.stack([own.get(name, one) for name in self.names])
+
+
+def make_hypernetwork(
+    shapes: Shapes, num_tasks: int, hnet: str | Callable[..., nn.Module] = "chunked", **options: Any
+) -> BaseHyperNetwork:
+    """A hypernetwork of any kind.
+
+    Args:
+        shapes, num_tasks: as for every hypernetwork.
+        hnet: the name of a registered kind or generator, a class of hypernetworks, or the generator of a `HyperNetwork`.
+        options: of it, `initial` and `given` included.
+
+    Raises:
+        ArgumentError: there is no such name, or an argument is refused.
+    """
+    made = registry.find("hnet", hnet) if isinstance(hnet, str) else hnet
+    if isinstance(made, type) and issubclass(made, BaseHyperNetwork):
+        return made(shapes, num_tasks, **options)
+    return HyperNetwork(shapes, num_tasks, hnet, **options)
 
 
 def _made(

@@ -42,8 +42,8 @@ def find_chunk_size(
 ) -> tuple[int, str]:
     """`chunk_size`, `most` at most; where it is None, the largest that stays within the wanted ratio.
 
-    A ratio that the user gave is a limit, and refused where it is out of reach. The default one is a wish: small networks can't come to it, and then get
-    the chunk size with the smallest ratio, which the log "hnetcl" says.
+    A ratio that the user gave is a limit, and refused where it is out of reach. The default one is a wish: small networks can't
+    come to it, and then get the chunk size with the smallest ratio, which the log "hnetcl" says.
 
     Args:
         chunk_size, compression: what the user gave.
@@ -72,7 +72,9 @@ def find_chunk_size(
     return size, note
 
 
-def _nearest_size(compression: float, generated: int, trainable: Callable[[int], int], sizes: Iterable[int]) -> tuple[int, float]:
+def _nearest_size(
+    compression: float, generated: int, trainable: Callable[[int], int], sizes: Iterable[int]
+) -> tuple[int, float]:
     """The first size that stays within the ratio, else the one that comes nearest to it; and its ratio."""
     best, least = 0, float("inf")
     for size in sizes:

@@ -130,7 +130,9 @@ class ChunkMLP(nn.Module):
         return weight.T @ weight
 
 
-def chunk_mlp_size(outputs: int, embedding_dim: int, hidden: Sequence[int], chunk_size: int, chunk_embedding_dim: int = 0) -> int:
+def chunk_mlp_size(
+    outputs: int, embedding_dim: int, hidden: Sequence[int], chunk_size: int, chunk_embedding_dim: int = 0
+) -> int:
     """Trainable values of a `ChunkMLP` with so many outputs."""
     widths = [embedding_dim + chunk_embedding_dim, *hidden, chunk_size]
     return ceil(outputs / chunk_size) * chunk_embedding_dim + sum((width + 1) * out for width, out in pairwise(widths))

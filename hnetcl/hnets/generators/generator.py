@@ -76,7 +76,7 @@ class Generator(nn.Module, ABC):
 
     def by_parameter(self, embeddings: Tensor) -> Sequence[Tensor]:
         """Raw outputs [B, n] of every parameter, in the order of `names`."""
-        outputs = self(embeddings)
+        outputs: Outputs = self(embeddings)
         return outputs.split(self.sizes, 1) if isinstance(outputs, Tensor) else outputs
 
     def _check(self, outputs: Outputs) -> None:
