@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from hnetcl.hnets import DirectHyperNetwork, Generator, HyperNetwork, initial_parameters
     from hnetcl.model import HyperModel
     from hnetcl.nets import register_net
+    from hnetcl.registry import register
     from hnetcl.wrapping import wrap
 
 __version__ = "0.1.0"
@@ -46,6 +47,7 @@ _ROOMS = {
     "load": "cli.reload",
     "recalibrate": "bn",
     "reference_pass": "bn",
+    "register": "registry",
     "register_net": "nets",
     "using_task": "bn",
     "wrap": "wrapping",
@@ -70,6 +72,7 @@ __all__ = [
     "load",
     "recalibrate",
     "reference_pass",
+    "register",
     "register_net",
     "using_task",
     "wrap",

@@ -52,7 +52,7 @@ def test_the_last_hidden_width_of_the_full_member(compression: float) -> None:
 def test_what_the_full_member_refuses() -> None:
     with pytest.raises(ArgumentError, match=r"compression=1.5: the smallest ratio that a last hidden width reaches is 2\.\d+"):
         HyperNetwork(SHAPES, 5, "full", compression=1.5)
-    with pytest.raises(ArgumentError, match="compression=9.0: needs a hidden layer"):
+    with pytest.raises(ArgumentError, match=r"compression=9\.0: needs a hidden layer"):
         HyperNetwork(SHAPES, 5, "full", hidden=(), compression=9)
 
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from hnetcl.hnets import BaseHyperNetwork, HyperNetwork
-from hnetcl.hnets.distance import SquaredDistance, layout
+from hnetcl.hnets.distance import Chunks, SquaredDistance
+from hnetcl.hnets.generators.chunk_mlp import ChunkMLP
 
 SHAPES = {"a": (40, 30), "a.bias": (40,), "norm": (40,), "b": (50, 40), "b.bias": (50,), "c": (3, 50), "c.bias": (3,)}
 TASKS = torch.tensor([0, 1, 4, 3, 5])
@@ -85,16 +86,19 @@ def test_gradients_by_finite_differences() -> None:
 
 
 @pytest.mark.parametrize("chunk_size", [1, 3, 4, 7, 100])
-def test_the_layout_covers_everything_once(chunk_size: int) -> None:
+def test_chunks_cover_everything_once(chunk_size: int) -> None:
     sizes, constant = [4, 1, 12, 3, 5], [False, True, False, True, False]
-    found = layout(sizes, constant, chunk_size)
+    found = Chunks(ChunkMLP(sizes, 2, (), chunk_size), constant)
     chunks = -(-sum(sizes) // chunk_size)
-    assert sorted(found.uniform + found.mixed) == list(range(chunks))
+    scales, mixed, segments = found.scales.tolist(), found.mixed.tolist(), found.segments.tolist()
+    assert mixed == [chunk for chunk in range(chunks) if scales[chunk] < 0]
     of_number = [k for k, size in enumerate(sizes) for _ in range(size)] + [-1] * (chunks * chunk_size - sum(sizes))
-    for chunk, parameter in zip(found.uniform, found.scales, strict=True):
+    for chunk, parameter in enumerate(scales):
+        if chunk in mixed:
+            continue
         assert of_number[chunk * chunk_size : (chunk + 1) * chunk_size] == [parameter] * chunk_size
         assert not constant[parameter]
-    in_mixed = [of_number[c * chunk_size + j] for c in found.mixed for j in range(chunk_size)]
-    runs = [parameter for parameter, n in zip(found.segments, found.lengths, strict=True) for _ in range(n)]
+    in_mixed = [of_number[c * chunk_size + j] for c in mixed for j in range(chunk_size)]
+    runs = [parameter for parameter, n in zip(segments, found.lengths.tolist(), strict=True) for _ in range(n)]
     assert runs == in_mixed
-    assert found.constants == [i for i, k in enumerate(in_mixed) if k >= 0 and constant[k]]
+    assert found.constants.tolist() == [i for i, k in enumerate(in_mixed) if k >= 0 and constant[k]]

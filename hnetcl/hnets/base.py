@@ -153,7 +153,7 @@ class BaseHyperNetwork(nn.Module, ABC):
         """Opens one more task; what was learned stays.
 
         Args:
-            optimizer: of this hypernetwork, if there is one already: it goes on with the grown parameters, its state kept.
+            optimizer: of this hypernetwork, if there is one already: it goes on with the grown parameters and all its state.
         """
         for name, fresh in self.fresh_entries().items():
             old = self.get_parameter(name)
@@ -193,11 +193,11 @@ def replace_parameter(optimizer: Optimizer, old: nn.Parameter, new: nn.Parameter
     """Has an optimizer go on with `new`, which holds the entries of `old` and fresh ones behind them.
 
     State of the parameter's shape (moments, momentum) grows by the value at which the optimizer starts it: zeros, or Adagrad's
-    `initial_accumulator_value`. All other state, as Adam's count of steps, is kept. An optimizer that does not hold `old` is
+    `initial_accumulator_value`. All other state, as Adam's count of steps, stays. An optimizer that does not hold `old` is
     left as it is.
 
     Args:
-        optimizer: any of torch's that keep their state by parameter.
+        optimizer: any of torch's that hold their state by parameter.
         old: [T, ...].
         new: [T + n, ...].
     """

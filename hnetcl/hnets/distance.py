@@ -15,48 +15,6 @@ PASSES = 40  # multiplications that take as long as what is done to each value a
 ALIGNED = 4  # floats
 
 
-class Layout(NamedTuple):
-    """Which chunks of an MLP lie within one random parameter, so that one scale holds for all of their values.
-
-    Args:
-        uniform: these chunks.
-        scales: for each of them, the parameter.
-        mixed: all other chunks.
-        segments: runs of equal scale in the mixed chunks laid end to end: the parameter, or -1 behind the end.
-        lengths: of the segments.
-        constants: places of the constants there.
-    """
-
-    uniform: list[int]
-    scales: list[int]
-    mixed: list[int]
-    segments: list[int]
-    lengths: list[int]
-    constants: list[int]
-
-
-def layout(sizes: Sequence[int], constant: Sequence[bool], chunk_size: int) -> Layout:
-    """The layout of parameters of these sizes, some of which start at constants."""
-    found = Layout([], [], [], [], [], [])
-    padding = -sum(sizes) % chunk_size
-    runs = [run for run in (*enumerate(sizes), (len(sizes), padding)) if run[1]]
-    for chunk in range((sum(sizes) + padding) // chunk_size):
-        cut, runs = _cut(runs, chunk_size)
-        first = cut[0][0]
-        if len(cut) == 1 and first < len(sizes) and not constant[first]:
-            found.uniform.append(chunk)
-            found.scales.append(first)
-            continue
-        found.mixed.append(chunk)
-        for parameter, length in cut:
-            if parameter < len(sizes) and constant[parameter]:
-                begin = sum(found.lengths)
-                found.constants.extend(range(begin, begin + length))
-            found.segments.append(parameter if parameter < len(sizes) else -1)
-            found.lengths.append(length)
-    return found
-
-
 def _cut(runs: list[tuple[int, int]], size: int) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
     """Runs of parameters and their lengths, cut at `size` values."""
     for i, (parameter, length) in enumerate(runs):
@@ -153,12 +111,19 @@ def _read(kind: type[Fields], tensors: Sequence[Tensor]) -> list[Fields]:
 
 
 class Chunks(nn.Module):
-    """What is known of the chunks of an MLP: those that lie within one random parameter are compared by their factors
-    (`SquaredDistance`), all others by their values.
+    """The chunks of an MLP. Those that lie within one random parameter, so that one scale holds for all of their values, are
+    compared by their factors (`SquaredDistance`); all others, the mixed ones, by their values.
 
     Args:
-        mlp: it is told again at every call, for it belongs to the generator.
+        mlp: whose.
         constant: for each of its parameters, whether it starts at constants.
+
+    Attributes:
+        scales: for each chunk the parameter that it lies within, -1 for mixed ones.
+        mixed: the mixed chunks.
+        segments: runs of equal scale in the mixed chunks laid end to end: the parameter, or -1 behind the end.
+        lengths: of the segments.
+        constants: places of the constants there.
     """
 
     scales: Tensor
@@ -170,48 +135,64 @@ class Chunks(nn.Module):
 
     def __init__(self, mlp: ChunkMLP, constant: Sequence[bool]) -> None:
         super().__init__()
-        found = layout(mlp.sizes, constant, mlp.chunk_size)
-        self.uniform, self.runs = len(found.uniform), found.lengths
-        scales = torch.full((mlp.chunks,), -1)
-        scales[found.uniform] = torch.tensor(found.scales, dtype=torch.long)
-        self.register_buffer("scales", scales, persistent=False)
-        for name in ("mixed", "segments", "lengths", "constants"):
-            self.register_buffer(name, torch.tensor(getattr(found, name), dtype=torch.long), persistent=False)
-        tail = torch.zeros(_width(mlp) - mlp.head.in_features)
+        self.owned = (mlp,)  # by the generator: a tuple hides it from torch, which would save its parameters twice
+        end = len(mlp.sizes)
+        runs = [run for run in (*enumerate(mlp.sizes), (end, -sum(mlp.sizes) % mlp.chunk_size)) if run[1]]
+        self.runs: list[int] = []
+        scales, segments, constants = [-1] * mlp.chunks, list[int](), list[int]()
+        for chunk in range(mlp.chunks):
+            cut, runs = _cut(runs, mlp.chunk_size)
+            parameter = cut[0][0]
+            if len(cut) == 1 and parameter < end and not constant[parameter]:
+                scales[chunk] = parameter
+                continue
+            for parameter, length in cut:
+                if parameter < end and constant[parameter]:
+                    begin = sum(self.runs)
+                    constants.extend(range(begin, begin + length))
+                segments.append(parameter if parameter < end else -1)
+                self.runs.append(length)
+        mixed = [chunk for chunk, parameter in enumerate(scales) if parameter < 0]
+        found = {"scales": scales, "mixed": mixed, "segments": segments, "lengths": self.runs, "constants": constants}
+        for name, values in found.items():
+            self.register_buffer(name, torch.tensor(values, dtype=torch.long), persistent=False)
+        width = -(-(mlp.head.in_features + 1) // ALIGNED) * ALIGNED  # h: the head's inputs, its bias, and zeros
+        tail = torch.zeros(width - mlp.head.in_features)
         tail[0] = 1
         self.register_buffer("tail", tail, persistent=False)
 
-    def saved(self, mlp: ChunkMLP, tasks: int) -> int:
+    @property
+    def mlp(self) -> ChunkMLP:
+        return self.owned[0]
+
+    @property
+    def weight(self) -> Tensor:
+        """W [S, h] of the head, with its bias in the column behind the H."""
+        return torch.cat([self.mlp.head.weight, self.mlp.head.bias[:, None] * self.tail], 1)
+
+    def saved(self, tasks: int) -> int:
         """The multiplications that factors of that many tasks need less than values do; negative where they need more."""
-        if not self.uniform:
+        mlp, uniform = self.mlp, self.mlp.chunks - len(self.mixed)
+        if not uniform:
             return 0
-        width, inputs = _width(mlp), tasks * mlp.chunks
-        by_factors = (4 * mlp.chunk_size + 5 * inputs) * width**2
-        return tasks * self.uniform * mlp.chunk_size * (3 * mlp.head.in_features + PASSES) - by_factors
+        by_factors = (4 * mlp.chunk_size + 5 * tasks * mlp.chunks) * (mlp.head.in_features + len(self.tail)) ** 2
+        return tasks * uniform * mlp.chunk_size * (3 * mlp.head.in_features + PASSES) - by_factors
 
-    def common(self, mlp: ChunkMLP, scale: Tensor) -> Common:
-        """Of the MLP as it is now.
-
-        Args:
-            scale: of each of its parameters.
-        """
+    def common(self, scale: Tensor) -> Common:
+        """What is the same for all tasks, with the scale of each parameter."""
         known = torch.cat([scale, scale.new_zeros(1)])  # -1 is the zero
-        count, weight = len(self.mixed) * mlp.chunk_size, self.weight(mlp)
+        count, weight = len(self.mixed) * self.mlp.chunk_size, self.weight
         by_value = known[self.segments].repeat_interleave(self.lengths, output_size=count)
         return Common(weight, weight.T @ weight, known[self.scales][:, None], by_value)
 
-    def weight(self, mlp: ChunkMLP) -> Tensor:
-        """W [S, h]."""
-        return torch.cat([mlp.head.weight, mlp.head.bias[:, None] * self.tail], 1)
-
-    def by_task(self, mlp: ChunkMLP, features: Tensor, gain: Tensor, share: Tensor | None, common: Common) -> ByTask:
-        """Of the MLP as it is now.
+    def by_task(self, features: Tensor, gain: Tensor, share: Tensor | None, common: Common) -> ByTask:
+        """What differs from task to task.
 
         Args:
             features: of the MLP [B, C, H].
             gain: of all its constants.
             share: one factor for each of its parameters; None where all are 1.
-            common: of its record.
+            common: of the record to compare with.
         """
         by_chunk, by_value = common.by_chunk, common.by_value
         if share is not None:
@@ -222,7 +203,7 @@ class Chunks(nn.Module):
         own = torch.cat([features, self.tail.expand(*features.shape[:2], -1)], -1) * by_chunk
         if len(gain):
             by_value = by_value.index_copy(0, self.constants, by_value.index_select(0, self.constants) * gain)
-        mixed: Tensor = mlp.head(features.index_select(1, self.mixed)).flatten(1) * by_value
+        mixed: Tensor = self.mlp.head(features.index_select(1, self.mixed)).flatten(1) * by_value
         return ByTask(own, mixed)
 
 
@@ -237,65 +218,55 @@ class DistanceByFactors(nn.Module):
     def __init__(self, mlps: Sequence[ChunkMLP], constant: Sequence[bool]) -> None:
         super().__init__()
         left = iter(constant)
-        self.chunks = nn.ModuleList(Chunks(mlp, [next(left) for _ in mlp.sizes]) for mlp in mlps)
+        self.of_mlps = nn.ModuleList(Chunks(mlp, [next(left) for _ in mlp.sizes]) for mlp in mlps)
+        self.sizes = [len(mlp.sizes) for mlp in mlps]
 
-    def saves(self, mlps: Sequence[ChunkMLP], tasks: int) -> bool:
+    @property
+    def chunks(self) -> list[Chunks]:
+        """Of every MLP."""
+        return [cast(Chunks, each) for each in self.of_mlps]
+
+    def saves(self, tasks: int) -> bool:
         """Whether factors of that many tasks need less work than values do."""
-        return sum(chunks.saved(mlp, tasks) for chunks, mlp in self._each(mlps)) > 0
+        return sum(chunks.saved(tasks) for chunks in self.chunks) > 0
 
-    def record(
-        self, mlps: Sequence[ChunkMLP], features: Sequence[Tensor], scale: Tensor, gain: Tensor, share: Tensor | None
-    ) -> Record:
+    def features(self, embeddings: Tensor) -> list[Tensor]:
+        """Of every MLP: [B, E] -> [B, C, H]."""
+        return [chunks.mlp.features(embeddings) for chunks in self.chunks]
+
+    def record(self, features: Sequence[Tensor], scale: Tensor, gain: Tensor, share: Tensor | None) -> Record:
         """What is generated for B tasks.
 
         Args:
-            features: of each MLP [B, C, H].
+            features: of every MLP.
             scale: of every parameter.
             gain: of all constants.
             share: one factor for every parameter; None where all are 1.
         """
-        scales = scale.split([len(mlp.sizes) for mlp in mlps])
-        common = [chunks.common(mlp, own) for (chunks, mlp), own in zip(self._each(mlps), scales, strict=True)]
-        by_task = self._by_task(mlps, features, gain, share, common)
+        common = [chunks.common(own) for chunks, own in zip(self.chunks, scale.split(self.sizes), strict=True)]
+        by_task = self._by_task(features, gain, share, common)
         return Record([tensor for each in by_task for tensor in each], [tensor for each in common for tensor in each])
 
-    def forward(
-        self, mlps: Sequence[ChunkMLP], features: Sequence[Tensor], before: Record, gain: Tensor, share: Tensor | None
-    ) -> Tensor:
+    def forward(self, features: Sequence[Tensor], gain: Tensor, share: Tensor | None, before: Record) -> Tensor:
         """Squared distances [B] of what is generated with these features from a record of the same tasks."""
         olds, common = _read(ByTask, before.by_task), _read(Common, before.common)
-        news = self._by_task(mlps, features, gain, share, common)
+        news = self._by_task(features, gain, share, common)
         found = [
-            _squared_distance(new, chunks.weight(mlp), old, same)
-            for (chunks, mlp), new, old, same in zip(self._each(mlps), news, olds, common, strict=True)
+            _squared_distance(new, chunks.weight, old, same)
+            for chunks, new, old, same in zip(self.chunks, news, olds, common, strict=True)
         ]
         return reduce(torch.add, found)
 
-    def _each(self, mlps: Sequence[ChunkMLP]) -> list[tuple[Chunks, ChunkMLP]]:
-        return [(cast(Chunks, chunks), mlp) for chunks, mlp in zip(self.chunks, mlps, strict=True)]
-
     def _by_task(
-        self,
-        mlps: Sequence[ChunkMLP],
-        features: Sequence[Tensor],
-        gain: Tensor,
-        share: Tensor | None,
-        common: Sequence[Common],
+        self, features: Sequence[Tensor], gain: Tensor, share: Tensor | None, common: Sequence[Common]
     ) -> list[ByTask]:
-        each = self._each(mlps)
-        gains = gain.split([len(chunks.constants) for chunks, _ in each])
-        shares: Sequence[Tensor | None] = [None] * len(each)
-        if share is not None:
-            shares = share.split([len(mlp.sizes) for mlp in mlps])
-        return [chunks.by_task(mlp, *own) for (chunks, mlp), *own in zip(each, features, gains, shares, common, strict=True)]
+        gains = gain.split([len(chunks.constants) for chunks in self.chunks])
+        shares = [None] * len(gains) if share is None else share.split(self.sizes)
+        operands = zip(self.chunks, features, gains, shares, common, strict=True)
+        return [chunks.by_task(*own) for chunks, *own in operands]
 
 
 def _squared_distance(new: ByTask, weight: Tensor, old: ByTask, common: Common) -> Tensor:
     """Squared distances [B] of what one MLP generates; no gradient flows to what is older."""
     found: Tensor = SquaredDistance.apply(new.features, weight, old.features, common.weight, common.gram)[0]
     return found + F.mse_loss(new.mixed, old.mixed, reduction="none").sum(1)
-
-
-def _width(mlp: ChunkMLP) -> int:
-    """h: columns for the head's inputs and its bias, and so many zeros that the width is one that matrix products like."""
-    return -(-(mlp.head.in_features + 1) // ALIGNED) * ALIGNED

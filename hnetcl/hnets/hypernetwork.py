@@ -143,28 +143,27 @@ class HyperNetwork(BaseHyperNetwork):
 
     @torch.no_grad()
     def record(self, tasks: Tensor, at_once: int) -> Record:
-        mlps = self.generator.chunk_mlps()
-        if not self.by_factors.saves(mlps, at_once):
+        if not self.by_factors.saves(at_once):
             return super().record(tasks, at_once)
-        features = [mlp.features(self._embedded(tasks)) for mlp in mlps]
-        return self.by_factors.record(mlps, features, self.scale, self.gain, self._share_by_name())
+        features = self.by_factors.features(self._embedded(tasks))
+        return self.by_factors.record(features, self.scale, self.gain, self._share_by_name())
 
     def squared_distance(self, tasks: Tensor, before: Record) -> Tensor:
         if not before.common:
             return super().squared_distance(tasks, before)
-        mlps = self.generator.chunk_mlps()
-        features = [mlp.features(self._embedded(tasks)) for mlp in mlps]
-        distances: Tensor = self.by_factors(mlps, features, before, self.gain, self._share_by_name())
+        features = self.by_factors.features(self._embedded(tasks))
+        distances: Tensor = self.by_factors(features, self.gain, self._share_by_name(), before)
         return distances
 
     def with_squared_distance(self, task: Tensor, tasks: Tensor, before: Record) -> tuple[dict[str, Tensor], Tensor]:
         if not before.common:
             return super().with_squared_distance(task, tasks, before)
-        mlps, embeddings = self.generator.chunk_mlps(), self._embedded(torch.cat([task.reshape(1), tasks]))
-        split = [mlp.features(embeddings).split([1, len(tasks)]) for mlp in mlps]
-        outputs = [r for mlp, (own, _) in zip(mlps, split, strict=True) for r in mlp.outputs(own)]
+        features = self.by_factors.features(self._embedded(torch.cat([task.reshape(1), tasks])))
+        own, old = zip(*(each.split([1, len(tasks)]) for each in features), strict=True)
+        mlps = self.generator.chunk_mlps()
+        outputs = [r for mlp, each in zip(mlps, own, strict=True) for r in mlp.outputs(each)]
         params = self.shaped(self.scaled(outputs))
-        return params, self.by_factors(mlps, [old for _, old in split], before, self.gain, self._share_by_name())
+        return params, self.by_factors(old, self.gain, self._share_by_name(), before)
 
     def _embedded(self, tasks: Tensor) -> Tensor:
         return self.embedding.index_select(0, tasks)

@@ -28,7 +28,7 @@ class MeasuredShapes(dict[str, torch.Size]):
     Attributes:
         constant: names of those that start at constants, as norm layers and biases do.
         centered: names of those for which every task starts at the network's own value exactly: with `given` all that are not
-            constant, else those whose mean is farther off zero than a draw around zero would be (lengths of weight norm).
+            constant, else those whose mean is more off zero than that of a draw around zero (lengths of weight norm).
         widths: name -> standard deviation of the values, 1 for constants.
     """
 
@@ -72,7 +72,7 @@ class Start(NamedTuple):
 
 @torch.no_grad()
 def typical_start(mean_squares: MeanSquares, num_tasks: int, embedding_dim: int, varying: Sequence[int]) -> Start:
-    """Draws embeddings from N(0, I) and keeps a typical one for each task.
+    """Draws embeddings from N(0, I) and takes a typical one for each task.
 
     Args:
         mean_squares: of a generator.
