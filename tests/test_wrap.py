@@ -157,9 +157,9 @@ def test_patterns_in_any_collection(generate: Iterable[str]) -> None:
         ({"num_tasks": 0}, "num_tasks=0: must be at least 1"),
         ({"num_tasks": 2.0}, "num_tasks=2.0: must be a whole number"),
         ({"num_tasks": True}, "num_tasks=True: must be a whole number"),
-        ({"hidden": 3}, "hidden=3: must be a list of widths"),
-        ({"hidden": "33"}, "hidden='33': must be a list of widths"),
-        ({"hidden": [3.0]}, r"hidden=\[3.0\]: must be a list of widths"),
+        ({"hidden": 3}, r"hidden=3: must be of type list\[int\]"),
+        ({"hidden": "33"}, r"hidden='33': must be of type list\[int\]"),
+        ({"hidden": [3.0]}, r"hidden=\[3.0\]: must be of type list\[int\]"),
     ],
 )
 def test_refused(options: dict[str, object], message: str) -> None:
