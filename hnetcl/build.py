@@ -53,11 +53,16 @@ def build_model(config: Config, in_shape: Sequence[int], num_outputs: int, num_t
     """The main network under its hypernetwork."""
     with allocating(*_largest("net", config.net), watch=True):
         net = build_net(config, in_shape, num_outputs)
-    hnet = partial(_build_hnet, config.hnet, num_outputs=num_outputs, head=config.chosen_head)
-    how = {"generate": config.generate, "shared": config.shared, "init": config.init, "stats": config.bn["stats"]}
-    how |= {"precision": config.trainer["precision"], "rows": config.chosen_rows}
+    options = {key: value for key, value in config.hnet.items() if key != "name"}
+    how: dict[str, Any] = {"generate": config.generate, "shared": config.shared, "init": config.init}
+    how |= {"stats": config.bn["stats"], "precision": config.trainer["precision"], "rows": config.chosen_rows}
+    if config.holds_directly:
+        how |= {"num_outputs": num_outputs, "head": config.chosen_head}
     with allocating(*_largest("hnet", config.hnet), watch=True):
-        return wrap(net, num_tasks, **how, hnet=hnet)
+        try:
+            return wrap(net, num_tasks, hnet=config.hnet["name"], **how, **options)
+        except ArgumentError as error:
+            raise error.within("hnet") if error.name in options else error from error
 
 
 def build_sequence(config: Config, device: torch.device) -> TaskSequence:
@@ -119,11 +124,6 @@ def _norm(bn: Values, width: int) -> nn.Module:
     with named("bn", num_features=""):
         layer: nn.Module = make("bn", {key: value for key, value in bn.items() if key != "rows"}, num_features=width)
     return layer
-
-
-def _build_hnet(values: Values, **offered: Any) -> Any:
-    with named("hnet"):
-        return make("hnet", values, **offered)
 
 
 def _largest(group: str, values: Values) -> tuple[str, Any]:

@@ -14,8 +14,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from hnetcl.bn import norm_layers, using_task, writable_parameters
 from hnetcl.errors import ArgumentError
-from hnetcl.hnets import HyperNetwork
-from hnetcl.hnets.growth import replace_parameter
+from hnetcl.hnets import BaseHyperNetwork
+from hnetcl.hnets.base import replace_parameter
 from hnetcl.modules import (
     Caches,
     TaskBuffers,
@@ -66,7 +66,7 @@ class HyperModel(nn.Module):
     def __init__(
         self,
         net: nn.Module,
-        hnet: HyperNetwork,
+        hnet: BaseHyperNetwork,
         *,
         shared: Shared = "trained",
         precision: Precision = "float32",

@@ -17,7 +17,7 @@ from hnetcl.cli.jobs import train
 from hnetcl.cli.main import CONF
 from hnetcl.config import Config
 from hnetcl.errors import ArgumentError
-from hnetcl.hnets import ChunkedHyperNetwork
+from hnetcl.hnets import HyperNetwork
 from hnetcl.inference import candidates, compare_tasks
 from hnetcl.methods import OutputRegularizer
 from hnetcl.metrics import summary
@@ -60,7 +60,9 @@ def trainer(sequence: TaskSequence, **options: Any) -> Trainer:
     net = MLP(sequence.in_shape, sequence.num_classes, (16,), norm=BatchNormLayer)
     initial = {name: value.detach().clone() for name, value in net.named_parameters()}
     shapes = {name: value.shape for name, value in initial.items()}
-    model = HyperModel(net, ChunkedHyperNetwork(shapes, len(sequence), (16,), 8, 8, initial=initial))
+    model = HyperModel(
+        net, HyperNetwork(shapes, len(sequence), initial=initial, hidden=(16,), embedding_dim=8, chunk_embedding_dim=8)
+    )
     adam = OptimizerFactory("adam", lr=0.01, schedule="cosine", weight_decay=0.0, options={})
     generator = torch.Generator().manual_seed(0)
     return Trainer(model, sequence, OutputRegularizer(0.1), adam, generator, steps=15, batch_size=16, **options)

@@ -13,7 +13,7 @@ from hnetcl.choices import PRECISIONS, STATS
 from hnetcl.cli.jobs import train
 from hnetcl.config import Config
 from hnetcl.errors import DivergedError
-from hnetcl.hnets import ChunkedHyperNetwork
+from hnetcl.hnets import HyperNetwork
 from hnetcl.methods import OutputRegularizer
 from hnetcl.model import HyperModel
 from hnetcl.nets import MLP
@@ -85,7 +85,9 @@ def test_choosing_a_row_never_waits_for_the_gpu(algebra: Any, stats: Any) -> Non
 def test_a_step_never_waits_for_the_gpu(algebra: Any, options: dict[str, Any]) -> None:
     net = MLP((1, 8, 8), 3, (16, 16), algebra, norm=lambda width: BatchNormLayer(width, algebra=algebra))
     initial = {name: value.detach().clone() for name, value in net.named_parameters()}
-    hnet = ChunkedHyperNetwork({name: value.shape for name, value in initial.items()}, 4, (8,), chunk_size=50, initial=initial)
+    hnet = HyperNetwork(
+        {name: value.shape for name, value in initial.items()}, 4, "chunked", hidden=(8,), chunk_size=50, initial=initial
+    )
     model, method = HyperModel(net, hnet).cuda(), OutputRegularizer(0.1, **options)
     method.load_state({"fisher": torch.rand(3, hnet.num_generated)})
     x, y = torch.randn(32, 1, 8, 8, device="cuda"), torch.zeros(32, dtype=torch.long, device="cuda")
@@ -109,7 +111,9 @@ def steps(compile: str, precision: str, algebra: Any) -> dict[str, torch.Tensor]
     torch.manual_seed(0)
     net = MLP((1, 8, 8), 3, (16, 16), algebra, norm=lambda width: BatchNormLayer(width, algebra=algebra))
     initial = {name: value.detach().clone() for name, value in net.named_parameters()}
-    hnet = ChunkedHyperNetwork({name: value.shape for name, value in initial.items()}, 4, (8,), chunk_size=50, initial=initial)
+    hnet = HyperNetwork(
+        {name: value.shape for name, value in initial.items()}, 4, "chunked", hidden=(8,), chunk_size=50, initial=initial
+    )
     model, method = HyperModel(net, hnet, precision=precision).cuda(), OutputRegularizer(0.1)
     step = TrainingStep(model, method, torch.device("cuda"), compile)
     generator = torch.Generator("cuda").manual_seed(0)

@@ -5,7 +5,7 @@ import torch
 
 from hnetcl.choices import TARGETS
 from hnetcl.errors import ArgumentError
-from hnetcl.hnets import FullHyperNetwork, HyperNetwork
+from hnetcl.hnets import HyperNetwork
 from hnetcl.methods import Finetune, Joint, Method, OutputRegularizer
 
 SHAPES = {"weight": (4, 5), "bias": (4,)}
@@ -15,9 +15,9 @@ def start(method: Method, hnet: HyperNetwork, task: int) -> None:
     method.start_task(hnet, task, torch.optim.Adam(hnet.parameters()), torch.Generator().manual_seed(0))
 
 
-def moved(tasks: int) -> tuple[FullHyperNetwork, OutputRegularizer, torch.Tensor]:
+def moved(tasks: int) -> tuple[HyperNetwork, OutputRegularizer, torch.Tensor]:
     """A hypernetwork that was changed after the method looked at it, and what it wrote before."""
-    hnet = FullHyperNetwork(SHAPES, 5, hidden=(6,)).double()
+    hnet = HyperNetwork(SHAPES, 5, "full", hidden=(6,)).double()
     method = OutputRegularizer(beta=0.3)
     start(method, hnet, tasks)
     before = torch.stack([torch.cat([v.flatten() for v in hnet(t).values()]) for t in range(5)]).detach()
@@ -96,7 +96,7 @@ def test_task_weights_must_be_as_many_as_old_tasks() -> None:
 
 
 def test_the_penalty_is_zero_before_the_first_step_and_absent_for_the_first_task() -> None:
-    hnet = FullHyperNetwork(SHAPES, 5, hidden=(6,))
+    hnet = HyperNetwork(SHAPES, 5, "full", hidden=(6,))
     method = OutputRegularizer(beta=0.3)
     start(method, hnet, 0)
     assert method.penalty(hnet) is None
@@ -119,7 +119,7 @@ def test_beta_has_bounds(beta: float) -> None:
 
 
 def test_baselines() -> None:
-    hnet = FullHyperNetwork(SHAPES, 5, hidden=(6,))
+    hnet = HyperNetwork(SHAPES, 5, "full", hidden=(6,))
     assert Finetune().penalty(hnet) is None
     assert Joint().penalty(hnet) is None
     assert Finetune().state() == Joint().state() == {}

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from hnetcl.bn import BATCH, BatchNormLayer, auxiliary_loss, row_parameters, writable_parameters
 from hnetcl.bn.gaussian import distance
 from hnetcl.errors import ArgumentError
-from hnetcl.hnets import ChunkedHyperNetwork, DirectHyperNetwork, FullHyperNetwork, HyperNetwork
+from hnetcl.hnets import BaseHyperNetwork, DirectHyperNetwork, HyperNetwork
 from hnetcl.methods import Finetune, Method, OutputRegularizer
 from hnetcl.model import HyperModel
 from hnetcl.nets import MLP
@@ -48,7 +48,9 @@ def model(sequence: TaskSequence) -> HyperModel:
     net = MLP(sequence.in_shape, sequence.num_classes, (16,), norm=BatchNormLayer)
     initial = {name: value.detach().clone() for name, value in net.named_parameters()}
     shapes = {name: value.shape for name, value in initial.items()}
-    return HyperModel(net, ChunkedHyperNetwork(shapes, len(sequence), (16,), 8, 8, initial=initial))
+    return HyperModel(
+        net, HyperNetwork(shapes, len(sequence), initial=initial, hidden=(16,), embedding_dim=8, chunk_embedding_dim=8)
+    )
 
 
 def trainer(sequence: TaskSequence, method: Method | None = None, **options: Any) -> Trainer:
@@ -279,7 +281,7 @@ class Written(Observer):
 
     def __init__(self) -> None:
         self.told: list[torch.Tensor] = []
-        self.hnet: HyperNetwork | None = None
+        self.hnet: BaseHyperNetwork | None = None
 
     def on_task_end(self, end: TaskEnd) -> None:
         assert self.hnet is not None
@@ -324,7 +326,7 @@ def test_a_layer_that_runs_twice_is_reported_once(sequence: TaskSequence) -> Non
     torch.manual_seed(0)
     net = _Recurrent(math.prod(sequence.in_shape), sequence.num_classes)
     shapes = {name: p.shape for name, p in net.named_parameters()}
-    whole = HyperModel(net, FullHyperNetwork(shapes, len(sequence), (8,), 4))
+    whole = HyperModel(net, HyperNetwork(shapes, len(sequence), "full", hidden=(8,), embedding_dim=4))
     net.head.eval()
     modes = {m: m.training for m in whole.modules()}
     apart, misfit = statistics_report(whole, sequence, len(sequence), 64)

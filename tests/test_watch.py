@@ -17,7 +17,7 @@ from hnetcl.bn import BatchNormLayer
 from hnetcl.bn.gaussian import distance
 from hnetcl.cli.main import CONF
 from hnetcl.errors import DivergedError
-from hnetcl.hnets import DirectHyperNetwork, HyperNetwork
+from hnetcl.hnets import BaseHyperNetwork, DirectHyperNetwork
 from hnetcl.methods import Finetune
 from hnetcl.model import HyperModel
 from hnetcl.tasks import TaskSequence, load_images, split_sequence
@@ -123,7 +123,7 @@ class Penalty(Finetune):
     def __init__(self, value: float) -> None:
         self.value = value
 
-    def penalty(self, hnet: HyperNetwork) -> Tensor:
+    def penalty(self, hnet: BaseHyperNetwork) -> Tensor:
         return self.value * hnet.flat(torch.arange(1)).square().sum()
 
 

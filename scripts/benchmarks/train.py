@@ -19,7 +19,7 @@ from benchmarks.contenders import Contender, Field, need_compiler
 from benchmarks.example import BETA, LR, PEER, Example
 from benchmarks.measure import Step
 from benchmarks.peers import is_installed, peer
-from hnetcl.hnets import HyperNetwork
+from hnetcl.hnets import BaseHyperNetwork
 from hnetcl.methods.output_regularizer import OutputRegularizer
 from hnetcl.model import HyperModel
 from hnetcl.tasks.batches import Batches
@@ -88,7 +88,7 @@ class Training:
         step = OurStep(model, method, batches, self.tasks - 1, compile)
         if by_numbers:
             old = torch.arange(self.tasks - 1, device=self.device)
-            step.method.record = HyperNetwork.record(model.hnet, old, len(old))
+            step.method.record = BaseHyperNetwork.record(model.hnet, old, len(old))
         return step
 
     def hypnettorch(self, sample: int | None = None) -> Step:
