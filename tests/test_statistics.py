@@ -435,7 +435,7 @@ def test_memory_of_rows_survives_a_state_dict(algebra: Any, stats: Any) -> None:
 
 
 @pytest.mark.parametrize(("saved", "built"), list(product(STATS, STATS)))
-def test_states_of_other_modes(saved: Any, built: str) -> None:
+def test_states_of_other_modes(saved: Any, built: Any) -> None:
     """Whatever a layer finds of its own in the state of another mode, all its tensors have as many rows afterwards."""
     source, target = BatchNormLayer(8, algebra="complex", stats=saved), BatchNormLayer(8, algebra="complex", stats=built)
     if source.num_stats:
