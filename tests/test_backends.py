@@ -183,7 +183,7 @@ def test_blocks_take_a_share_of_the_memory() -> None:
 def test_the_compiled_layer_does_as_the_plain_one(training: bool) -> None:
     """With channels last, with several gradients at once, and with an empty batch."""
     torch.manual_seed(0)
-    layers = [BatchNormLayer(8, "quaternion", backend=name).train(training) for name in ("compiled", "closed_form")]
+    layers = [BatchNormLayer(8, algebra="quaternion", backend=name).train(training) for name in ("compiled", "closed_form")]
     x = torch.randn(4, 8, 3, 5).contiguous(memory_format=torch.channels_last).requires_grad_()
     many, found = torch.randn(3, *x.shape), []
     for layer in layers:

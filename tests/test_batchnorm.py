@@ -32,8 +32,8 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
-def build(num_features: int, algebra: str | Algebra, rows: int = 1, **options: Any) -> BatchNormLayer:
-    layer = BatchNormLayer(num_features, algebra, **options).double()
+def build(num_features: int, algebra: Any, rows: int = 1, **options: Any) -> BatchNormLayer:
+    layer = BatchNormLayer(num_features, algebra=algebra, **options).double()
     for _ in range(rows - 1):
         layer.checkpoint_stats()
     return layer
@@ -109,10 +109,10 @@ def test_naive_is_real_batch_norm_of_every_component(algebra: str, shape: tuple[
 
 @pytest.mark.parametrize("d", [3, 8])
 @pytest.mark.parametrize("whitening", ["zca", "cholesky"])
-def test_numbers_of_any_dimension(d: int, whitening: str) -> None:
+def test_numbers_of_any_dimension(d: int, whitening: Any) -> None:
     """The layer needs no product, so it whitens numbers of any number of components; rows and evaluation included."""
     layer, x = (
-        BatchNormLayer(2 * d, Algebra("any", d, ()), whitening=whitening, momentum=1.0, eps=1e-30).double(),
+        BatchNormLayer(2 * d, algebra=Algebra("any", d, ()), whitening=whitening, momentum=1.0, eps=1e-30).double(),
         samples(99, 2 * d),
     )
     for training, correction in ((True, 0), (False, 1)):
@@ -121,9 +121,9 @@ def test_numbers_of_any_dimension(d: int, whitening: str) -> None:
 
 
 @every_algebra
-def test_default_whitening_is_the_papers(algebra: str) -> None:
+def test_default_whitening_is_the_papers(algebra: Any) -> None:
     """Quaternions are whitened by the Cholesky factor, all else symmetrically."""
-    assert BatchNormLayer(8, algebra).whitening == ("cholesky" if algebra == "quaternion" else "zca")
+    assert BatchNormLayer(8, algebra=algebra).whitening == ("cholesky" if algebra == "quaternion" else "zca")
 
 
 @every_algebra
@@ -365,15 +365,15 @@ def test_channels_last_stays(algebra: str, backend: str, form: torch.memory_form
 
 def test_complex_channels_last_stays() -> None:
     x = torch.randn(4, 6, 3, 5, dtype=torch.complex64).contiguous(memory_format=torch.channels_last)
-    y = BatchNormLayer(12, "complex").eval()(x)
+    y = BatchNormLayer(12, algebra="complex").eval()(x)
     assert y.is_contiguous(memory_format=torch.channels_last)
 
 
 @every_algebra
 @pytest.mark.parametrize("stats", ["tracked", "learnable", "distilled"])
-def test_memory_formats_and_half_precision_pass_rows_by(algebra: str, stats: str) -> None:
+def test_memory_formats_and_half_precision_pass_rows_by(algebra: Any, stats: Any) -> None:
     """They stay as they are laid out, and in float32; `.double()` widens them, and half-precision input is normalized."""
-    layer = BatchNormLayer(8, algebra, stats=stats)
+    layer = BatchNormLayer(8, algebra=algebra, stats=stats)
     layer(torch.randn(9, 8))
     before = layer.get_stats(0)
     for form in (torch.channels_last, torch.channels_last_3d):
@@ -482,10 +482,10 @@ def test_constructor_refuses(options: dict[str, Any], message: str) -> None:
         (torch.zeros(1, 8, 1, 1), r"more than one value per channel, got x of shape \(1, 8, 1, 1\)"),
     ],
 )
-def test_forward_refuses(algebra: str, x: Tensor, message: str) -> None:
+def test_forward_refuses(algebra: Any, x: Tensor, message: str) -> None:
     """Wrong rank, channels or kind, and single samples in training, are errors that tell what was got."""
     with pytest.raises(ValueError, match=message):
-        BatchNormLayer(8, algebra)(x)
+        BatchNormLayer(8, algebra=algebra)(x)
 
 
 @in_both_modes
@@ -523,9 +523,9 @@ def test_state_dicts_bring_their_rows(algebra: str, saved: int, built: int) -> N
 
 
 @every_algebra
-def test_new_rows_follow_the_newest(algebra: str) -> None:
+def test_new_rows_follow_the_newest(algebra: Any) -> None:
     """A new row is 0 and I, on the device and in the dtype of the rows before it, which stay as they are."""
-    layer = BatchNormLayer(8, algebra).double()
+    layer = BatchNormLayer(8, algebra=algebra).double()
     fresh = layer.get_stats(0)
     layer(samples(9, 8))
     trained = layer.get_stats(0)
@@ -541,9 +541,9 @@ def test_new_rows_follow_the_newest(algebra: str) -> None:
 @every_algebra
 @in_both_modes
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-def test_half_precision_layers_work(algebra: str, training: bool, dtype: torch.dtype) -> None:
+def test_half_precision_layers_work(algebra: Any, training: bool, dtype: torch.dtype) -> None:
     """A layer and an input in half precision give finite outputs and gradients in it."""
-    layer, x = BatchNormLayer(8, algebra).to(dtype).train(training), torch.randn(9, 8, 3, dtype=dtype).requires_grad_()
+    layer, x = BatchNormLayer(8, algebra=algebra).to(dtype).train(training), torch.randn(9, 8, 3, dtype=dtype).requires_grad_()
     y = layer(x)
     y.sum().backward()
     for tensor in (y, x.grad, *(parameter.grad for parameter in layer.parameters())):

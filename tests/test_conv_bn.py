@@ -51,9 +51,9 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
-def build(conv: AnyConv, algebra: str, rows: int = 1, **options: Any) -> ConvBatchNorm:
+def build(conv: AnyConv, algebra: Any, rows: int = 1, **options: Any) -> ConvBatchNorm:
     """A layer of 8 channels in float64 whose parameters and statistics are nobody's initial values."""
-    norm = BatchNormLayer(8, algebra, **options)
+    norm = BatchNormLayer(8, algebra=algebra, **options)
     for _ in range(rows - 1):
         norm.checkpoint_stats()
     layer = ConvBatchNorm(conv, norm).double()
@@ -210,9 +210,11 @@ def test_bias_before_batch_statistics_has_no_gradient(algebra: str) -> None:
 @every_algebra
 @in_both_modes
 @pytest.mark.parametrize("stats", ["tracked", "frozen"])
-def test_saves_half_of_the_pair(algebra: str, training: bool, stats: str) -> None:
+def test_saves_half_of_the_pair(algebra: Any, training: bool, stats: Any) -> None:
     """The convolution's input and small matrices."""
-    layer = ConvBatchNorm(Conv2d(64, 64, 3, algebra, padding=1), BatchNormLayer(64, algebra, stats=stats)).train(training)
+    layer = ConvBatchNorm(Conv2d(64, 64, 3, algebra, padding=1), BatchNormLayer(64, algebra=algebra, stats=stats)).train(
+        training
+    )
     x = torch.randn(4, 64, 64, 64, requires_grad=True)
 
     def saved(function: Callable[[Tensor], Tensor]) -> int:

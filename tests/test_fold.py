@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from copy import deepcopy
 from itertools import product
+from typing import Any
 
 import pytest
 import torch
@@ -90,11 +91,11 @@ with_and_without_bias = pytest.mark.parametrize("bias", [True, False], ids=["bia
 @every_kind
 @with_and_without_bias
 @pytest.mark.parametrize("name", REAL_LAYERS)
-def test_torchs_layers(algebra: str, whitening: str, bias: bool, name: str) -> None:
+def test_torchs_layers(algebra: Any, whitening: Any, bias: bool, name: str) -> None:
     """Every kind of layer, with its options, takes in a batch norm of every algebra, with and without Gamma and beta."""
     make, shape = REAL_LAYERS[name]
     for affine in (True, False):
-        net = used(nn.Sequential(make(bias), BatchNormLayer(8, algebra, whitening=whitening, affine=affine)))
+        net = used(nn.Sequential(make(bias), BatchNormLayer(8, algebra=algebra, whitening=whitening, affine=affine)))
         folded = fold_batchnorm(net)
         assert [type(layer) for layer in folded.children()] == [type(net[0]), nn.Identity]  # type: ignore[index]
         assert_same(folded, net, torch.randn(shape))
@@ -103,13 +104,13 @@ def test_torchs_layers(algebra: str, whitening: str, bias: bool, name: str) -> N
 @every_kind
 @with_and_without_bias
 @pytest.mark.parametrize("of", ALGEBRAS)
-def test_our_layers(algebra: str, whitening: str, bias: bool, of: str) -> None:
+def test_our_layers(algebra: Any, whitening: Any, bias: bool, of: str) -> None:
     """Layers of any algebra become torch's, whatever the algebra of the batch norm after them."""
     for layer, shape, real in (
         (Linear(4, 8, of, bias=bias), (5, 4), nn.Linear),
         (Conv2d(4, 8, 3, of, bias=bias, stride=2, padding=1), (3, 4, 6, 5), nn.Conv2d),
     ):
-        net = used(nn.Sequential(layer, BatchNormLayer(8, algebra, whitening=whitening)))
+        net = used(nn.Sequential(layer, BatchNormLayer(8, algebra=algebra, whitening=whitening)))
         folded = fold_batchnorm(net)
         assert [type(layer) for layer in folded.children()] == [real, nn.Identity]
         assert_same(folded, net, torch.randn(shape))
@@ -118,10 +119,10 @@ def test_our_layers(algebra: str, whitening: str, bias: bool, of: str) -> None:
 @every_algebra
 @with_and_without_bias
 @pytest.mark.parametrize("name", IN_GROUPS)
-def test_groups(algebra: str, bias: bool, name: str) -> None:
+def test_groups(algebra: Any, bias: bool, name: str) -> None:
     """A convolution with groups takes in a real batch norm; one that would mix its groups stays."""
     make, shape = IN_GROUPS[name]
-    net = used(nn.Sequential(make(bias), BatchNormLayer(8, algebra)))
+    net = used(nn.Sequential(make(bias), BatchNormLayer(8, algebra=algebra)))
     folded = fold_batchnorm(net)
     assert norms(folded) == ([] if algebra == "real" else ["1"])
     assert_same(folded, net, torch.randn(shape))
@@ -129,9 +130,9 @@ def test_groups(algebra: str, bias: bool, name: str) -> None:
 
 @every_algebra
 @pytest.mark.parametrize("affine", [True, False])
-def test_frozen_layers(algebra: str, affine: bool) -> None:
+def test_frozen_layers(algebra: Any, affine: bool) -> None:
     """A frozen layer folds as Gamma x + beta, without eps, and needs no row."""
-    net = used(nn.Sequential(nn.Conv2d(3, 8, 3), BatchNormLayer(8, algebra, stats="frozen", affine=affine, eps=0.1)))
+    net = used(nn.Sequential(nn.Conv2d(3, 8, 3), BatchNormLayer(8, algebra=algebra, stats="frozen", affine=affine, eps=0.1)))
     for row in (None, 5, BATCH):
         folded = fold_batchnorm(net, row)
         assert not norms(folded)
@@ -139,9 +140,11 @@ def test_frozen_layers(algebra: str, affine: bool) -> None:
 
 
 @every_algebra
-def test_rows(algebra: str) -> None:
+def test_rows(algebra: Any) -> None:
     """The row given, or else chosen by `using_task`, is folded; layers that stay use it, too."""
-    net = used(nn.Sequential(Linear(8, 8), BatchNormLayer(8, algebra), nn.ReLU(), BatchNormLayer(8, algebra)), rows=3)
+    net = used(
+        nn.Sequential(Linear(8, 8), BatchNormLayer(8, algebra=algebra), nn.ReLU(), BatchNormLayer(8, algebra=algebra)), rows=3
+    )
     x = torch.randn(5, 8)
     for row in (0, 2):
         for folded in (fold_batchnorm(net, row), fold_batchnorm(net, torch.tensor(row)), folded_within(net, row)):
@@ -163,9 +166,19 @@ def test_rows_are_refused(row: int | None, message: str) -> None:
 
 
 @every_algebra
-def test_parameters_from_outside(algebra: str) -> None:
+def test_parameters_from_outside(algebra: Any) -> None:
     """With tensors that a hypernetwork wrote, the result is what `functional_call` with them gives."""
-    net = used(LeNet((1, 16, 16), 3, (8, 8), (8,), algebra, norm=lambda width: BatchNormLayer(width, algebra)), rows=2)
+    net = used(
+        LeNet(
+            (1, 16, 16),
+            3,
+            channels=(8, 8),
+            hidden=(8,),
+            algebra=algebra,
+            norm=lambda width: BatchNormLayer(width, algebra=algebra),
+        ),
+        rows=2,
+    )
     params = {name: torch.randn_like(value) / 4 for name, value in net.named_parameters()}
     folded, x = fold_batchnorm(net, 1, params), torch.randn(3, 1, 16, 16).double()
     assert not norms(folded)
@@ -187,9 +200,9 @@ def test_parameters_are_refused(params: dict[str, Tensor], message: str) -> None
 
 
 @every_algebra
-def test_our_networks(algebra: str) -> None:
+def test_our_networks(algebra: Any) -> None:
     """The networks of this package fold whole."""
-    net = used(MLP((1, 4, 4), 3, (8, 16), algebra, norm=lambda width: BatchNormLayer(width, algebra)))
+    net = used(MLP((1, 4, 4), 3, hidden=(8, 16), algebra=algebra, norm=lambda width: BatchNormLayer(width, algebra=algebra)))
     folded = fold_batchnorm(net)
     assert not norms(folded)
     assert_same(folded, net, torch.randn(5, 1, 4, 4))
@@ -208,7 +221,7 @@ def test_a_residual_network_folds_whole() -> None:
 
 def test_the_original_is_untouched() -> None:
     """The result is a copy in evaluation mode; the module keeps its layers, values and mode."""
-    net = used(nn.Sequential(nn.Conv2d(3, 8, 3), BatchNormLayer(8, "complex"))).train()
+    net = used(nn.Sequential(nn.Conv2d(3, 8, 3), BatchNormLayer(8, algebra="complex"))).train()
     before = {name: value.clone() for name, value in net.state_dict().items()}
     kinds = [type(layer) for layer in net]  # type: ignore[attr-defined]
     folded = fold_batchnorm(net, params={"0.bias": torch.ones(8)})
@@ -292,7 +305,7 @@ def test_what_can_not_be_folded_stays(before: Callable[[], nn.Module], norm: Cal
 
 def test_a_batch_in_place_of_a_row_stays() -> None:
     """With `BATCH` for a row the layer is left, and uses the batch's own statistics."""
-    net = used(nn.Sequential(nn.Linear(4, 8), BatchNormLayer(8, "complex")), rows=2)
+    net = used(nn.Sequential(nn.Linear(4, 8), BatchNormLayer(8, algebra="complex")), rows=2)
     folded = fold_batchnorm(net, BATCH)
     assert norms(folded) == ["1"]
     assert_same(folded, net, torch.randn(9, 4), row=BATCH)

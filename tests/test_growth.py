@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -73,7 +74,7 @@ def test_without_an_optimizer_none_is_needed() -> None:
 
 
 @pytest.mark.parametrize("stats", ["tracked", "learnable", "frozen"])
-def test_a_model_opens_rows_too(stats: str) -> None:
+def test_a_model_opens_rows_too(stats: Any) -> None:
     """Old tasks compute as before, with weights and rows of their own; the new one has its own too, and learns."""
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(5, 6), BatchNormLayer(6, stats=stats), nn.ReLU(), nn.Linear(6, 3))

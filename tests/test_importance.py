@@ -28,8 +28,8 @@ def _seed() -> None:
 
 
 NETS: dict[str, Callable[..., nn.Module]] = {
-    "mlp": lambda **options: MLP((1, 16, 16), 3, (8,), **options),
-    "lenet": lambda **options: LeNet((1, 16, 16), 3, (4, 4), (8,), **options),
+    "mlp": lambda **options: MLP((1, 16, 16), 3, hidden=(8,), **options),
+    "lenet": lambda **options: LeNet((1, 16, 16), 3, channels=(4, 4), hidden=(8,), **options),
 }
 
 
@@ -37,12 +37,12 @@ def images(count: int) -> Tensor:
     return torch.randn(count, 1, 16, 16)
 
 
-def model(algebra: str, stats: str, net: str = "mlp") -> HyperModel:
+def model(algebra: Any, stats: Any, net: str = "mlp") -> HyperModel:
     """A small network of that algebra, each of whose two tasks has seen two batches."""
-    network = NETS[net](algebra=algebra, norm=lambda width: BatchNormLayer(width, algebra, stats))
+    network = NETS[net](algebra=algebra, norm=lambda width: BatchNormLayer(width, algebra=algebra, stats=stats))
     initial = {name: value.detach().clone() for name, value in writable_parameters(network).items()}
     shapes = {name: value.shape for name, value in initial.items()}
-    found = HyperModel(network, ChunkedHyperNetwork(shapes, 2, (8,), chunk_size=100, initial=initial))
+    found = HyperModel(network, ChunkedHyperNetwork(shapes, 2, hidden=(8,), chunk_size=100, initial=initial))
     for task in (0, 1, 0, 1):
         found(images(16) + task, task)
     return found
@@ -96,7 +96,7 @@ def test_fisher_information_of_softmax_regression() -> None:
     """Is p_k (1 - p_k) x_i^2 in closed form: over many drawn labels the estimate comes close to it."""
     net = Softmax()
     initial = {"weight": net.weight.detach().clone()}
-    network = HyperModel(net, DirectHyperNetwork({"weight": (3, 4)}, 2, (), initial))
+    network = HyperModel(net, DirectHyperNetwork({"weight": (3, 4)}, 2, per_task=(), initial=initial))
     x = torch.randn(4)
     p = (initial["weight"] @ x).softmax(0)
     expected = (p * (1 - p))[:, None] * x.square()
@@ -215,16 +215,16 @@ def test_hypnettorch_agrees(lookahead: bool, fisher: bool, heads: bool, task_wei
     outputs = [[0, 1], [2, 3], [4, 5]]
 
     method = OutputRegularizer(
-        1.0,
+        beta=1.0,
         task_weights=task_weights,
         lookahead=lookahead,
         importance="fisher" if fisher else "none",
         masks=head_masks(shapes, outputs=outputs) if heads else None,
     )
     if fisher:
-        method.load_state({"fisher": torch.stack([torch.cat([v.flatten() for v in each]) for each in theirs])})
+        method.load_state_dict({"fisher": torch.stack([torch.cat([v.flatten() for v in each]) for each in theirs])})
     optimizer = torch.optim.SGD(hnet.parameters(), 0.1)
-    method.start_task(hnet, 2, optimizer, torch.Generator())
+    method.hold(hnet, 2, optimizer, torch.Generator())
     targets = get_current_targets(2, inner)
     with torch.no_grad():
         for p in hnet.parameters():

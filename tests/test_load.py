@@ -47,7 +47,7 @@ def test_the_model_of_a_run_is_what_the_run_evaluated(
     model = hnetcl.load(run, imports=imports)
     assert not model.training
     recorded = directory.read_accuracy()[-1]
-    sequence = split_sequence(load_images("tiny", data_root), 3, val_size=20)
+    sequence = split_sequence(lambda _: load_images("tiny", data_root), num_tasks=3, val_size=20)
     for number, task in enumerate(sequence.tasks):
         facts = directory.read_tasks()[number]
         x = (task.test.images / 255 - facts["mean"][0]) / facts["std"][0]

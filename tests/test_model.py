@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from hnetcl.nets import MLP, LeNet
 
 def build(tasks: int = 3) -> HyperModel:
     torch.manual_seed(0)
-    layers = OrderedDict(fc=nn.Linear(6, 8), norm=BatchNormLayer(8, "quaternion"), head=nn.Linear(8, 3))
+    layers = OrderedDict(fc=nn.Linear(6, 8), norm=BatchNormLayer(8, algebra="quaternion"), head=nn.Linear(8, 3))
     net = nn.Sequential(layers)
     initial = {name: value.detach().clone() for name, value in net.named_parameters()}
     shapes = {name: value.shape for name, value in initial.items()}
@@ -52,7 +53,9 @@ def test_a_task_uses_its_own_weights_and_row() -> None:
 def test_equals_the_network_with_those_weights() -> None:
     model, x = build(), torch.randn(16, 6)
     model.eval()
-    plain = nn.Sequential(OrderedDict(fc=nn.Linear(6, 8), norm=BatchNormLayer(8, "quaternion"), head=nn.Linear(8, 3))).eval()
+    plain = nn.Sequential(
+        OrderedDict(fc=nn.Linear(6, 8), norm=BatchNormLayer(8, algebra="quaternion"), head=nn.Linear(8, 3))
+    ).eval()
     plain.load_state_dict(model.hnet(2), strict=False)
     torch.testing.assert_close(plain(x), model(x, task=2))
 
@@ -60,17 +63,17 @@ def test_equals_the_network_with_those_weights() -> None:
 @pytest.mark.parametrize("algebra", ALGEBRAS)
 @pytest.mark.parametrize("stats", STATS)
 @pytest.mark.parametrize("kind", ["mlp", "lenet"])
-def test_all_tasks_in_one_pass(algebra: str, stats: str, kind: str) -> None:
+def test_all_tasks_in_one_pass(algebra: Any, stats: Any, kind: str) -> None:
     """The logits of every task, and their gradients, are those of a loop over tasks."""
     torch.manual_seed(0)
 
     def norm(width: int) -> nn.Module:
-        return BatchNormLayer(width, algebra, stats)
+        return BatchNormLayer(width, algebra=algebra, stats=stats)
 
     if kind == "mlp":
-        net: nn.Module = MLP((1, 4, 4), 3, (8, 8), algebra, norm)
+        net: nn.Module = MLP((1, 4, 4), 3, hidden=(8, 8), algebra=algebra, norm=norm)
     else:
-        net = LeNet((1, 16, 16), 3, (4, 8), (8,), algebra, norm)
+        net = LeNet((1, 16, 16), 3, channels=(4, 8), hidden=(8,), algebra=algebra, norm=norm)
     initial = {name: value.detach().clone() for name, value in writable_parameters(net).items()}
     shapes = {name: value.shape for name, value in initial.items()}
     model, x = HyperModel(net, FullHyperNetwork(shapes, 3, hidden=(5,), initial=initial)), torch.randn(10, *net_input(kind))

@@ -28,7 +28,7 @@ algebras = pytest.mark.parametrize("algebra", ALGEBRAS)
 @pytest.mark.parametrize("in_shape", [(1, 28, 28), (3, 17, 20)])
 @pytest.mark.parametrize("with_norm", [True, False])
 def test_images_to_logits(
-    make: Callable[..., nn.Module], widths: dict[str, Any], algebra: str, in_shape: tuple[int, ...], with_norm: bool
+    make: Callable[..., nn.Module], widths: dict[str, Any], algebra: Any, in_shape: tuple[int, ...], with_norm: bool
 ) -> None:
     norm = partial(BatchNormLayer, algebra=algebra) if with_norm else None
     net = make(in_shape, 7, algebra=algebra, norm=norm, **widths)

@@ -43,7 +43,7 @@ def gradients(y: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
 # hypnettorch 0.0.4 has the real layer only, with eps = 1e-5. See `test_what_hypnettorch_refuses` for where it does not work.
 
 
-def pair(rows: int = 1, affine: bool = True, momentum: float = 0.1, stats: str = "tracked") -> tuple[BatchNormLayer, Any]:
+def pair(rows: int = 1, affine: bool = True, momentum: float = 0.1, stats: Any = "tracked") -> tuple[BatchNormLayer, Any]:
     """Our layer of six real channels and hypnettorch's, in float64, with the same random affine map."""
     ours = BatchNormLayer(6, affine=affine, momentum=momentum, stats=stats)
     layer = peer("hypnettorch.utils.batchnorm_layer").BatchNormLayer
@@ -236,7 +236,7 @@ def our_outcome(layer: BatchNormLayer, x: Tensor, **given: Tensor) -> tuple[Tens
 def test_complex_layers(library: Any, shape: tuple[int, ...], momentum: float | None) -> None:
     """Four steps and an evaluation: outputs, gradients and, by each library's conventions, the running statistics."""
     theirs = getattr(peer(library.module), library.names[len(shape)])(3, eps=EPS, momentum=momentum)
-    ours = BatchNormLayer(6, "complex", eps=EPS, momentum=momentum)
+    ours = BatchNormLayer(6, algebra="complex", eps=EPS, momentum=momentum)
     for own in ours.parameters():
         own.data.normal_()
     for other, value in zip(theirs.parameters(), library.affine(*ours.parameters()), strict=True):

@@ -56,13 +56,21 @@ class Pair:
 
 
 def full(shapes: Any, initial: dict[str, Tensor]) -> tuple[PartedHyperNetwork, Any]:
-    ours = FullHyperNetwork({n: v.shape for n, v in initial.items()}, TASKS, HIDDEN, E, initial=initial)
+    ours = FullHyperNetwork({n: v.shape for n, v in initial.items()}, TASKS, hidden=HIDDEN, embedding_dim=E, initial=initial)
     theirs = peer("hnets").HMLP(shapes, layers=HIDDEN, cond_in_size=E, num_cond_embs=TASKS, verbose=False)
     return ours, theirs
 
 
 def chunked(shapes: Any, initial: dict[str, Tensor], size: int = 20) -> tuple[PartedHyperNetwork, Any]:
-    ours = ChunkedHyperNetwork({n: v.shape for n, v in initial.items()}, TASKS, HIDDEN, E, 3, size, initial=initial)
+    ours = ChunkedHyperNetwork(
+        {n: v.shape for n, v in initial.items()},
+        TASKS,
+        hidden=HIDDEN,
+        embedding_dim=E,
+        chunk_embedding_dim=3,
+        chunk_size=size,
+        initial=initial,
+    )
     options = {"layers": HIDDEN, "cond_in_size": E, "num_cond_embs": TASKS, "chunk_emb_size": 3, "verbose": False}
     return ours, peer("hnets").ChunkedHMLP(shapes, size, cond_chunk_embs=False, **options)
 
@@ -117,8 +125,8 @@ def test_penalty_and_gradients_over_a_training(make: Any, by_factors: bool, dtyp
     """At every step of a task: logits, penalty over all old tasks, all gradients; and the weights after the last."""
     both = pair(make, dtype)
     optimizers = [torch.optim.Adam(h.parameters(), lr=0.01, eps=1e-3) for h in (both.ours, both.theirs)]
-    method = OutputRegularizer(BETA)
-    method.start_task(both.ours, TASKS - 1, optimizers[0], torch.Generator())
+    method = OutputRegularizer(beta=BETA)
+    method.hold(both.ours, TASKS - 1, optimizers[0], torch.Generator())
     old = torch.arange(TASKS - 1)
     if by_factors:
         method.record = both.ours.record(old, at_once=10**6)
@@ -148,8 +156,8 @@ def test_weights_of_tasks_scale_the_terms(dtype: torch.dtype, tolerance: float) 
     """Their `reg_scaling` is our `task_weights`."""
     both = pair(chunked, dtype)
     weights = [0.5, 2.0, 0.0]
-    method = OutputRegularizer(BETA, task_weights=weights)
-    method.start_task(both.ours, TASKS - 1, torch.optim.Adam(both.ours.parameters()), torch.Generator())
+    method = OutputRegularizer(beta=BETA, task_weights=weights)
+    method.hold(both.ours, TASKS - 1, torch.optim.Adam(both.ours.parameters()), torch.Generator())
     targets = peer("utils.hnet_regularizer").get_current_targets(TASKS - 1, both.theirs)
     both.move()
     _, reg = both.their_outcome(targets, reg_scaling=weights)

@@ -3,29 +3,33 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from steps import run_of, take
 from torch import Tensor, nn
 
 from hnetcl.algebra import ALGEBRAS
 from hnetcl.bn import BatchNormLayer
 from hnetcl.cli.jobs import evaluate, train
-from hnetcl.cli.parse import parse_evaluation
-from hnetcl.config import Config
+from hnetcl.config import Config, parse_evaluation
 from hnetcl.errors import ArgumentError
 from hnetcl.hnets import FullHyperNetwork
 from hnetcl.methods import OutputRegularizer
 from hnetcl.model import HyperModel
 from hnetcl.nets import LeNet
-from hnetcl.training import OptimizerFactory, TrainingStep
+from hnetcl.training import TrainingStep
+from hnetcl.training.optimizers import sgd
 
 
-def model(precision: str, algebra: str = "real") -> HyperModel:
+def model(precision: Any, algebra: Any = "real") -> HyperModel:
     torch.manual_seed(0)
-    net = LeNet((1, 16, 16), 3, algebra=algebra, hidden=(8,), norm=lambda width: BatchNormLayer(width, algebra))
+    net = LeNet((1, 16, 16), 3, algebra=algebra, hidden=(8,), norm=lambda width: BatchNormLayer(width, algebra=algebra))
     initial = {name: value.detach().clone() for name, value in net.named_parameters()}
-    hnet = FullHyperNetwork({name: value.shape for name, value in initial.items()}, 3, (4,), 4, initial=initial)
+    hnet = FullHyperNetwork(
+        {name: value.shape for name, value in initial.items()}, 3, hidden=(4,), embedding_dim=4, initial=initial
+    )
     return HyperModel(net, hnet, precision=precision)
 
 
@@ -39,17 +43,17 @@ def test_the_network_computes_in_bfloat16_and_all_that_is_kept_is_float32(algebr
     x, y = torch.randn(32, 1, 16, 16), torch.randint(3, (32,))
     penalties = []
     for each in (low, high):
-        method = OutputRegularizer(0.1)
+        method = OutputRegularizer(beta=0.1)
         step = TrainingStep(each, method, torch.device("cpu"), "off")
-        optimizer, _ = OptimizerFactory("sgd", 0.1, "constant", 0.0, {}).make(each, 1)
-        method.start_task(each.hnet, 1, optimizer, torch.Generator())
+        optimizer, _ = sgd(lr=0.1, schedule="constant").make(each, 1)
+        run = run_of(each, 1, optimizer)
+        method.start_task(run)
         with torch.no_grad():
             each.hnet.embeddings.add_(0.01)  # type: ignore[union-attr]
-        losses = step(x, y, 1, optimizer)
-        assert losses.logits.dtype == losses.loss.dtype == torch.float32
+        losses, _ = take(step, run, x, y)
+        assert losses.logits.dtype == losses.total.dtype == losses.parts["loss"].dtype == torch.float32
         assert all(p.grad is None or p.grad.dtype == torch.float32 for p in each.parameters())
-        assert losses.penalty is not None
-        penalties.append(losses.penalty)
+        penalties.append(losses.parts["penalty"])
     assert set(inside) == {torch.bfloat16}
     assert penalties[0] == penalties[1] > 0
     assert {value.dtype for value in low.saved_tensors().values() if value.is_floating_point()} == {torch.float32}
@@ -60,7 +64,9 @@ def test_the_network_computes_in_bfloat16_and_all_that_is_kept_is_float32(algebr
 
 def test_a_double_network_stays_double() -> None:
     net = nn.Linear(4, 2).double()
-    hnet = FullHyperNetwork({name: value.shape for name, value in net.named_parameters()}, 1, (4,), 4).double()
+    hnet = FullHyperNetwork(
+        {name: value.shape for name, value in net.named_parameters()}, 1, hidden=(4,), embedding_dim=4
+    ).double()
     logits: Tensor = HyperModel(net, hnet)(torch.randn(3, 4, dtype=torch.float64), 0)
     assert logits.dtype == torch.float64
 

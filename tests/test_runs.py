@@ -20,8 +20,7 @@ import hnetcl
 from hnetcl.choices import STATS
 from hnetcl.cli.jobs import evaluate, train
 from hnetcl.cli.main import CONF
-from hnetcl.cli.parse import parse_evaluation
-from hnetcl.config import Config
+from hnetcl.config import Config, parse_evaluation
 from hnetcl.errors import ArgumentError
 from hnetcl.training import RunDirectory, Trainer
 

@@ -106,9 +106,9 @@ def test_distance(d: int) -> None:
 
 
 @every_algebra
-def test_learnable_rows_learn_the_statistics(algebra: str) -> None:
+def test_learnable_rows_learn_the_statistics(algebra: Any) -> None:
     """Gradient descent on any loss brings the chosen row to the data's statistics, and no other row or weight moves by it."""
-    d, layer = ALGEBRAS[algebra].dim, BatchNormLayer(8, algebra, stats="learnable").double()
+    d, layer = ALGEBRAS[algebra].dim, BatchNormLayer(8, algebra=algebra, stats="learnable").double()
     layer.checkpoint_stats()
     mean, cov = moments(x := samples(64, 8, 3), d)
     layer(samples(9, 8), stats_id=1)  # a first batch, of other statistics
@@ -125,17 +125,17 @@ def test_learnable_rows_learn_the_statistics(algebra: str) -> None:
 
 
 @every_algebra
-def test_a_learnable_row_starts_at_its_first_batch(algebra: str) -> None:
+def test_a_learnable_row_starts_at_its_first_batch(algebra: Any) -> None:
     """So that evaluation after one batch whitens it, but for the unbiased covariance."""
-    layer = BatchNormLayer(8, algebra, stats="learnable", eps=1e-9).double()
+    layer = BatchNormLayer(8, algebra=algebra, stats="learnable", eps=1e-9).double()
     mean, cov = moments(x := samples(20, 8, 2), ALGEBRAS[algebra].dim)
     layer(x)
     torch.testing.assert_close(layer.row_statistics(0), (mean, cov), atol=1e-6, rtol=1e-6)
 
 
 @every_algebra
-def test_gradients_reach_learnable_rows_in_evaluation(algebra: str) -> None:
-    layer = BatchNormLayer(8, algebra, stats="learnable").double().eval()
+def test_gradients_reach_learnable_rows_in_evaluation(algebra: Any) -> None:
+    layer = BatchNormLayer(8, algebra=algebra, stats="learnable").double().eval()
     layer(samples(9, 8)).pow(3).sum().backward()
     for name, parameter in layer.named_parameters():
         assert parameter.grad is not None
@@ -143,10 +143,10 @@ def test_gradients_reach_learnable_rows_in_evaluation(algebra: str) -> None:
 
 
 @every_algebra
-def test_generated_statistics_are_what_was_written(algebra: str) -> None:
+def test_generated_statistics_are_what_was_written(algebra: Any) -> None:
     """In training and evaluation alike: the same as giving them in evaluation, gradients included."""
-    layer = BatchNormLayer(8, algebra, stats="generated").double()
-    given = BatchNormLayer(8, algebra).double().eval()
+    layer = BatchNormLayer(8, algebra=algebra, stats="generated").double()
+    given = BatchNormLayer(8, algebra=algebra).double().eval()
     x, form = samples(9, 8, 2), torch.randn(9, 8, 2)
     written = {n: torch.randn_like(p).mul_(0.3).requires_grad_() for n, p in writable_parameters(layer).items()}
     mean, cov = statistics(written["location"], written["factor"])
@@ -160,10 +160,10 @@ def test_generated_statistics_are_what_was_written(algebra: str) -> None:
 
 
 @every_algebra
-def test_distilled_statistics_are_taught(algebra: str) -> None:
+def test_distilled_statistics_are_taught(algebra: Any) -> None:
     """Training is that of a tracked layer; the loss's gradient pulls what is written towards the row, which evaluation uses."""
-    layer = BatchNormLayer(8, algebra, stats="distilled", momentum=1.0).double()
-    tracked = BatchNormLayer(8, algebra, momentum=1.0).double()
+    layer = BatchNormLayer(8, algebra=algebra, stats="distilled", momentum=1.0).double()
+    tracked = BatchNormLayer(8, algebra=algebra, momentum=1.0).double()
     x = samples(64, 8, 3)
     torch.testing.assert_close(layer(x), tracked(x))
     torch.testing.assert_close(layer.get_stats(0), tracked.get_stats(0))
@@ -182,12 +182,12 @@ def test_distilled_statistics_are_taught(algebra: str) -> None:
 @every_algebra
 @pytest.mark.parametrize("stats", ["learnable", "generated", "distilled"])
 @pytest.mark.parametrize("training", [True, False])
-def test_autocast_leaves_statistics_alone(algebra: str, stats: str, training: bool) -> None:
+def test_autocast_leaves_statistics_alone(algebra: Any, stats: Any, training: bool) -> None:
     """Outputs, gradients and rows are those without it, for nothing of a layer is worth computing in half precision."""
     x, found = samples(9, 8, 2).float(), []
     for enabled in (True, False):
         torch.manual_seed(0)
-        layer = BatchNormLayer(8, algebra, stats=stats)
+        layer = BatchNormLayer(8, algebra=algebra, stats=stats)
         with torch.no_grad():
             for parameter in layer.parameters():
                 parameter.add_(torch.randn_like(parameter))
@@ -201,11 +201,11 @@ def test_autocast_leaves_statistics_alone(algebra: str, stats: str, training: bo
 @every_algebra
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("stats", ["learnable", "distilled"])
-def test_half_precision_layers_are_taught(algebra: str, dtype: torch.dtype, stats: str) -> None:
+def test_half_precision_layers_are_taught(algebra: Any, dtype: torch.dtype, stats: Any) -> None:
     """With the lesson of a wide layer; statistics stay in float32."""
     first, x, found = samples(9, 8, 2), samples(9, 8, 2), []
     for kind in (dtype, torch.float32):
-        layer = BatchNormLayer(8, algebra, stats=stats, momentum=1.0).to(kind)
+        layer = BatchNormLayer(8, algebra=algebra, stats=stats, momentum=1.0).to(kind)
         layer(first.to(dtype).to(kind))
         layer(x.to(dtype).to(kind)).float().square().sum().backward()
         names = ("location", "factor") if stats == "distilled" else ("running_location", "running_factor")
@@ -228,12 +228,12 @@ def test_half_precision_rows_average_any_number_of_batches(dtype: torch.dtype) -
 
 
 @pytest.mark.parametrize("stats", ["learnable", "distilled"])
-def test_the_lesson_does_not_touch_the_network(stats: str) -> None:
+def test_the_lesson_does_not_touch_the_network(stats: Any) -> None:
     """What comes before the layer gets the gradient that it would get without a lesson."""
     x, form = samples(9, 8).requires_grad_(), torch.randn(9, 8)
     gradients = []
     for mode in (stats, "tracked"):
-        layer = BatchNormLayer(8, "complex", stats=mode).double()
+        layer = BatchNormLayer(8, algebra="complex", stats=mode).double()
         gradients.append(torch.autograd.grad((layer(x) * form).sum(), [x, *(layer.weights[n] for n in ("weight", "bias"))]))
     torch.testing.assert_close(*gradients)
 
@@ -244,9 +244,9 @@ def test_the_lesson_does_not_touch_the_network(stats: str) -> None:
 @every_algebra
 @pytest.mark.parametrize("stats", ["tracked", "learnable"])
 @pytest.mark.parametrize("backend", ["closed_form", "reference"])
-def test_every_sample_by_its_own_row(algebra: str, stats: str, backend: str) -> None:
+def test_every_sample_by_its_own_row(algebra: Any, stats: Any, backend: Any) -> None:
     """In evaluation a vector of rows gives what each sample gives alone with its row; also chosen by `using_task`."""
-    layer = BatchNormLayer(8, algebra, stats=stats, backend=backend).double()
+    layer = BatchNormLayer(8, algebra=algebra, stats=stats, backend=backend).double()
     for row in range(3):
         if row:
             layer.checkpoint_stats()
@@ -266,7 +266,7 @@ def test_every_sample_by_its_own_row(algebra: str, stats: str, backend: str) -> 
 
 
 @pytest.mark.parametrize("stats", ["frozen", "batch", "generated", "distilled"])
-def test_layers_that_do_not_use_rows_take_any(stats: str) -> None:
+def test_layers_that_do_not_use_rows_take_any(stats: Any) -> None:
     """So that a row for each sample can be chosen in a network that has such layers too."""
     layer = BatchNormLayer(8, stats=stats).eval()
     x = torch.randn(3, 8)
@@ -300,10 +300,10 @@ def test_any_integer_chooses_a_row(kind: Any) -> None:
 @every_algebra
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # raised inside torch's compiler
 @pytest.mark.parametrize("choose", ["stats_id", "using_task"])
-def test_another_row_compiles_nothing(algebra: str, choose: str) -> None:
+def test_another_row_compiles_nothing(algebra: Any, choose: str) -> None:
     """A compiled training step takes any row."""
     counter = CompileCounter()
-    layer = BatchNormLayer(8, algebra)
+    layer = BatchNormLayer(8, algebra=algebra)
     for _ in range(4):
         layer.checkpoint_stats()
     torch._dynamo.reset()
@@ -352,9 +352,9 @@ def test_complex_numbers_are_taken_as_they_are(algebra: str, kind: Any, space: t
 
 @every_algebra
 @pytest.mark.parametrize("stats", ["tracked", "learnable", "distilled"])
-def test_recalibration(algebra: str, stats: str) -> None:
+def test_recalibration(algebra: Any, stats: Any) -> None:
     """A row becomes the mean and unbiased covariance of all batches together; other rows and the mode stay."""
-    net = nn.Sequential(nn.Dropout(0.5), BatchNormLayer(8, algebra, stats=stats, eps=1e-12)).double().train()
+    net = nn.Sequential(nn.Dropout(0.5), BatchNormLayer(8, algebra=algebra, stats=stats, eps=1e-12)).double().train()
     layer = batchnorm_layers(net)["1"]
     layer.checkpoint_stats()
     before = layer.get_stats(0)
@@ -370,7 +370,7 @@ def test_recalibration(algebra: str, stats: str) -> None:
 def test_recalibration_of_fused_layers() -> None:
     """Their rows become the statistics of the convolution's output, as of the two layers one after the other."""
     torch.manual_seed(0)
-    conv, norm = nn.Conv2d(4, 8, 3), BatchNormLayer(8, "quaternion")
+    conv, norm = nn.Conv2d(4, 8, 3), BatchNormLayer(8, algebra="quaternion")
     batches = [torch.randn(9, 4, 5, 5) for _ in range(2)]
     found = []
     for net in (nn.Sequential(ConvBatchNorm(conv, norm)), nn.Sequential(conv, norm)):
@@ -404,16 +404,16 @@ def test_recalibration_passes_over_layers_that_do_not_run() -> None:
     ("stats", "row", "batches", "message"),
     [("generated", 0, 1, "a hypernetwork writes"), ("tracked", 1, 1, "stats_id=1"), ("tracked", 0, 0, "at least one batch")],
 )
-def test_recalibration_refuses(stats: str, row: int, batches: int, message: str) -> None:
+def test_recalibration_refuses(stats: Any, row: int, batches: int, message: str) -> None:
     net = nn.Sequential(BatchNormLayer(8, stats=stats))
     with pytest.raises(ValueError, match=message):
         recalibrate(net, [torch.randn(9, 8)] * batches, row)
 
 
 @pytest.mark.parametrize(("algebra", "stats"), list(product(ALGEBRAS, ["tracked", "learnable"])))
-def test_memory_of_rows_survives_a_state_dict(algebra: str, stats: str) -> None:
+def test_memory_of_rows_survives_a_state_dict(algebra: Any, stats: Any) -> None:
     """Seven rows load into a layer built with one, in place of what it had, and stay what they were: buffers or parameters."""
-    source, target = (BatchNormLayer(8, algebra, stats=stats) for _ in range(2))
+    source, target = (BatchNormLayer(8, algebra=algebra, stats=stats) for _ in range(2))
     for row in range(7):
         if row:
             source.checkpoint_stats()
@@ -426,9 +426,9 @@ def test_memory_of_rows_survives_a_state_dict(algebra: str, stats: str) -> None:
 
 
 @pytest.mark.parametrize(("saved", "built"), list(product(STATS, STATS)))
-def test_states_of_other_modes(saved: str, built: str) -> None:
+def test_states_of_other_modes(saved: Any, built: Any) -> None:
     """Whatever a layer finds of its own in the state of another mode, all its tensors have as many rows afterwards."""
-    source, target = BatchNormLayer(8, "complex", stats=saved), BatchNormLayer(8, "complex", stats=built)
+    source, target = BatchNormLayer(8, algebra="complex", stats=saved), BatchNormLayer(8, algebra="complex", stats=built)
     if source.num_stats:
         source.checkpoint_stats()
     target.load_state_dict(source.state_dict(), strict=False)
@@ -438,7 +438,7 @@ def test_states_of_other_modes(saved: str, built: str) -> None:
 
 def test_a_state_that_does_not_fit_is_refused() -> None:
     """As torch's for a layer that whitens, which no variances can tell how to; the layer stays whole."""
-    layer = BatchNormLayer(8, "complex")
+    layer = BatchNormLayer(8, algebra="complex")
     with pytest.raises(RuntimeError, match="size mismatch for running_mean"):
         layer.load_state_dict(nn.BatchNorm1d(8).state_dict())
     layer(torch.randn(9, 8))

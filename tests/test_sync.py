@@ -47,7 +47,7 @@ class Case:
 
     def build(self, sync: bool) -> nn.Module:
         torch.manual_seed(0)
-        norm = BatchNormLayer(self.channels, self.algebra, sync=sync, **self.options)
+        norm = BatchNormLayer(self.channels, algebra=ALGEBRAS[self.algebra], sync=sync, **self.options)
         conv = Conv2d(self.channels, self.channels, 2, self.algebra, padding=1)
         net = (ConvBatchNorm(conv, norm) if self.fused else norm).double()
         with torch.no_grad():
@@ -136,7 +136,7 @@ def parts(world: int) -> list[list[int]]:
 
 def refusal(group: Any) -> str:
     """What a layer that synchronises with itself alone says of one value per channel."""
-    layer = BatchNormLayer(4, "complex", sync=True)
+    layer = BatchNormLayer(4, algebra="complex", sync=True)
     layer.process_group = group
     with pytest.raises(ValueError, match="batch statistics") as error:
         layer(torch.zeros(1, 4))

@@ -112,12 +112,12 @@ def test_samples_are_independent(algebra: str, whitening: str, shape: tuple[int,
 
 
 @every_kind
-def test_a_large_reference_leaves_nothing_to_the_sample(algebra: str, whitening: str) -> None:
+def test_a_large_reference_leaves_nothing_to_the_sample(algebra: Any, whitening: Any) -> None:
     """For n -> infinity the layer is `BatchNormLayer` in evaluation with the reference's biased statistics."""
     layer, x = build(8, algebra, x_ref=samples(6, 8, 3), whitening=whitening), samples(5, 8, 3, 2)
     layer.reference_count.fill_(10**15)
     mean, var = layer.get_stats(0)
-    plain = BatchNormLayer(8, algebra, whitening=whitening).double().eval()
+    plain = BatchNormLayer(8, algebra=algebra, whitening=whitening).double().eval()
     expected = plain(x, running_mean=mean, running_var=var, weight=layer.weight, bias=layer.bias)
     torch.testing.assert_close(layer(x), expected, atol=1e-10, rtol=1e-10)
 
@@ -262,12 +262,12 @@ def test_buffers_carry_no_graph(algebra: str) -> None:
 
 
 @every_algebra
-def test_batch_in_place_of_a_row(algebra: str) -> None:
+def test_batch_in_place_of_a_row(algebra: Any) -> None:
     """Within `using_task(net, BATCH)` the batch's own statistics are used, no reference is needed and none is written."""
     layer, x = build(8, algebra, rows=2), samples(9, 8, 2)
     before = buffers(layer)
     with using_task(layer, BATCH):
-        assert_equal(layer(x), BatchNormLayer(8, algebra).double()(x, weight=layer.weight, bias=layer.bias))
+        assert_equal(layer(x), BatchNormLayer(8, algebra=algebra).double()(x, weight=layer.weight, bias=layer.bias))
     assert_equal(buffers(layer), before)
 
 

@@ -9,6 +9,7 @@ from argparse import ArgumentParser, Namespace
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import product
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -106,11 +107,11 @@ def _variants() -> list[tuple[str, str, str]]:
     return real + list(product([name for name in ALGEBRA_DIMS if name != "real"], WHITENINGS, backends))
 
 
-def _ours(task: Task, algebra: str, whitening: str, backend: str) -> Contender:
+def _ours(task: Task, algebra: Any, whitening: Any, backend: Any) -> Contender:
     def build() -> Step:
         if backend == "compiled":
             need_compiler(task.device)
-        return task.step(BatchNormLayer(task.shape[1], algebra, whitening=whitening, backend=backend))
+        return task.step(BatchNormLayer(task.shape[1], algebra=algebra, whitening=whitening, backend=backend))
 
     name = "/".join([algebra, *([whitening] if algebra != "real" else []), backend])
     return Contender(name, build, BASE, partial(task.check, algebra))

@@ -8,6 +8,7 @@ from argparse import ArgumentParser, Namespace
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import product
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -55,12 +56,12 @@ class Task:
         x, gradient = (torch.randn(shape, dtype=self.dtype, device=self.device) for shape in (self.shape, self.out_shape))
         return x.requires_grad_(), gradient
 
-    def step(self, algebra: str, is_fused: bool, backend: str) -> Step:
+    def step(self, algebra: Any, is_fused: bool, backend: Any) -> Step:
         """Forward and backward by all parameters and the input."""
         if backend == "compiled":
             need_compiler(self.device)
         conv = Conv2d(self.shape[1], self.channels, self.kernel, algebra, bias=False, padding=self.padding).to(self.dtype)
-        norm = BatchNormLayer(self.channels, algebra, backend=backend)
+        norm = BatchNormLayer(self.channels, algebra=algebra, backend=backend)
         if self.dtype == torch.float64:
             norm.double()
         layer = ConvBatchNorm(conv, norm) if is_fused else nn.Sequential(conv, norm)

@@ -78,7 +78,7 @@ def contenders(device: torch.device) -> list[Contender]:
     """All of them; a build makes a net, and its step trains it."""
 
     def one(
-        name: str, algebra: str, norm: type[BatchNormLayer | VirtualBatchNormLayer] = BatchNormLayer, **options: Any
+        name: str, algebra: Any, norm: type[BatchNormLayer | VirtualBatchNormLayer] = BatchNormLayer, **options: Any
     ) -> Contender:
         def build() -> Step:
             if options.get("backend") == "compiled":

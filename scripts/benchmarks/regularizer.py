@@ -85,7 +85,9 @@ def field(arguments: Namespace, device: torch.device) -> Field:
 def training(sizes: Example, tasks: int, sample: int | None, targets: str, batch: int, device: torch.device) -> OurStep:
     """Of the last task."""
     model = sizes.model(tasks, device)
-    return OurStep(model, OutputRegularizer(BETA, sample, targets), example.batches(batch, device), tasks - 1)
+    return OurStep(
+        model, OutputRegularizer(beta=BETA, sample=sample, targets=targets), example.batches(batch, device), tasks - 1
+    )
 
 
 def held_bytes(method: OutputRegularizer) -> int:

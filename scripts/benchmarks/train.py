@@ -84,7 +84,7 @@ class Training:
             need_compiler(self.device)
         model = self.sizes.model(self.tasks, self.device)
         self.sizes.start_alike(model, self.tasks)
-        method, batches = OutputRegularizer(beta, sample), example.batches(self.batch, self.device)
+        method, batches = OutputRegularizer(beta=beta, sample=sample), example.batches(self.batch, self.device)
         step = OurStep(model, method, batches, self.tasks - 1, compile)
         if by_numbers:
             old = torch.arange(self.tasks - 1, device=self.device)
