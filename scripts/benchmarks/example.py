@@ -43,8 +43,16 @@ class Example:
         net = MLP((1, SIDE, SIDE), CLASSES, hidden=self.hidden, norm=norm)
         initial = {name: torch.randn(p.shape) for name, p in net.named_parameters()}
         shapes = {name: value.shape for name, value in initial.items()}
-        sizes = self.trunk, self.embedding_dim, self.embedding_dim, self.chunk_size
-        return HyperModel(net, ChunkedHyperNetwork(shapes, tasks, *sizes, initial=initial)).to(device)
+        hnet = ChunkedHyperNetwork(
+            shapes,
+            tasks,
+            initial,
+            hidden=self.trunk,
+            embedding_dim=self.embedding_dim,
+            chunk_embedding_dim=self.embedding_dim,
+            chunk_size=self.chunk_size,
+        )
+        return HyperModel(net, hnet).to(device)
 
     def hypnettorch(self, tasks: int, device: torch.device) -> tuple[Any, Any]:
         """Their main network, which has no weights of its own, and their hypernetwork; Absent where they are not installed."""
