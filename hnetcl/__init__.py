@@ -12,6 +12,7 @@ if TYPE_CHECKING:
         BatchNormLayer,
         ConvBatchNorm,
         VirtualBatchNormLayer,
+        auxiliary_loss,
         convert_batchnorm,
         fold_batchnorm,
         recalibrate,
@@ -20,15 +21,7 @@ if TYPE_CHECKING:
     )
     from hnetcl.cli.reload import load
     from hnetcl.errors import ArgumentError, DivergedError
-    from hnetcl.hnets import (
-        ChunkedHyperNetwork,
-        DirectHyperNetwork,
-        FullHyperNetwork,
-        HyperNetwork,
-        LowRankHyperNetwork,
-        StructuredHyperNetwork,
-        initial_parameters,
-    )
+    from hnetcl.hnets import DirectHyperNetwork, Generator, HyperNetwork, initial_parameters
     from hnetcl.model import HyperModel
     from hnetcl.registry import register
     from hnetcl.wrapping import wrap
@@ -39,18 +32,16 @@ _ROOMS = {
     "ArgumentError": "errors",
     "BatchNormLayer": "bn",
     "COMPLEX": "algebra",
-    "ChunkedHyperNetwork": "hnets",
     "ConvBatchNorm": "bn",
     "DirectHyperNetwork": "hnets",
     "DivergedError": "errors",
-    "FullHyperNetwork": "hnets",
+    "Generator": "hnets",
     "HyperModel": "model",
     "HyperNetwork": "hnets",
-    "LowRankHyperNetwork": "hnets",
     "QUATERNION": "algebra",
     "REAL": "algebra",
-    "StructuredHyperNetwork": "hnets",
     "VirtualBatchNormLayer": "bn",
+    "auxiliary_loss": "bn",
     "convert_batchnorm": "bn",
     "fold_batchnorm": "bn",
     "initial_parameters": "hnets",
@@ -68,16 +59,14 @@ __all__ = [
     "REAL",
     "ArgumentError",
     "BatchNormLayer",
-    "ChunkedHyperNetwork",
     "ConvBatchNorm",
     "DirectHyperNetwork",
     "DivergedError",
-    "FullHyperNetwork",
+    "Generator",
     "HyperModel",
     "HyperNetwork",
-    "LowRankHyperNetwork",
-    "StructuredHyperNetwork",
     "VirtualBatchNormLayer",
+    "auxiliary_loss",
     "convert_batchnorm",
     "fold_batchnorm",
     "initial_parameters",

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -43,20 +43,26 @@ def build(config: Config, device: torch.device) -> Parts:
     with named("optimizer"):
         optimizer: OptimizerFactory = make("optimizer", config.optimizer)
     sequence = build_sequence(config, device)
-    model = build_model(config, sequence.in_shape, sequence.num_classes, len(sequence))
+    model = build_model(config, sequence.in_shape, sequence.num_outputs, len(sequence))
     with named("method"):
         method.check(model, sequence)
     return Parts(sequence, model.to(device), method, optimizer)
 
 
-def build_model(config: Config, in_shape: Sequence[int], num_classes: int, num_tasks: int) -> HyperModel:
+def build_model(config: Config, in_shape: Sequence[int], num_outputs: int, num_tasks: int) -> HyperModel:
     """The main network under its hypernetwork."""
     with allocating(*_largest("net", config.net), watch=True):
-        net = build_net(config, in_shape, num_classes)
-    hnet = partial(_build_hnet, config.hnet, num_outputs=num_classes)
-    how = {"generate": config.generate, "shared": config.shared, "init": config.init, "stats": config.bn["stats"]}
+        net = build_net(config, in_shape, num_outputs)
+    options = {key: value for key, value in config.hnet.items() if key != "name"}
+    how: dict[str, Any] = {"generate": config.generate, "shared": config.shared, "init": config.init}
+    how |= {"stats": config.bn["stats"], "precision": config.trainer["precision"], "rows": config.chosen_rows}
+    if config.holds_directly:
+        how |= {"num_outputs": num_outputs, "head": config.chosen_head}
     with allocating(*_largest("hnet", config.hnet), watch=True):
-        return wrap(net, num_tasks, **how, precision=config.trainer["precision"], hnet=hnet)
+        try:
+            return wrap(net, num_tasks, hnet=config.hnet["name"], **how, **options)
+        except ArgumentError as error:
+            raise error.within("hnet") if error.name in options else error from error
 
 
 def build_sequence(config: Config, device: torch.device) -> TaskSequence:
@@ -68,14 +74,14 @@ def build_sequence(config: Config, device: torch.device) -> TaskSequence:
 
     with named("task", root="data"):
         sequence: TaskSequence = make("task", config.task, load=load, seed=config.seed)
-    return sequence
+    return replace(sequence, head=config.chosen_head)
 
 
-def build_net(config: Config, in_shape: Sequence[int], num_classes: int) -> nn.Module:
+def build_net(config: Config, in_shape: Sequence[int], num_outputs: int) -> nn.Module:
     """The main network, with batch norm as `bn` says."""
     name, values = config.net["name"], {key: value for key, value in config.net.items() if key != "norm"}
     norm = partial(_norm, config.bn) if config.net.get("norm") == "batch" else None
-    made = partial(make, "net", values, in_shape=tuple(in_shape), num_outputs=num_classes, norm=norm)
+    made = partial(make, "net", values, in_shape=tuple(in_shape), num_outputs=num_outputs, norm=norm)
     ours = takes_norm(name) and find("net", name).__module__.startswith("hnetcl.")
     with named("net"):
         if ours:
@@ -86,20 +92,19 @@ def build_net(config: Config, in_shape: Sequence[int], num_classes: int) -> nn.M
     if ours:
         return net
     try:
-        require_logits(net, name, in_shape, num_classes)
+        require_logits(net, name, in_shape, num_outputs)
     except ArgumentError as error:
         if "model" not in config.net:
             raise
         raise ArgumentError("net.model", config.net["model"], error.allowed) from error
     if takes_norm(name):
         return net
-    direct = config.hnet["name"] == "direct"
-    if config.init is None and not direct and config.bn["algebra"] != "real" and trained_layers(net):
+    if config.init is None and not config.holds_directly and config.bn["algebra"] != "real" and trained_layers(net):
         raise untold_init(net)  # `wrap` could not tell any more: layers of another algebra start afresh
     # Layers without Gamma and beta stay so, synchronised ones too, unless all are told to be.
     kept = {key for key, default in (("affine", True), ("sync", False)) if config.bn[key] == default}
     try:
-        return convert_batchnorm(net, **{key: value for key, value in config.bn.items() if key not in {"name", *kept}})
+        return convert_batchnorm(net, **{key: value for key, value in config.bn.items() if key not in {"name", "rows", *kept}})
     except ArgumentError as error:
         if error.name != "num_features":  # a layer by its path, or an argument of the bn group
             raise error.within("bn" if error.name in config.bn else "net") from error
@@ -125,13 +130,8 @@ def named(group: str, **groups: str) -> Iterator[None]:
 
 def _norm(bn: Values, width: int) -> nn.Module:
     with named("bn", num_features=""):
-        layer: nn.Module = make("bn", bn, num_features=width)
+        layer: nn.Module = make("bn", {key: value for key, value in bn.items() if key != "rows"}, num_features=width)
     return layer
-
-
-def _build_hnet(values: Values, **offered: Any) -> Any:
-    with named("hnet"):
-        return make("hnet", values, **offered)
 
 
 def _largest(group: str, values: Values) -> tuple[str, Any]:

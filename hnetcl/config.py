@@ -34,6 +34,8 @@ class Config:
     device: str
     scenario: Scenario
     inference: str
+    head: Literal["task", "shared", "all"] | None
+    active_classes: Literal["all", "seen", "current"] | None
     generate: Annotated[str | Annotated[list[str], Len(1)], doc("all, norm, or a list of patterns of parameters' names")]
     shared: Literal["trained", "trained_once", "fixed"]
     init: Literal["own", "fan_in", "fan_out", "given"] | None
@@ -62,6 +64,28 @@ class Config:
             raise one_of("optimized_metric", self.optimized_metric, metrics)
         if self.scenario == "task" and self.optimized_metric in INFERENCE_METRICS:
             raise ArgumentError("optimized_metric", self.optimized_metric, "in scenario=task the task is told, not inferred")
+        if self.active_classes is not None and self.chosen_head != "all":
+            rule = f"is for head=all, which has logits for the classes of all tasks; here it is head={self.chosen_head}"
+            raise ArgumentError("active_classes", self.active_classes, rule)
+
+    @property
+    def holds_directly(self) -> bool:
+        """Whether the weights are held themselves, by no hypernetwork."""
+        return bool(self.hnet["name"] == "direct")
+
+    @property
+    def chosen_head(self) -> Literal["task", "shared", "all"]:
+        """The head, as it is by default where none is given."""
+        if self.head is not None or not self.holds_directly:
+            return self.head or "task"
+        defaults: dict[str, Literal["task", "shared", "all"]] = {"task": "task", "domain": "shared", "class": "all"}
+        return defaults[self.scenario]
+
+    @property
+    def chosen_rows(self) -> Literal["task", "shared"]:
+        """The rows of statistics, as they are by default where nothing is given."""
+        default: Literal["task", "shared"] = "shared" if self.holds_directly and self.scenario != "task" else "task"
+        return self.bn["rows"] or default
 
     def values(self) -> Values:
         """All of it, as plain values."""
@@ -115,6 +139,8 @@ def group_options(group: str, name: str | None = None) -> Options:
         own = dict(options(group, str(name)))
         if group == "net" and takes_norm(str(name)):
             own["norm"] = Option(Literal["batch", "none"], "batch")
+        if group == "bn":
+            own["rows"] = Option(Literal["task", "shared"] | None, None)
         return {"name": Option(str), **own}
     if group == "trainer":
         runtime = declared_options("hnetcl.training.engine", "engine")

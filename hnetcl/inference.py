@@ -57,16 +57,18 @@ class Candidates:
         tasks: [B].
         params: what the hypernetwork writes for them, [B, ...] by name.
         noisy: the same from embeddings with noise, several times; empty where the criterion needs none.
+        classes: K, where candidate t looks at the logits from t K on only; None where it looks at all.
     """
 
     criterion: str
     tasks: Tensor
     params: dict[str, Tensor]
     noisy: list[dict[str, Tensor]]
+    classes: int | None = None
 
 
 @torch.no_grad()
-def candidates(model: HyperModel, criterion: str, seen: int | None = None) -> Candidates:
+def candidates(model: HyperModel, criterion: str, seen: int | None = None, classes: int | None = None) -> Candidates:
     """The first `seen` tasks, or all, as candidates.
 
     Raises:
@@ -77,7 +79,7 @@ def candidates(model: HyperModel, criterion: str, seen: int | None = None) -> Ca
     device = next(model.hnet.parameters()).device
     tasks = torch.arange(model.hnet.num_tasks if seen is None else seen, device=device)
     noisy = _noisy(model, tasks, criterion) if "noisy" in given("inference", criterion) else []
-    return Candidates(criterion, tasks, model.hnet(tasks), noisy)
+    return Candidates(criterion, tasks, model.hnet(tasks), noisy, classes)
 
 
 @torch.no_grad()
@@ -99,20 +101,25 @@ def infer_tasks(model: HyperModel, x: Tensor, among: Candidates) -> tuple[Tensor
 @torch.no_grad()
 def compare_tasks(model: HyperModel, x: Tensor, among: Candidates) -> tuple[Tensor, Tensor]:
     """The inferred task of each sample [N], and the logits [B, N, K] under all candidates; the rest as in `infer_tasks`."""
-    logits = _logits(model, x, among.tasks, among.params)
+    logits = _logits(model, x, among, among.params)
     taken = {"logits": logits}
     if among.noisy:
-        taken["noisy"] = torch.stack([_logits(model, x, among.tasks, params) for params in among.noisy])
+        taken["noisy"] = torch.stack([_logits(model, x, among, params) for params in among.noisy])
     score: Tensor = make("inference", {"name": among.criterion}, **taken)
     return score.argmax(0), logits
 
 
-def _logits(model: HyperModel, x: Tensor, tasks: Tensor, params: dict[str, Tensor]) -> Tensor:
+def _logits(model: HyperModel, x: Tensor, among: Candidates, params: dict[str, Tensor]) -> Tensor:
     """[B, N, K]: in one pass on a GPU, task by task on a CPU, which is two to three times as fast there."""
+    tasks = among.tasks
     if model.training or not x.is_cpu:
-        return main_logits(model.some_tasks(x, tasks, params))  # which refuses training mode
-    own = ({name: value[place] for name, value in params.items()} for place in range(len(tasks)))
-    return torch.stack([main_logits(model.run(each, x, task)) for each, task in zip(own, tasks.tolist(), strict=True)])
+        logits = main_logits(model.some_tasks(x, tasks, params))  # which refuses training mode
+    else:
+        own = ({name: value[place] for name, value in params.items()} for place in range(len(tasks)))
+        logits = torch.stack([main_logits(model.run(each, x, task)) for each, task in zip(own, tasks.tolist(), strict=True)])
+    if among.classes is None:
+        return logits
+    return torch.stack([each[:, among.classes * t : among.classes * (t + 1)] for t, each in enumerate(logits)])
 
 
 def _noisy(model: HyperModel, tasks: Tensor, criterion: str) -> list[dict[str, Tensor]]:

@@ -56,6 +56,12 @@ def average_incremental_accuracy(R: Tensor) -> float:
     return float(sum(R[i, : i + 1].mean() for i in range(len(R))) / len(R))
 
 
+@register("metric", "learning_accuracy")
+def learning_accuracy(R: Tensor) -> float:
+    """mean_j R[j, j]: accuracy on each task right after its training (Riemer et al. 2019, arXiv:1810.11910, section 5)."""
+    return float(R.diagonal().mean())
+
+
 def summary(R: Tensor, b: Tensor) -> dict[str, float]:
     """All metrics, those that users registered included, by the names that a run's metrics.json uses."""
     R, b = R.double(), b.double()

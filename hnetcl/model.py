@@ -14,8 +14,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from hnetcl.bn import norm_layers, using_task, writable_parameters
 from hnetcl.errors import ArgumentError
-from hnetcl.hnets import HyperNetwork
-from hnetcl.hnets.growth import replace_parameter
+from hnetcl.hnets import BaseHyperNetwork
+from hnetcl.hnets.base import replace_parameter
 from hnetcl.modules import (
     Caches,
     TaskBuffers,
@@ -55,6 +55,7 @@ class HyperModel(nn.Module):
         shared: what becomes of the others: "trained" with every task, "trained_once" (with task 0 only), or "fixed".
         precision: "float32"; or "bfloat16": the network runs under autocast, and only it. Parameters, logits and all that the
             hypernetwork writes stay float32, for a regularizer looks at changes smaller than bfloat16's steps, 1 in 256.
+        rows: of batch-norm statistics: "task", one for each task; "shared", one that all tasks update, as ordinary batch norm.
 
     Raises:
         ArgumentError: `shared` or `precision` is none of these, or the network keeps state that is no tensor
@@ -63,7 +64,13 @@ class HyperModel(nn.Module):
     """
 
     def __init__(
-        self, net: nn.Module, hnet: HyperNetwork, *, shared: Shared = "trained", precision: Precision = "float32"
+        self,
+        net: nn.Module,
+        hnet: BaseHyperNetwork,
+        *,
+        shared: Shared = "trained",
+        precision: Precision = "float32",
+        rows: Literal["task", "shared"] = "task",
     ) -> None:
         super().__init__()
         parameters = writable_parameters(net)
@@ -81,15 +88,30 @@ class HyperModel(nn.Module):
                 "holds a parameter that is to be written also in a plain attribute or container, where it would stay as it is"
             )
             raise ArgumentError("net", each.module or type(net).__name__, rule)
-        self.net, self.hnet, self.shared, self.precision = net, hnet, shared, precision
+        self.net, self.hnet, self.shared, self.precision, self.rows = net, hnet, shared, precision, rows
         self.buffers_by_task = TaskBuffers(hnet.num_tasks)
         self.places = parameter_places(net)
         self.caches = Caches()
         for name, parameter in parameters.items():
             parameter.requires_grad_(parameter.requires_grad and name not in hnet.shapes and shared != "fixed")
         for layer in norm_layers(net).values():
-            while 0 < layer.num_stats < hnet.num_tasks:
+            while 0 < layer.num_stats < self.num_rows:
                 layer.checkpoint_stats()
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of statistics in every batch-norm layer that keeps some."""
+        return self.hnet.num_tasks if self.rows == "task" else 1
+
+    @property
+    def is_conditioned(self) -> bool:
+        """Whether the network is another one for another task: its parameters, its rows of statistics or its other buffers."""
+        by_rows = self.rows == "task" and any(layer.num_stats for layer in norm_layers(self.net).values())
+        return by_rows or any(p.numel() for p in self.hnet.task_parameters()) or bool(self.buffers_by_task.rows)
+
+    def row_of(self, task: int | Tensor) -> int | Tensor:
+        """The row of statistics that a task uses."""
+        return task if self.rows == "task" else 0
 
     def add_task(self, optimizer: Optimizer | None = None) -> None:
         """Opens one more task, with a row of its own in every norm layer that keeps rows; what was learned stays.
@@ -101,7 +123,7 @@ class HyperModel(nn.Module):
         self.buffers_by_task.add_task(self.net)
         for layer in norm_layers(self.net).values():
             before = layer.rows
-            if 0 < layer.num_stats < self.hnet.num_tasks:
+            if 0 < layer.num_stats < self.num_rows:
                 layer.checkpoint_stats()
             for name, old in before.items():
                 new = layer.rows[name]
@@ -117,6 +139,13 @@ class HyperModel(nn.Module):
     def shared_parameters(self) -> list[nn.Parameter]:
         """Those of the network that learn and that all tasks share."""
         return [parameter for parameter in writable_parameters(self.net).values() if parameter.requires_grad]
+
+    def common_parameters(self) -> dict[str, nn.Parameter]:
+        """All that learns and that the tasks have in common, by name; rows of statistics are not among them."""
+        own = self.hnet.task_parameters()
+        found = {f"hnet.{name}": p for name, p in self.hnet.named_parameters() if not any(p is q for q in own)}
+        net = {f"net.{name}": p for name, p in writable_parameters(self.net).items()}
+        return {name: p for name, p in (found | net).items() if p.requires_grad and p.numel()}
 
     def forward(self, x: Any, task: int | Tensor, stats: int | Tensor | str | None = None) -> Any:
         """Logits [N, K] of a task.
@@ -177,7 +206,7 @@ class HyperModel(nn.Module):
                 "which buffers training changes is not known yet: run the model once in training before it is compiled"
             )
         before = [] if net.training or not eager else self.caches.look(net)
-        tensors, row = params | buffers.of(task), task if stats is None else stats
+        tensors, row = params | buffers.of(task), self.row_of(task) if stats is None else stats
         places = self.places | buffers.places
 
         def capture() -> Callable[[], AbstractContextManager[None]]:
@@ -247,7 +276,7 @@ class HyperModel(nn.Module):
             net.get_buffer(name).copy_(row)
         for layer in norm_layers(net).values():
             if layer.num_stats:
-                layer.keep_only(task)
+                layer.keep_only(int(self.row_of(task)))
         return net
 
     def _norm_rows(self) -> list[Tensor]:
@@ -302,9 +331,9 @@ class HyperModel(nn.Module):
         for name, layer in norm_layers(self.net).items():
             for row_name in layer.rows:
                 rows = tensors[f"net.{name}.{row_name}"]
-                if rows.ndim and len(rows) != self.hnet.num_tasks:
+                if rows.ndim and len(rows) != self.num_rows:
                     raise ValueError(
-                        f"net.{name}.{row_name} has {len(rows)} rows of statistics, but there are {self.hnet.num_tasks} tasks"
+                        f"net.{name}.{row_name} has {len(rows)} rows of statistics, but there are {self.num_rows} tasks"
                     )
         for name, value in tensors.items():
             if own[name].shape != value.shape:

@@ -1,6 +1,6 @@
 """Any module under a hypernetwork, in one call."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from numbers import Integral
 from typing import Any, Literal
 
@@ -9,7 +9,7 @@ from torch.nn.parameter import is_lazy
 
 from hnetcl.bn import NormLayer, convert_batchnorm, writable_parameters
 from hnetcl.errors import ArgumentError
-from hnetcl.hnets import ChunkedHyperNetwork, DirectHyperNetwork, HyperNetwork, initial_parameters
+from hnetcl.hnets import DirectHyperNetwork, initial_parameters, make_hypernetwork
 from hnetcl.model import HyperModel, Precision, Shared
 from hnetcl.patterns import matching
 from hnetcl.registry import check_value, checking, declared_options
@@ -27,7 +27,8 @@ def wrap(
     init: Literal["own", "fan_in", "fan_out", "given"] | None = None,
     stats: str = "tracked",
     precision: Precision = "float32",
-    hnet: Callable[..., HyperNetwork] = ChunkedHyperNetwork,
+    rows: Literal["task", "shared"] = "task",
+    hnet: str | Callable[..., nn.Module] = "chunked",
     **options: Any,
 ) -> HyperModel:
     """Puts a module under a hypernetwork, which writes its parameters for every task.
@@ -53,36 +54,33 @@ def wrap(
             not for a module that has been trained, as far as its batch norm tells: that is refused, for which of the two is
             meant only its owner knows. A fresh head behind a trained network needs no `init`.
         stats: of the batch-norm layers, see `BatchNormLayer`.
-        precision: of the network, see `HyperModel`.
-        hnet: a kind of hypernetwork.
+        precision, rows: see `HyperModel`.
+        hnet: "direct", or the generator of a hypernetwork: a registered name, or a callable, see `HyperNetwork`.
         options: further arguments of it.
 
     Raises:
         ArgumentError: a pattern that no parameter matches, nothing to write, parameters that are frozen all, without a size yet
             or of whole numbers, a trained module without `init`, one on the meta device, or an argument of a part is refused.
     """
-    _check(module, num_tasks, stats, **options)
+    _check(module, num_tasks, stats)
     trained = trained_layers(module)
     net = convert_batchnorm(module, stats=stats)
     chosen = _chosen(net, generate)
     values = initial_parameters(net, init or "own")
     initial = {name: values[name] for name in chosen}
     shapes = {name: value.shape for name, value in initial.items()}
-    given = {"given": True} if init == "given" else {}
-    made = hnet(shapes=shapes, num_tasks=num_tasks, initial=initial, **given, **options)
+    made = make_hypernetwork(shapes, num_tasks, hnet, initial=initial, given=init == "given", **options)
     redraws = init is None and not isinstance(made, DirectHyperNetwork)
     if redraws and any(name.rpartition(".")[0] in trained for name in chosen):
         raise untold_init(net)
-    return HyperModel(net, made, shared=shared, precision=precision)
+    return HyperModel(net, made, shared=shared, precision=precision, rows=rows)
 
 
-def _check(module: nn.Module, num_tasks: Any, stats: str, hidden: Any = (), **_: Any) -> None:
+def _check(module: nn.Module, num_tasks: Any, stats: str) -> None:
     """Refuses what would fail later, or never be noticed."""
     if not _is_whole(num_tasks):
         raise ArgumentError("num_tasks", num_tasks, "must be a whole number")
     check_value("stats", stats, declared_options("hnetcl.bn.layer", "BatchNormLayer")["stats"].type)
-    if not isinstance(hidden, Sequence) or not all(map(_is_whole, hidden)):
-        raise ArgumentError("hidden", repr(hidden), "must be a list of widths")
     for name, tensor in (*module.named_parameters(), *module.named_buffers()):
         if tensor.is_meta:
             rule = f"{name} has no values (device=meta): put the module on a device with to_empty, and give it values"

@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from hnetcl.bn import batchnorm_layers
 from hnetcl.errors import ArgumentError
-from hnetcl.hnets import DirectHyperNetwork, FullHyperNetwork
+from hnetcl.hnets import DirectHyperNetwork, HyperNetwork
 from hnetcl.methods import Inputs, Method
 from hnetcl.methods.base import CLASSIFIER_WEIGHT
 from hnetcl.model import HyperModel
@@ -28,7 +28,7 @@ def _seed() -> None:
 
 
 def under(net: nn.Module, tasks: int = 3, **options: Any) -> HyperModel:
-    return wrap(net, tasks, hnet=FullHyperNetwork, hidden=[4], embedding_dim=4, **options)
+    return wrap(net, tasks, hnet="full", hidden=[4], embedding_dim=4, **options)
 
 
 def separate(net: nn.Module, tasks: int = 3) -> tuple[HyperModel, list[nn.Module]]:
@@ -128,7 +128,7 @@ def test_constants_are_shared() -> None:
 def test_torchs_batch_norm_without_conversion_has_rows_too() -> None:
     net = nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6), nn.Linear(6, 3))
     shapes = {name: value.shape for name, value in net.named_parameters()}
-    model = HyperModel(net, FullHyperNetwork(shapes, 2, hidden=(4,)))
+    model = HyperModel(net, HyperNetwork(shapes, 2, "full", hidden=(4,)))
     model(torch.randn(8, 6), 1)
     assert model.buffers_by_task.rows["1.num_batches_tracked"].tolist() == [0, 1]
     assert model.buffers_by_task.rows["1.running_mean"][0].abs().sum() == 0

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from hnetcl.algebra import ALGEBRAS, Algebra
-from hnetcl.bn import BATCH, BatchNormLayer, ConvBatchNorm, using_task
+from hnetcl.bn import BATCH, BatchNormLayer, ConvBatchNorm, auxiliary_loss, using_task
 from hnetcl.choices import STATS, WHITENINGS
 from hnetcl.errors import ArgumentError
 
@@ -269,17 +269,17 @@ def test_ensembles(algebra: str, training: bool, stats: str) -> None:
     """`vmap` over layers gives the outputs, gradients and statistics of each; inputs of their own or shared."""
     layers = [build(8, algebra, stats=stats) for _ in range(3)]
     for layer in layers:
-        if layer.num_stats:
-            layer(samples(9, 8))
-        layer.train(training)
         with torch.no_grad():
+            if layer.num_stats:
+                layer(samples(9, 8))
+            layer.train(training)
             for parameter in layer.parameters():
                 parameter.add_(torch.randn_like(parameter) / 5)
     x, shared = torch.stack([samples(9, 8, 2) for _ in range(3)]), samples(9, 8, 2)
 
     def loss(parameters: dict[str, Tensor], statistics: dict[str, Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
         y = functional_call(layers[0], (parameters, statistics), (x,))
-        return y.pow(3).mean(), y
+        return y.pow(3).mean() + auxiliary_loss(layers[0]), y
 
     gradient = torch.func.grad(loss, has_aux=True)
     for inputs, dims in ((x, (0, 0, 0)), (shared, (0, 0, None))):

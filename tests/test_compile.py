@@ -13,11 +13,13 @@ from torch import Tensor, nn
 
 from hnetcl.algebra import ALGEBRAS
 from hnetcl.bn import BatchNormLayer, writable_parameters
+from hnetcl.compiling import can_compile, compile_step
 from hnetcl.errors import ArgumentError
-from hnetcl.hnets import ChunkedHyperNetwork, DirectHyperNetwork, FullHyperNetwork
-from hnetcl.hnets.part import ReLU
-from hnetcl.kernels.compiled import can_compile, compile_step
-from hnetcl.methods import Finetune, Method, OutputRegularizer
+from hnetcl.hnets import DirectHyperNetwork, HyperNetwork
+from hnetcl.hnets.generators.chunk_mlp import ReLU
+from hnetcl.methods import Method
+from hnetcl.methods.finetune import Finetune
+from hnetcl.methods.output_regularizer import OutputRegularizer
 from hnetcl.model import HyperModel
 from hnetcl.nets import MLP, LeNet
 from hnetcl.tasks import load_images, permuted_sequence
@@ -27,8 +29,8 @@ from hnetcl.training.optimizers import sgd
 CPU = torch.device("cpu")
 TASKS = 5
 SGD = sgd(lr=0.05)  # Adam would make steps of rounding errors
-CHUNKED = partial(ChunkedHyperNetwork, hidden=(8,), embedding_dim=4, chunk_embedding_dim=4, chunk_size=40)
-LONG = partial(ChunkedHyperNetwork, hidden=(8,), embedding_dim=4, chunk_embedding_dim=4, chunk_size=400)
+CHUNKED = partial(HyperNetwork, generator="chunked", hidden=(8,), embedding_dim=4, chunk_embedding_dim=4, chunk_size=40)
+LONG = partial(HyperNetwork, generator="chunked", hidden=(8,), embedding_dim=4, chunk_embedding_dim=4, chunk_size=400)
 pytestmark = [  # raised inside torch's compiler
     pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning"),
@@ -87,8 +89,16 @@ def fit(data_root: Path, compile: Any, backend: Any, algebra: Any, number: int) 
     [
         ("tracked", CHUNKED, OutputRegularizer(beta=0.1)),
         ("learnable", CHUNKED, OutputRegularizer(beta=0.1, task_weights=[1.0, 2.0, 0.0, 1.0])),
-        ("distilled", partial(FullHyperNetwork, hidden=(4,), embedding_dim=4), OutputRegularizer(beta=0.1, targets="online")),
-        ("tracked", partial(FullHyperNetwork, hidden=(4,), embedding_dim=4), OutputRegularizer(beta=0.1, sample=2)),
+        (
+            "distilled",
+            partial(HyperNetwork, generator="full", hidden=(4,), embedding_dim=4),
+            OutputRegularizer(beta=0.1, targets="online"),
+        ),
+        (
+            "tracked",
+            partial(HyperNetwork, generator="full", hidden=(4,), embedding_dim=4),
+            OutputRegularizer(beta=0.1, sample=2),
+        ),
         ("tracked", LONG, OutputRegularizer(beta=0.1)),
         ("tracked", CHUNKED, OutputRegularizer(beta=0.1, sample=1)),
         ("tracked", CHUNKED, OutputRegularizer(beta=0.1, sample=1, lookahead=True)),

@@ -11,12 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hnetcl.choices import WHITENINGS
-from hnetcl.kernels import closed_form
-from hnetcl.kernels.backends import REFERENCE, Kernel
-from hnetcl.kernels.compiled import can_compile, compiled_passes
-from hnetcl.kernels.conv_bn import conv_batch_norm, conv_normalize, fused, synchronised_conv_batch_norm
-from hnetcl.kernels.convolution import Convolution
-from hnetcl.kernels.passes import PLAIN, Passes
+from hnetcl.compiling import can_compile
+from hnetcl.kernels import batch_norm as closed_form
+from hnetcl.kernels.backends import REFERENCE, Kernel, fused
+from hnetcl.kernels.conv_bn import Convolution, conv_batch_norm, conv_normalize
+from hnetcl.kernels.passes import BLOCKS, COMPILED, PLAIN, Passes
 
 every_case = pytest.mark.parametrize(("d", "whitening"), list(product([1, 2, 4, 8], WHITENINGS)))
 both_statistics = pytest.mark.parametrize("given", [False, True], ids=["batch", "given"])
@@ -42,10 +41,10 @@ def inputs(d: int, given: bool) -> dict[str, Any]:
     return {name: value.double().requires_grad_() for name, value in values.items()}
 
 
-def run(values: dict[str, Any], whitening: str, passes: Passes | None = None) -> tuple[Tensor, ...]:
+def run(values: dict[str, Any], whitening: str, passes: Passes = BLOCKS) -> tuple[Tensor, ...]:
     options: dict[str, Any] = {"conv": CONV, "d": len(values["conv_bias"]), "eps": 1e-2, "whitening": whitening}
     if "cov" not in values:
-        return conv_batch_norm(**values, **options, passes=passes)
+        return conv_batch_norm(**values, **options, passes=passes)[:3]
     cov = (values["cov"] + values["cov"].mT) / 2  # only its symmetric part counts
     return (conv_normalize(**{**values, "cov": cov}, **options, passes=passes),)
 
@@ -73,7 +72,7 @@ def test_equals_batch_norm_of_the_convolution(d: int, whitening: str) -> None:
     v = inputs(d, given=False)
     z = F.conv1d(v["x"], v["conv_weight"], v["conv_bias"], padding=1)
     y, mean, cov = run(v, whitening)
-    assert_close((y, mean, cov), closed_form.batch_norm(z, v["gamma"], v["beta"], d=d, eps=1e-2, whitening=whitening))
+    assert_close((y, mean, cov), closed_form.batch_norm(z, v["gamma"], v["beta"], d=d, eps=1e-2, whitening=whitening)[:3])
     assert not mean.requires_grad
     assert not cov.requires_grad
 
@@ -92,7 +91,7 @@ def test_synchronised_is_the_same_on_one_rank(tmp_path: Path) -> None:
     options: dict[str, Any] = {**values, "conv": CONV, "d": 4, "eps": 1e-2, "whitening": "zca"}
     dist.init_process_group("gloo", init_method=f"file://{tmp_path}/ranks", rank=0, world_size=1)
     try:
-        *got, count = synchronised_conv_batch_norm(**options, group=dist.group.WORLD)
+        *got, count = conv_batch_norm(**options, group=dist.group.WORLD)
         gradients = outcome(got[0], values)
     finally:
         dist.destroy_process_group()
@@ -109,7 +108,7 @@ def test_compiled_passes_compute_the_same(given: bool) -> None:
     if not can_compile(torch.device("cpu")):
         pytest.skip("torch.compile does not work here")
     values = inputs(2, given)
-    plain, compiled = (outcome(run(values, "zca", passes)[0], values) for passes in (None, compiled_passes()))
+    plain, compiled = (outcome(run(values, "zca", passes)[0], values) for passes in (BLOCKS, COMPILED))
     assert_close(compiled, plain)
 
 

@@ -366,9 +366,7 @@ def pretrained() -> nn.Sequential:
 def test_given_statistics_reach_every_row(stats: str) -> None:
     """Of a pretrained extractor in `wrap`: all tasks, also one that is opened after training, start at the module's output."""
     given = pretrained()
-    model = hnetcl.wrap(
-        deepcopy(given), 3, generate=["6.*"], shared="fixed", stats=stats, compression=None, hnet=hnetcl.FullHyperNetwork
-    )
+    model = hnetcl.wrap(deepcopy(given), 3, generate=["6.*"], shared="fixed", stats=stats, compression=None, hnet="full")
     x = torch.randn(4, 2, 5, 5)
 
     def check(task: int) -> None:

@@ -12,26 +12,18 @@ from torch.func import functional_call
 
 import hnetcl
 from hnetcl.errors import ArgumentError
-from hnetcl.hnets import (
-    ChunkedHyperNetwork,
-    DirectHyperNetwork,
-    FullHyperNetwork,
-    HyperNetwork,
-    LowRankHyperNetwork,
-    StructuredHyperNetwork,
-    initial_parameters,
-)
+from hnetcl.hnets import BaseHyperNetwork, initial_parameters, make_hypernetwork
 from hnetcl.modules import placed
 
-MEMBERS: dict[str, Callable[..., HyperNetwork]] = {
-    "full": partial(FullHyperNetwork, hidden=(8,)),
-    "chunked": partial(ChunkedHyperNetwork, hidden=(8,), chunk_size=20),
-    "structured": partial(StructuredHyperNetwork, hidden=(8,), chunk_size=20),
-    "structured, nothing left over": partial(StructuredHyperNetwork, hidden=(8,), groups=["*"], chunk_size=20),
-    "low rank": partial(LowRankHyperNetwork, rank=1, chunk_size=20),
-    "low rank, with a base": partial(LowRankHyperNetwork, rank=1, base=True, chunk_size=20),
-    "direct": partial(DirectHyperNetwork, per_task=("*",)),
-    "direct, all shared": partial(DirectHyperNetwork, per_task=()),
+MEMBERS: dict[str, partial[BaseHyperNetwork]] = {
+    "full": partial(make_hypernetwork, hnet="full", hidden=(8,)),
+    "chunked": partial(make_hypernetwork, hnet="chunked", hidden=(8,), chunk_size=20),
+    "structured": partial(make_hypernetwork, hnet="structured", hidden=(8,), chunk_size=20),
+    "structured, nothing left over": partial(make_hypernetwork, hnet="structured", hidden=(8,), groups=["*"], chunk_size=20),
+    "low rank": partial(make_hypernetwork, hnet="low_rank", rank=1, chunk_size=20),
+    "low rank, with a base": partial(make_hypernetwork, hnet="low_rank", rank=1, base=True, chunk_size=20),
+    "direct": partial(make_hypernetwork, hnet="direct", per_task=("*",)),
+    "direct, all shared": partial(make_hypernetwork, hnet="direct", per_task=()),
 }
 member = pytest.mark.parametrize("make", MEMBERS.values(), ids=MEMBERS.keys())
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-6, torch.bfloat16: 3e-2, torch.float16: 3e-3}
@@ -72,11 +64,11 @@ def _seed() -> None:
 @pytest.mark.parametrize("init", ["own", "given", "fan_in"])
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @member
-def test_written_in_the_parameters_dtype(make: Callable[..., HyperNetwork], dtype: torch.dtype, init: Any) -> None:
+def test_written_in_the_parameters_dtype(make: partial[BaseHyperNetwork], dtype: torch.dtype, init: Any) -> None:
     """As the module computes with these values, gradients too; all tasks in one pass; in double precision afterwards."""
     net, x, tolerance = Odd(dtype), torch.randn(5, 6, dtype=dtype), TOLERANCE[dtype]
     expected, shapes = net(x).detach(), {name: p.shape for name, p in net.named_parameters()}
-    model = hnetcl.wrap(net, 2, init=init, hnet=make)
+    model = hnetcl.wrap(net, 2, init=init, **make.keywords)
     if init == "given":
         assert torch.equal(model(x, 1), expected)
     with placed(net, model.hnet(1), model.places):
@@ -107,10 +99,10 @@ def test_written_in_the_parameters_dtype(make: Callable[..., HyperNetwork], dtyp
 @pytest.mark.parametrize("init", ["own", "given", "fan_in"])
 @pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128], ids=str)
 @member
-def test_complex_parameters_are_two_real_numbers_each(make: Callable[..., HyperNetwork], dtype: torch.dtype, init: Any) -> None:
+def test_complex_parameters_are_two_real_numbers_each(make: partial[BaseHyperNetwork], dtype: torch.dtype, init: Any) -> None:
     net, x = Complex(dtype), torch.randn(20, 6)
     expected = net(x).detach()
-    model = hnetcl.wrap(net, 2, init=init, hnet=make)
+    model = hnetcl.wrap(net, 2, init=init, **make.keywords)
     assert model.hnet.shapes["first.weight"] == (8, 6, 2)
     assert model.hnet.shapes["turn"] == (2,)
     if init == "given":
@@ -125,7 +117,7 @@ def test_complex_parameters_are_two_real_numbers_each(make: Callable[..., HyperN
         optimizer.step()
     assert float(losses[-1].detach()) < float(losses[0].detach())
     saved = {name: value.clone() for name, value in model.saved_tensors().items()}
-    other = hnetcl.wrap(Complex(dtype), 2, init=init, hnet=make)
+    other = hnetcl.wrap(Complex(dtype), 2, init=init, **make.keywords)
     other.load_tensors(saved)
     assert torch.equal(other.eval()(x, 1), model.eval()(x, 1))
 
@@ -133,10 +125,10 @@ def test_complex_parameters_are_two_real_numbers_each(make: Callable[..., HyperN
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # raised inside torch's compiler
 @pytest.mark.parametrize("net", [Odd, partial(Complex, torch.complex64), partial(Odd, torch.bfloat16)])
 @pytest.mark.parametrize("make", [MEMBERS[name] for name in ("chunked", "structured", "low rank, with a base", "direct")])
-def test_one_graph_holds_it_all(make: Callable[..., HyperNetwork], net: Callable[[], nn.Module]) -> None:
+def test_one_graph_holds_it_all(make: partial[BaseHyperNetwork], net: Callable[[], nn.Module]) -> None:
     """Shares, centers and dtypes are no obstacle for torch's compiler."""
     torch._dynamo.reset()
-    model = hnetcl.wrap(net(), 3, init="given", hnet=make).eval()
+    model = hnetcl.wrap(net(), 3, init="given", **make.keywords).eval()
     x, task, tasks = (
         torch.randn(4, 6).to(model.net.get_parameter("first.bias").dtype.to_real()),
         torch.tensor(2),
@@ -159,8 +151,8 @@ def test_the_fan_of_a_complex_layer() -> None:
 
 
 @member
-def test_growth_and_distances_of_odd_shapes(make: Callable[..., HyperNetwork]) -> None:
-    model = hnetcl.wrap(Odd(), 2, hnet=make)
+def test_growth_and_distances_of_odd_shapes(make: partial[BaseHyperNetwork]) -> None:
+    model = hnetcl.wrap(Odd(), 2, **make.keywords)
     tasks, hnet = torch.arange(2), model.hnet
     before = hnet.record(tasks, 1000)
     model.add_task()
@@ -176,7 +168,7 @@ def test_growth_and_distances_of_odd_shapes(make: Callable[..., HyperNetwork]) -
 
 
 @member
-def test_nothing_to_write(make: Callable[..., HyperNetwork]) -> None:
+def test_nothing_to_write(make: partial[BaseHyperNetwork]) -> None:
     with pytest.raises(ArgumentError, match=r"shapes={'none': .*}: needs at least one number"):
         make({"none": (0, 3)}, 2)
     with pytest.raises(ArgumentError, match=r"initial=\['weight'\]: must be real"):

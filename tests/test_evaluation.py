@@ -17,9 +17,9 @@ from hnetcl.cli.jobs import train
 from hnetcl.cli.main import CONF
 from hnetcl.config import Config
 from hnetcl.errors import ArgumentError
-from hnetcl.hnets import ChunkedHyperNetwork
+from hnetcl.hnets import HyperNetwork
 from hnetcl.inference import candidates, compare_tasks
-from hnetcl.methods import OutputRegularizer
+from hnetcl.methods.output_regularizer import OutputRegularizer
 from hnetcl.metrics import summary
 from hnetcl.model import HyperModel
 from hnetcl.nets import MLP
@@ -61,7 +61,7 @@ def trainer(sequence: TaskSequence, **options: Any) -> Trainer:
     initial = {name: value.detach().clone() for name, value in net.named_parameters()}
     shapes = {name: value.shape for name, value in initial.items()}
     model = HyperModel(
-        net, ChunkedHyperNetwork(shapes, len(sequence), hidden=(16,), embedding_dim=8, chunk_embedding_dim=8, initial=initial)
+        net, HyperNetwork(shapes, len(sequence), initial=initial, hidden=(16,), embedding_dim=8, chunk_embedding_dim=8)
     )
     generator = torch.Generator().manual_seed(0)
     return Trainer(model, sequence, OutputRegularizer(beta=0.1), adam(lr=0.01), generator, steps=15, batch_size=16, **options)

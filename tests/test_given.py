@@ -1,7 +1,7 @@
 """`init="given"`: every task starts at the module's own weights, and learns a change of them."""
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
@@ -13,28 +13,22 @@ from torch import Tensor, nn
 import hnetcl
 from hnetcl.bn import BatchNormLayer
 from hnetcl.errors import ArgumentError
-from hnetcl.hnets import (
-    ChunkedHyperNetwork,
-    DirectHyperNetwork,
-    FullHyperNetwork,
-    HyperNetwork,
-    LowRankHyperNetwork,
-    StructuredHyperNetwork,
-)
-from hnetcl.hnets.parted import PartedHyperNetwork
-from hnetcl.methods import OutputRegularizer
+from hnetcl.hnets import BaseHyperNetwork, DirectHyperNetwork, HyperNetwork, make_hypernetwork
+from hnetcl.methods.output_regularizer import OutputRegularizer
 from hnetcl.model import HyperModel
 from hnetcl.vision import import_torchvision
 
-MEMBERS: dict[str, Callable[..., HyperNetwork]] = {
-    "full": partial(FullHyperNetwork, hidden=(8,)),
-    "chunked": partial(ChunkedHyperNetwork, hidden=(8,)),
-    "chunked, heads as wide as the weights": partial(ChunkedHyperNetwork, hidden=(8,), chunk_size=30, head_scale="own"),
-    "structured": partial(StructuredHyperNetwork, hidden=(8,), chunk_size=20),
-    "structured, one group": partial(StructuredHyperNetwork, hidden=(8,), groups=["?.weight"], chunk_size=7),
-    "low rank": partial(LowRankHyperNetwork, rank=1, chunk_size=20),
-    "low rank, with a base": partial(LowRankHyperNetwork, rank=1, base=True, chunk_size=20),
-    "direct": partial(DirectHyperNetwork, per_task=("*",)),
+MEMBERS: dict[str, partial[BaseHyperNetwork]] = {
+    "full": partial(make_hypernetwork, hnet="full", hidden=(8,)),
+    "chunked": partial(make_hypernetwork, hnet="chunked", hidden=(8,)),
+    "chunked, heads as wide as the weights": partial(
+        make_hypernetwork, hnet="chunked", hidden=(8,), chunk_size=30, head_scale="own"
+    ),
+    "structured": partial(make_hypernetwork, hnet="structured", hidden=(8,), chunk_size=20),
+    "structured, one group": partial(make_hypernetwork, hnet="structured", hidden=(8,), groups=["?.weight"], chunk_size=7),
+    "low rank": partial(make_hypernetwork, hnet="low_rank", rank=1, chunk_size=20),
+    "low rank, with a base": partial(make_hypernetwork, hnet="low_rank", rank=1, base=True, chunk_size=20),
+    "direct": partial(make_hypernetwork, hnet="direct", per_task=("*",)),
 }
 member = pytest.mark.parametrize("make", MEMBERS.values(), ids=MEMBERS.keys())
 every_generate = pytest.mark.parametrize("generate", ["all", "norm", ["4.*", "1.bias"]], ids=str)
@@ -55,10 +49,8 @@ def trained_net() -> nn.Sequential:
     return net
 
 
-def given(
-    make: Callable[..., HyperNetwork], net: nn.Module, tasks: int = 3, generate: Iterable[str] | str = "all"
-) -> HyperModel:
-    return hnetcl.wrap(net, tasks, generate=generate, init="given", hnet=make)
+def given(make: partial[BaseHyperNetwork], net: nn.Module, tasks: int = 3, generate: Iterable[str] | str = "all") -> HyperModel:
+    return hnetcl.wrap(net, tasks, generate=generate, init="given", **make.keywords)
 
 
 def learn(model: HyperModel, x: Tensor, y: Tensor, task: int, steps: int) -> list[float]:
@@ -75,7 +67,7 @@ def learn(model: HyperModel, x: Tensor, y: Tensor, task: int, steps: int) -> lis
 
 @every_generate
 @member
-def test_outputs_are_the_modules(make: Callable[..., HyperNetwork], generate: Iterable[str] | str) -> None:
+def test_outputs_are_the_modules(make: partial[BaseHyperNetwork], generate: Iterable[str] | str) -> None:
     """Exactly, for every task, those that are opened later and those of a reloaded model too."""
     net, x = trained_net(), torch.randn(5, 6)
     expected = net(x).detach()
@@ -94,7 +86,7 @@ def test_outputs_are_the_modules(make: Callable[..., HyperNetwork], generate: It
 
 @every_generate
 @member
-def test_it_learns_from_there(make: Callable[..., HyperNetwork], generate: Iterable[str] | str) -> None:
+def test_it_learns_from_there(make: partial[BaseHyperNetwork], generate: Iterable[str] | str) -> None:
     """One task's loss falls; saved tensors and deep copies hold what was learned."""
     model, x = given(make, trained_net(), generate=generate), torch.randn(30, 6)
     y = torch.arange(30) % 3
@@ -109,9 +101,9 @@ def test_it_learns_from_there(make: Callable[..., HyperNetwork], generate: Itera
 
 
 @member
-def test_the_change_costs_a_number_for_each_parameter(make: Callable[..., HyperNetwork]) -> None:
+def test_the_change_costs_a_number_for_each_parameter(make: partial[BaseHyperNetwork]) -> None:
     """`compression` means what it meant: constants had a gain for each number before, all others have one share."""
-    own, kept = (hnetcl.wrap(trained_net(), 3, init=init, hnet=make).hnet for init in ("own", "given"))
+    own, kept = (hnetcl.wrap(trained_net(), 3, init=init, **make.keywords).hnet for init in ("own", "given"))
     if isinstance(kept, DirectHyperNetwork):
         assert kept.num_trainable == own.num_trainable
     else:
@@ -121,14 +113,12 @@ def test_the_change_costs_a_number_for_each_parameter(make: Callable[..., HyperN
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("moved", [0.0, 0.3], ids=["from the start", "later"])
 @pytest.mark.parametrize("chunk_size", [7, 20, 90])
-@pytest.mark.parametrize("kind", [ChunkedHyperNetwork, StructuredHyperNetwork])
-def test_distances_by_factors(
-    kind: Callable[..., PartedHyperNetwork], chunk_size: int, moved: float, dtype: torch.dtype
-) -> None:
+@pytest.mark.parametrize("kind", ["chunked", "structured"])
+def test_distances_by_factors(kind: str, chunk_size: int, moved: float, dtype: torch.dtype) -> None:
     """Equal those of the numbers, gradients too, whether the shares have left zero before or after the record."""
     start = dict(trained_net().state_dict())
     shapes = {name: value.shape for name, value in start.items()}
-    hnet = kind(shapes, 4, hidden=(5,), chunk_size=chunk_size, initial=start, given=True).to(dtype)
+    hnet = HyperNetwork(shapes, 4, kind, hidden=(5,), chunk_size=chunk_size, initial=start, given=True).to(dtype)
     tasks, weights = torch.tensor([0, 3, 1]), torch.rand(3, dtype=dtype)
 
     def move(by: float) -> None:
@@ -137,7 +127,7 @@ def test_distances_by_factors(
                 p.add_(by * torch.randn_like(p))
 
     move(moved)
-    records = [hnet.record(tasks, 10**4), HyperNetwork.record(hnet, tasks, 1)]
+    records = [hnet.record(tasks, 10**4), BaseHyperNetwork.record(hnet, tasks, 1)]
     assert bool(records[0].common) or chunk_size != 20
     assert hnet.share is not None
     for _ in range(2):
@@ -156,7 +146,7 @@ def test_distances_by_factors(
 
 
 @member
-def test_the_output_regularizer_holds_old_tasks(make: Callable[..., HyperNetwork]) -> None:
+def test_the_output_regularizer_holds_old_tasks(make: partial[BaseHyperNetwork]) -> None:
     """Its penalty is the mean squared change of what was written for them, zero at first."""
     model, x, y = given(make, trained_net()), torch.randn(30, 6), torch.arange(30) % 3
     learn(model, x, y, 0, 20)
@@ -175,7 +165,7 @@ def test_the_output_regularizer_holds_old_tasks(make: Callable[..., HyperNetwork
 
 
 @pytest.mark.parametrize("make", list(MEMBERS.values())[1:2] + list(MEMBERS.values())[-2:])
-def test_a_pretrained_extractor(make: Callable[..., HyperNetwork]) -> None:
+def test_a_pretrained_extractor(make: partial[BaseHyperNetwork]) -> None:
     """Batch norm with trained statistics, whose head alone is written: task 0 is the module, to 1e-5; nothing else moves."""
     net = import_torchvision().models.resnet18(num_classes=4)
     x = torch.randn(4, 3, 32, 32)
@@ -251,7 +241,7 @@ def test_frozen_parameters_stay(generate: str, shared: Any) -> None:
             made.get_parameter(name).requires_grad_(False)
         return made
 
-    model = hnetcl.wrap(net(), 2, generate=generate, shared=shared, hnet=FullHyperNetwork)
+    model = hnetcl.wrap(net(), 2, generate=generate, shared=shared, hnet="full")
     before = {name: model.net.get_parameter(name).clone() for name in ("0.weight", "1.bias")}
     assert not before.keys() & model.hnet.shapes.keys()
     for task in range(2):
@@ -259,7 +249,7 @@ def test_frozen_parameters_stay(generate: str, shared: Any) -> None:
         learn(model, torch.randn(9, 6), torch.arange(9) % 3, task, 3)
     assert all(torch.equal(model.net.get_parameter(name), value) for name, value in before.items())
     assert {f"net.{name}" for name in before} <= model.saved_tensors().keys()
-    assert list(hnetcl.wrap(net(), 2, generate=["0.weight"], shared=shared, hnet=FullHyperNetwork).hnet.shapes) == ["0.weight"]
+    assert list(hnetcl.wrap(net(), 2, generate=["0.weight"], shared=shared, hnet="full").hnet.shapes) == ["0.weight"]
 
 
 @pytest.mark.parametrize("generate", ["all", "norm"])

@@ -10,12 +10,12 @@ from choices import allowed
 from steps import run_of, take
 
 from hnetcl.algebra import ALGEBRAS
-from hnetcl.bn import BatchNormLayer, using_task
+from hnetcl.bn import BatchNormLayer, auxiliary_loss, using_task
 from hnetcl.cli.jobs import train
 from hnetcl.config import Config
 from hnetcl.errors import DivergedError
-from hnetcl.hnets import ChunkedHyperNetwork
-from hnetcl.methods import OutputRegularizer
+from hnetcl.hnets import HyperNetwork
+from hnetcl.methods.output_regularizer import OutputRegularizer
 from hnetcl.model import HyperModel
 from hnetcl.nets import MLP
 from hnetcl.registry import names
@@ -44,9 +44,9 @@ def test_the_layer_gives_on_the_gpu_what_it_gives_on_the_cpu(algebra: Any, train
         copy.load_state_dict(layer.state_dict())
         on_device = x.to(device).detach().requires_grad_()
         y = copy(on_device)
-        y.pow(3).sum().backward()
-        assert on_device.grad is not None
-        outcomes.append([y.detach().cpu(), on_device.grad.cpu(), *(b.cpu() for b in copy.buffers())])
+        (y.pow(3).sum() + auxiliary_loss(copy)).backward()
+        gradients = (t.grad for t in (on_device, *copy.parameters()) if t.grad is not None)
+        outcomes.append([y.detach().cpu(), *(g.cpu() for g in gradients), *(b.cpu() for b in copy.buffers())])
     for on_cpu, on_gpu in zip(*outcomes, strict=True):
         torch.testing.assert_close(on_cpu, on_gpu, rtol=1e-3, atol=1e-4)
 
@@ -66,8 +66,8 @@ def test_choosing_a_row_never_waits_for_the_gpu(algebra: Any, stats: Any) -> Non
         torch.cuda.set_sync_debug_mode("error" if step else "default")  # the first step may initialise libraries
         try:
             with using_task(layer, 1):
-                layer(x).square().sum().backward()
-            layer(x, stats_id=row).square().sum().backward()
+                (layer(x).square().sum() + auxiliary_loss(layer)).backward()
+            (layer(x, stats_id=row).square().sum() + auxiliary_loss(layer)).backward()
         finally:
             torch.cuda.set_sync_debug_mode("default")
 
@@ -88,8 +88,8 @@ def test_choosing_a_row_never_waits_for_the_gpu(algebra: Any, stats: Any) -> Non
 def test_a_step_never_waits_for_the_gpu(algebra: Any, options: dict[str, Any]) -> None:
     net = MLP((1, 8, 8), 3, hidden=(16, 16), algebra=algebra, norm=lambda width: BatchNormLayer(width, algebra=algebra))
     initial = {name: value.detach().clone() for name, value in net.named_parameters()}
-    hnet = ChunkedHyperNetwork(
-        {name: value.shape for name, value in initial.items()}, 4, hidden=(8,), chunk_size=50, initial=initial
+    hnet = HyperNetwork(
+        {name: value.shape for name, value in initial.items()}, 4, "chunked", hidden=(8,), chunk_size=50, initial=initial
     )
     model, method = HyperModel(net, hnet).cuda(), OutputRegularizer(beta=0.1, **options)
     method.load_state_dict({"fisher": torch.rand(3, hnet.num_generated)})
@@ -115,8 +115,8 @@ def steps(compile: Any, precision: Any, algebra: Any) -> dict[str, torch.Tensor]
     torch.manual_seed(0)
     net = MLP((1, 8, 8), 3, hidden=(16, 16), algebra=algebra, norm=lambda width: BatchNormLayer(width, algebra=algebra))
     initial = {name: value.detach().clone() for name, value in net.named_parameters()}
-    hnet = ChunkedHyperNetwork(
-        {name: value.shape for name, value in initial.items()}, 4, hidden=(8,), chunk_size=50, initial=initial
+    hnet = HyperNetwork(
+        {name: value.shape for name, value in initial.items()}, 4, "chunked", hidden=(8,), chunk_size=50, initial=initial
     )
     model, method = HyperModel(net, hnet, precision=precision).cuda(), OutputRegularizer(beta=0.1)
     step = TrainingStep(model, method, torch.device("cuda"), compile)

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from hnetcl.bn import BatchNormLayer
-from hnetcl.hnets import DirectHyperNetwork, FullHyperNetwork, HyperNetwork, StructuredHyperNetwork
+from hnetcl.bn import BatchNormLayer, auxiliary_loss
+from hnetcl.hnets import BaseHyperNetwork, DirectHyperNetwork, HyperNetwork
 from hnetcl.model import HyperModel
 
 SHAPES = {"body.weight": (6, 4), "norm.weight": (6,), "head.weight": (3, 6)}
-MEMBERS: dict[str, Callable[..., HyperNetwork]] = {
-    "full": partial(FullHyperNetwork, hidden=(5,)),
-    "structured": partial(StructuredHyperNetwork, chunk_size=9),
+MEMBERS: dict[str, Callable[..., BaseHyperNetwork]] = {
+    "full": partial(HyperNetwork, generator="full", hidden=(5,)),
+    "structured": partial(HyperNetwork, generator="structured", chunk_size=9),
     "direct": DirectHyperNetwork,
 }
 OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
@@ -30,7 +30,7 @@ OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
 }
 
 
-def step(hnet: HyperNetwork, optimizer: Optimizer, tasks: list[int]) -> None:
+def step(hnet: BaseHyperNetwork, optimizer: Optimizer, tasks: list[int]) -> None:
     optimizer.zero_grad()
     written: Tensor = hnet.flat(torch.tensor(tasks))
     (written - torch.linspace(-1, 1, written.shape[1])).square().mean().backward()
@@ -40,7 +40,7 @@ def step(hnet: HyperNetwork, optimizer: Optimizer, tasks: list[int]) -> None:
 @pytest.mark.parametrize("optimizer", OPTIMIZERS.values(), ids=OPTIMIZERS.keys())
 @pytest.mark.parametrize("make", MEMBERS.values(), ids=MEMBERS.keys())
 def test_growing_changes_nothing_for_old_tasks_nor_for_the_optimizer(
-    make: Callable[..., HyperNetwork], optimizer: Callable[..., Optimizer]
+    make: Callable[..., BaseHyperNetwork], optimizer: Callable[..., Optimizer]
 ) -> None:
     """Steps on tasks 0 and 1, then on all three: the same as with three from the start, the third at the same place."""
     torch.manual_seed(0)
@@ -68,7 +68,7 @@ def test_growing_changes_nothing_for_old_tasks_nor_for_the_optimizer(
 
 
 def test_without_an_optimizer_none_is_needed() -> None:
-    hnet = FullHyperNetwork(SHAPES, 1)
+    hnet = HyperNetwork(SHAPES, 1, "full")
     hnet.add_task()
     assert len(hnet.embedding) == hnet.num_tasks == 2
 
@@ -79,12 +79,13 @@ def test_a_model_opens_rows_too(stats: Any) -> None:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(5, 6), BatchNormLayer(6, stats=stats), nn.ReLU(), nn.Linear(6, 3))
     shapes = {name: value.shape for name, value in net.named_parameters() if "running" not in name}
-    model, x = HyperModel(net, FullHyperNetwork(shapes, 2, hidden=(5,))), torch.randn(20, 5)
+    model, x = HyperModel(net, HyperNetwork(shapes, 2, "full", hidden=(5,))), torch.randn(20, 5)
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=0.05)
 
     def train(task: int) -> Tensor:
         optimizer.zero_grad()
         loss: Tensor = nn.functional.cross_entropy(model.train()(x + task, task), torch.arange(20) % 3)
+        loss = loss + auxiliary_loss(model)
         loss.backward()
         optimizer.step()
         return loss.detach()

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from hnetcl.bn import convert_batchnorm
 from hnetcl.errors import ArgumentError
-from hnetcl.hnets import DirectHyperNetwork, FullHyperNetwork
+from hnetcl.hnets import DirectHyperNetwork
 from hnetcl.model import HyperModel
 from hnetcl.wrapping import wrap
 
@@ -22,7 +22,7 @@ def _seed() -> None:
 
 
 def under(net: nn.Module) -> HyperModel:
-    return wrap(net, 2, hnet=FullHyperNetwork, hidden=[4], embedding_dim=4)
+    return wrap(net, 2, hnet="full", hidden=[4], embedding_dim=4)
 
 
 class Helper:

@@ -2,38 +2,29 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import get_args
 
 import pytest
 import torch
 from torch import nn
 
-from hnetcl import choices
-from hnetcl.choices import HEAD_SCALES
 from hnetcl.errors import ArgumentError
-from hnetcl.hnets import (
-    ChunkedHyperNetwork,
-    DirectHyperNetwork,
-    FullHyperNetwork,
-    HyperNetwork,
-    LowRankHyperNetwork,
-    StructuredHyperNetwork,
-)
-from hnetcl.hnets.conditioned import ConditionedHyperNetwork
+from hnetcl.hnets import BaseHyperNetwork, DirectHyperNetwork, HyperNetwork
 from hnetcl.hnets.direct import logits_layer
-from hnetcl.hnets.part import ACTIVATIONS, Part
+from hnetcl.hnets.generators.chunk_mlp import ACTIVATIONS, Activation, ChunkMLP
 from hnetcl.vision import import_torchvision
 
 SHAPES = {"body.weight": (1, 12, 20), "norm.weight": (12,), "norm.bias": (12,), "head.weight": (1, 3, 12), "head.bias": (3,)}
-MEMBERS: dict[str, Callable[..., HyperNetwork]] = {
-    "full": partial(FullHyperNetwork, hidden=(6,), embedding_dim=5),
-    "chunked": partial(ChunkedHyperNetwork, hidden=(6,), embedding_dim=5, chunk_embedding_dim=4, chunk_size=50),
-    "chunked, one number at a time": partial(ChunkedHyperNetwork, chunk_size=1),
-    "chunked, one chunk": partial(ChunkedHyperNetwork, chunk_size=10**6),
-    "chunked, no hidden layer": partial(ChunkedHyperNetwork, hidden=(), chunk_size=50),
-    "structured": partial(StructuredHyperNetwork, hidden=(6,), chunk_size=50),
-    "structured, one group": partial(StructuredHyperNetwork, hidden=(6,), groups=["body.*"], chunk_size=7),
-    "low rank": partial(LowRankHyperNetwork, rank=2, chunk_size=50),
-    "low rank, with a base": partial(LowRankHyperNetwork, rank=1, base=True, chunk_size=50),
+MEMBERS: dict[str, Callable[..., BaseHyperNetwork]] = {
+    "full": partial(HyperNetwork, generator="full", hidden=(6,), embedding_dim=5),
+    "chunked": partial(HyperNetwork, generator="chunked", hidden=(6,), embedding_dim=5, chunk_embedding_dim=4, chunk_size=50),
+    "chunked, one number at a time": partial(HyperNetwork, generator="chunked", chunk_size=1),
+    "chunked, one chunk": partial(HyperNetwork, generator="chunked", chunk_size=10**6),
+    "chunked, no hidden layer": partial(HyperNetwork, generator="chunked", hidden=(), chunk_size=50),
+    "structured": partial(HyperNetwork, generator="structured", hidden=(6,), chunk_size=50),
+    "structured, one group": partial(HyperNetwork, generator="structured", hidden=(6,), groups=["body.*"], chunk_size=7),
+    "low rank": partial(HyperNetwork, generator="low_rank", rank=2, chunk_size=50),
+    "low rank, with a base": partial(HyperNetwork, generator="low_rank", rank=1, base=True, chunk_size=50),
     "direct": DirectHyperNetwork,
     "direct, nothing shared": partial(DirectHyperNetwork, per_task=("*",)),
     "direct, all shared": partial(DirectHyperNetwork, per_task=()),
@@ -48,7 +39,7 @@ def initial() -> dict[str, torch.Tensor]:
 
 
 @member
-def test_writes_every_name_in_its_shape(make: Callable[..., HyperNetwork]) -> None:
+def test_writes_every_name_in_its_shape(make: Callable[..., BaseHyperNetwork]) -> None:
     hnet = make(SHAPES, 4)
     assert {name: tuple(value.shape) for name, value in hnet(2).items()} == SHAPES
     many = hnet(torch.tensor([0, 2, 3]))
@@ -56,7 +47,7 @@ def test_writes_every_name_in_its_shape(make: Callable[..., HyperNetwork]) -> No
 
 
 @member
-def test_a_vector_of_tasks_is_the_tasks_one_by_one(make: Callable[..., HyperNetwork]) -> None:
+def test_a_vector_of_tasks_is_the_tasks_one_by_one(make: Callable[..., BaseHyperNetwork]) -> None:
     hnet = make(SHAPES, 4).double()
     many = hnet(torch.tensor([3, 1, 3]))
     for k, task in enumerate([3, 1, 3]):
@@ -67,7 +58,7 @@ def test_a_vector_of_tasks_is_the_tasks_one_by_one(make: Callable[..., HyperNetw
 
 
 @member
-def test_without_a_graph_the_same_is_written(make: Callable[..., HyperNetwork]) -> None:
+def test_without_a_graph_the_same_is_written(make: Callable[..., BaseHyperNetwork]) -> None:
     """There it is written in place: twice the same, and nothing else has changed."""
     hnet = make(SHAPES, 4)
     expected = {name: value.detach() for name, value in hnet(torch.arange(4)).items()}
@@ -79,7 +70,7 @@ def test_without_a_graph_the_same_is_written(make: Callable[..., HyperNetwork]) 
 
 
 @member
-def test_gradients_reach_every_parameter(make: Callable[..., HyperNetwork]) -> None:
+def test_gradients_reach_every_parameter(make: Callable[..., BaseHyperNetwork]) -> None:
     hnet = make(SHAPES, 4)
     sum(value.square().sum() for value in hnet(torch.arange(4)).values()).backward()
     for name, parameter in hnet.named_parameters():
@@ -87,7 +78,7 @@ def test_gradients_reach_every_parameter(make: Callable[..., HyperNetwork]) -> N
 
 
 @member
-def test_a_new_task_keeps_the_old_ones(make: Callable[..., HyperNetwork]) -> None:
+def test_a_new_task_keeps_the_old_ones(make: Callable[..., BaseHyperNetwork]) -> None:
     hnet = make(SHAPES, 2)
     before = hnet.flat(torch.arange(2)).detach()
     hnet.add_task()
@@ -97,7 +88,7 @@ def test_a_new_task_keeps_the_old_ones(make: Callable[..., HyperNetwork]) -> Non
 
 
 @member
-def test_tasks_that_do_not_exist(make: Callable[..., HyperNetwork]) -> None:
+def test_tasks_that_do_not_exist(make: Callable[..., BaseHyperNetwork]) -> None:
     hnet = make(SHAPES, 2)
     for task in (-1, 2):
         with pytest.raises(ValueError, match=f"task={task}: there are tasks 0 to 1"):
@@ -105,7 +96,7 @@ def test_tasks_that_do_not_exist(make: Callable[..., HyperNetwork]) -> None:
 
 
 @member
-def test_refused_arguments(make: Callable[..., HyperNetwork]) -> None:
+def test_refused_arguments(make: Callable[..., BaseHyperNetwork]) -> None:
     with pytest.raises(ArgumentError, match="num_tasks=0"):
         make(SHAPES, 0)
     with pytest.raises(ArgumentError, match="shapes"):
@@ -115,7 +106,7 @@ def test_refused_arguments(make: Callable[..., HyperNetwork]) -> None:
 
 
 @member
-def test_compression_counts_what_learns(make: Callable[..., HyperNetwork]) -> None:
+def test_compression_counts_what_learns(make: Callable[..., BaseHyperNetwork]) -> None:
     hnet = make(SHAPES, 3)
     written = sum(torch.Size(shape).numel() for shape in SHAPES.values())
     assert hnet.num_generated == written
@@ -123,14 +114,14 @@ def test_compression_counts_what_learns(make: Callable[..., HyperNetwork]) -> No
 
 
 @member
-def test_state_survives_a_reload(make: Callable[..., HyperNetwork]) -> None:
+def test_state_survives_a_reload(make: Callable[..., BaseHyperNetwork]) -> None:
     hnet, other = make(SHAPES, 3, initial=initial()), make(SHAPES, 3, initial=initial())
     other.load_state_dict(hnet.state_dict())
     torch.testing.assert_close(other.flat(torch.arange(3)), hnet.flat(torch.arange(3)), rtol=0, atol=0)
 
 
 @conditioned
-def test_constants_start_where_the_network_starts_them(make: Callable[..., HyperNetwork]) -> None:
+def test_constants_start_where_the_network_starts_them(make: Callable[..., BaseHyperNetwork]) -> None:
     """Norm layers and biases: exactly, for every task, and they can learn."""
     start = initial()
     hnet = make(SHAPES, 3, initial=start)
@@ -148,7 +139,7 @@ def test_random_parameters_start_as_wide_as_the_network_draws_them() -> None:
     net = nn.Sequential(nn.Linear(100, 80), nn.Linear(80, 3))
     start = {name: value.detach() for name, value in net.named_parameters()}
     shapes = {name: value.shape for name, value in start.items()}
-    hnet = FullHyperNetwork(shapes, 200, hidden=(64,), initial=start)
+    hnet = HyperNetwork(shapes, 200, "full", hidden=(64,), initial=start)
     written = {name: value.detach() for name, value in hnet(torch.arange(200)).items()}
     for name in ("0.weight", "1.weight"):
         assert float(written[name].std()) == pytest.approx(float(start[name].std()), rel=0.15)
@@ -157,22 +148,23 @@ def test_random_parameters_start_as_wide_as_the_network_draws_them() -> None:
 @pytest.mark.parametrize("compression", [0.2, 0.5, 0.95, 2.0])
 def test_compression_finds_the_largest_chunk(compression: float) -> None:
     shapes = {"weight": (300, 400)}
-    hnet = ChunkedHyperNetwork(shapes, 5, hidden=(10, 10), compression=compression)
+    hnet = HyperNetwork(shapes, 5, "chunked", hidden=(10, 10), compression=compression)
     assert hnet.compression <= compression
-    chunks = hnet.num_chunks
+    (mlp,) = hnet.generator.chunk_mlps()
+    chunks = mlp.chunks
     fewer = -(-hnet.num_generated // (chunks - 1))
-    assert ChunkedHyperNetwork(shapes, 5, hidden=(10, 10), chunk_size=fewer).compression > compression
+    assert HyperNetwork(shapes, 5, "chunked", hidden=(10, 10), chunk_size=fewer).compression > compression
 
 
 def test_chunk_sizes_that_are_refused() -> None:
     with pytest.raises(ArgumentError, match=r"compression=0.001: the smallest ratio that a chunk size reaches is \d+\.\d+"):
-        ChunkedHyperNetwork({"weight": (30, 40)}, 5, compression=0.001)
+        HyperNetwork({"weight": (30, 40)}, 5, "chunked", compression=0.001)
     with pytest.raises(ArgumentError, match="chunk_size=10: can't be given beside"):
-        ChunkedHyperNetwork({"weight": (30, 40)}, 5, compression=0.5, chunk_size=10)
-    with pytest.raises(ArgumentError, match="compression=0: the smallest ratio"):
-        ChunkedHyperNetwork({"weight": (30, 40)}, 5, compression=0)
+        HyperNetwork({"weight": (30, 40)}, 5, "chunked", compression=0.5, chunk_size=10)
+    with pytest.raises(ArgumentError, match="compression=0: must be greater than 0"):
+        HyperNetwork({"weight": (30, 40)}, 5, "chunked", compression=0)
     with pytest.raises(ArgumentError, match="chunk_size=0"):
-        ChunkedHyperNetwork({"weight": (30, 40)}, 5, chunk_size=0)
+        HyperNetwork({"weight": (30, 40)}, 5, "chunked", chunk_size=0)
 
 
 def test_the_direct_hypernetwork_starts_at_the_networks_values_and_shares_all_but_heads() -> None:
@@ -268,33 +260,37 @@ def test_task_parameters_are_those_with_an_entry_per_task() -> None:
     for make in MEMBERS.values():
         hnet = make(SHAPES, 7)
         assert all(len(parameter) == 7 for parameter in hnet.task_parameters())
-        assert isinstance(hnet, DirectHyperNetwork | ConditionedHyperNetwork)
+        assert isinstance(hnet, DirectHyperNetwork | HyperNetwork)
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_parts_keep_unit_variance(activation: str) -> None:
+def test_mlps_keep_unit_variance(activation: Activation) -> None:
     """Whatever stands behind the trunk's layers."""
-    assert set(ACTIVATIONS) == set(choices.ACTIVATIONS)
+    assert set(ACTIVATIONS) == set(get_args(Activation))
     torch.manual_seed(0)
     squares = [
-        Part([500], 40, (300, 300), 500, activation=activation)(torch.randn(20, 40))[0].square().mean() for _ in range(10)
+        ChunkMLP([500], 40, (300, 300), 500, activation=activation)(torch.randn(20, 40))[0].square().mean() for _ in range(10)
     ]
     assert torch.stack(squares).mean().item() == pytest.approx(1, rel=0.1)
     with pytest.raises(ArgumentError, match="activation=relo: did you mean relu"):
-        Part([5], 4, (3,), 5, activation="relo")
+        HyperNetwork(SHAPES, 2, activation="relo")
 
 
 @pytest.mark.parametrize(
     "make",
-    [FullHyperNetwork, partial(ChunkedHyperNetwork, chunk_size=50), partial(StructuredHyperNetwork, chunk_size=50)],
+    [
+        partial(HyperNetwork, generator="full"),
+        partial(HyperNetwork, generator="chunked", chunk_size=50),
+        partial(HyperNetwork, generator="structured", chunk_size=50),
+    ],
 )
-def test_heads_as_wide_as_the_weights_write_the_same_weights(make: Callable[..., HyperNetwork]) -> None:
+def test_heads_as_wide_as_the_weights_write_the_same_weights(make: Callable[..., BaseHyperNetwork]) -> None:
     """To begin with: their numbers are smaller, their scales larger, and constants can move as far."""
     start = initial()
     start["body.weight"] /= 30
     start["head.weight"] /= 30
     written = {}
-    for head_scale in HEAD_SCALES:
+    for head_scale in ("unit", "own"):
         torch.manual_seed(0)
         hnet = make(SHAPES, 3, hidden=(16,), head_scale=head_scale, initial=start)
         with torch.no_grad():

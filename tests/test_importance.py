@@ -15,8 +15,9 @@ from hnetcl.choices import STATS
 from hnetcl.cli.jobs import train
 from hnetcl.config import Config
 from hnetcl.errors import ArgumentError
-from hnetcl.hnets import ChunkedHyperNetwork, DirectHyperNetwork, HyperNetwork
-from hnetcl.methods import OutputRegularizer, fisher_information, head_masks
+from hnetcl.hnets import BaseHyperNetwork, DirectHyperNetwork, HyperNetwork
+from hnetcl.importance import fisher_information, head_masks
+from hnetcl.methods.output_regularizer import OutputRegularizer
 from hnetcl.model import HyperModel
 from hnetcl.nets import MLP, LeNet
 from hnetcl.training import RunDirectory, Trainer
@@ -42,7 +43,7 @@ def model(algebra: Any, stats: Any, net: str = "mlp") -> HyperModel:
     network = NETS[net](algebra=algebra, norm=lambda width: BatchNormLayer(width, algebra=algebra, stats=stats))
     initial = {name: value.detach().clone() for name, value in writable_parameters(network).items()}
     shapes = {name: value.shape for name, value in initial.items()}
-    found = HyperModel(network, ChunkedHyperNetwork(shapes, 2, hidden=(8,), chunk_size=100, initial=initial))
+    found = HyperModel(network, HyperNetwork(shapes, 2, "chunked", hidden=(8,), chunk_size=100, initial=initial))
     for task in (0, 1, 0, 1):
         found(images(16) + task, task)
     return found
@@ -96,7 +97,7 @@ def test_fisher_information_of_softmax_regression() -> None:
     """Is p_k (1 - p_k) x_i^2 in closed form: over many drawn labels the estimate comes close to it."""
     net = Softmax()
     initial = {"weight": net.weight.detach().clone()}
-    network = HyperModel(net, DirectHyperNetwork({"weight": (3, 4)}, 2, per_task=(), initial=initial))
+    network = HyperModel(net, DirectHyperNetwork({"weight": (3, 4)}, 2, initial, per_task=()))
     x = torch.randn(4)
     p = (initial["weight"] @ x).softmax(0)
     expected = (p * (1 - p))[:, None] * x.square()
@@ -172,14 +173,14 @@ def test_a_resumed_run_knows_the_importance(
     assert first == second
 
 
-class Theirs(HyperNetwork):
+class Theirs(BaseHyperNetwork):
     """hypnettorch's hypernetwork behind our interface."""
 
     def __init__(self, inner: Any, shapes: dict[str, Sequence[int]], num_tasks: int) -> None:
         super().__init__(shapes, num_tasks)
         self.inner = inner
 
-    def written(self, tasks: Tensor) -> dict[str, Tensor]:
+    def generate(self, tasks: Tensor) -> dict[str, Tensor]:
         values = [self.inner.forward(cond_id=int(task)) for task in tasks]
         return {name: torch.stack([each[place].flatten() for each in values]) for place, name in enumerate(self.shapes)}
 

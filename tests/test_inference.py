@@ -15,7 +15,7 @@ from hnetcl.bn import BatchNormLayer
 from hnetcl.cli.jobs import evaluate, train
 from hnetcl.config import Config, parse_evaluation
 from hnetcl.errors import ArgumentError
-from hnetcl.hnets import DirectHyperNetwork, FullHyperNetwork
+from hnetcl.hnets import DirectHyperNetwork
 from hnetcl.inference import agreement, candidates, confidence, entropy, infer_tasks
 from hnetcl.model import HyperModel
 from hnetcl.registry import names
@@ -29,7 +29,7 @@ def _seed() -> None:
 
 def build(tasks: int = 4) -> HyperModel:
     net = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
-    model = wrap(net, tasks, hnet=FullHyperNetwork, hidden=[5])
+    model = wrap(net, tasks, hnet="full", hidden=[5])
     for task in range(tasks):
         model(torch.randn(20, 6) + task, task)
     return model.eval()

@@ -13,27 +13,19 @@ from hnetcl.algebra import ALGEBRAS
 from hnetcl.bn import BatchNormLayer
 from hnetcl.choices import INITS
 from hnetcl.errors import ArgumentError
-from hnetcl.hnets import (
-    ChunkedHyperNetwork,
-    DirectHyperNetwork,
-    FullHyperNetwork,
-    HyperNetwork,
-    LowRankHyperNetwork,
-    StructuredHyperNetwork,
-    initial_parameters,
-)
+from hnetcl.hnets import BaseHyperNetwork, DirectHyperNetwork, HyperNetwork, initial_parameters
 from hnetcl.layers import Conv2d, Linear
 from hnetcl.nets import MLP, LeNet
 from hnetcl.vision import import_torchvision
 from hnetcl.wrapping import wrap
 
 SEEDS, OLD, NEW = 10, 3, 3
-MEMBERS: dict[str, Callable[..., HyperNetwork]] = {
-    "full": partial(FullHyperNetwork, hidden=(32, 4)),
-    "chunked": partial(ChunkedHyperNetwork, hidden=(24, 24), chunk_size=5000),
-    "structured": partial(StructuredHyperNetwork, hidden=(24, 24), chunk_size=5000),
-    "low rank": partial(LowRankHyperNetwork, hidden=(24, 24), chunk_size=5000),
-    "low rank, with a base": partial(LowRankHyperNetwork, hidden=(24, 24), base=True, chunk_size=5000),
+MEMBERS: dict[str, Callable[..., BaseHyperNetwork]] = {
+    "full": partial(HyperNetwork, generator="full", hidden=(32, 4)),
+    "chunked": partial(HyperNetwork, generator="chunked", hidden=(24, 24), chunk_size=5000),
+    "structured": partial(HyperNetwork, generator="structured", hidden=(24, 24), chunk_size=5000),
+    "low rank": partial(HyperNetwork, generator="low_rank", hidden=(24, 24), chunk_size=5000),
+    "low rank, with a base": partial(HyperNetwork, generator="low_rank", hidden=(24, 24), base=True, chunk_size=5000),
     "direct": partial(DirectHyperNetwork, per_task=("*",)),
 }
 NETS: dict[str, Callable[[], nn.Module]] = {
@@ -58,7 +50,7 @@ def own_values(net: str) -> dict[str, Tensor]:
     return initial_parameters(NETS[net]())
 
 
-def mean_squares(make: Callable[..., HyperNetwork], start: dict[str, Tensor], seeds: int = SEEDS) -> tuple[Tensor, Tensor]:
+def mean_squares(make: Callable[..., BaseHyperNetwork], start: dict[str, Tensor], seeds: int = SEEDS) -> tuple[Tensor, Tensor]:
     """Of every parameter over seeds and tasks, those from the start and those added: [P], [P]. Constants are checked here."""
     names = [name for name, value in start.items() if len(value.unique()) > 2]
     found = torch.zeros(OLD + NEW, len(names))
@@ -78,7 +70,7 @@ def mean_squares(make: Callable[..., HyperNetwork], start: dict[str, Tensor], se
 @pytest.mark.parametrize("net", NETS)
 @pytest.mark.parametrize("make", MEMBERS.values(), ids=MEMBERS.keys())
 @torch.no_grad()
-def test_what_is_written_has_the_variance_of_the_networks_draw(make: Callable[..., HyperNetwork], net: str) -> None:
+def test_what_is_written_has_the_variance_of_the_networks_draw(make: Callable[..., BaseHyperNetwork], net: str) -> None:
     """Within 20 %, for every layer, for the tasks that are known from the start and for new ones; constants exactly."""
     start = own_values(net)
     wanted = torch.stack([value.var() for value in start.values() if len(value.unique()) > 2])
@@ -91,7 +83,7 @@ def test_what_is_written_has_the_variance_of_the_networks_draw(make: Callable[..
 @pytest.mark.parametrize("init", ["fan_in", "fan_out"])
 @pytest.mark.parametrize("make", list(MEMBERS.values())[:4], ids=list(MEMBERS)[:4])
 @torch.no_grad()
-def test_hyperfan(make: Callable[..., HyperNetwork], init: str) -> None:
+def test_hyperfan(make: Callable[..., BaseHyperNetwork], init: str) -> None:
     """Every layer starts with 2 / fan (Chang et al. 2020), its fan that of the real layer which computes the same."""
     torch.manual_seed(0)
     net = NETS["quaternion LeNet with norm layers"]()

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from hnetcl.choices import WHITENINGS
-from hnetcl.kernels import closed_form, reference
+from hnetcl.kernels import batch_norm as closed_form
+from hnetcl.kernels import reference
 
 EPS = 1e-5
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
@@ -53,7 +54,7 @@ def outputs(kernel: ModuleType, values: dict[str, Tensor], d: int, whitening: st
     options: dict[str, Any] = {"d": d, "eps": EPS, "whitening": whitening}
     gamma, beta = values.get("gamma"), values.get("beta")
     if "cov" not in values:
-        y, mean, cov = kernel.batch_norm(values["x"], gamma, beta, **options)
+        y, mean, cov, _ = kernel.batch_norm(values["x"], gamma, beta, **options)
         return y, mean, cov
     cov = (values["cov"] + values["cov"].mT) / 2
     return (kernel.normalize(values["x"], values["mean"], cov, gamma, beta, **options),)

@@ -28,8 +28,8 @@ from torch.optim import (
 from torch.optim.lr_scheduler import LambdaLR
 
 from hnetcl.errors import ArgumentError
-from hnetcl.hnets import FullHyperNetwork
-from hnetcl.methods.lookahead import Gradients, Lookahead, evaluate
+from hnetcl.hnets import HyperNetwork
+from hnetcl.lookahead import Gradients, Lookahead, evaluate
 from hnetcl.registry import find, names
 
 TOLERANCES = {torch.float32: 1e-6, torch.float64: 1e-12}
@@ -219,10 +219,10 @@ def test_the_change_is_a_constant() -> None:
 def test_the_penalty_at_the_next_values() -> None:
     """Its value is that after the step; its gradient too, taken as the gradient before."""
     torch.manual_seed(0)
-    hnet = FullHyperNetwork({"weight": (4, 5), "bias": (4,)}, 3, hidden=(6,)).double()
+    hnet = HyperNetwork({"weight": (4, 5), "bias": (4,)}, 3, "full", hidden=(6,)).double()
     tasks, targets = torch.arange(2), hnet.flat(torch.arange(2)).detach()
 
-    def penalty(module: FullHyperNetwork) -> Tensor:
+    def penalty(module: HyperNetwork) -> Tensor:
         return (module.flat(tasks) - targets).square().sum()
 
     optimizer = Adam(hnet.parameters(), 0.1)

@@ -12,8 +12,11 @@ from torch import Tensor, nn
 
 from hnetcl import wrap
 from hnetcl.errors import ArgumentError
-from hnetcl.hnets import FullHyperNetwork, HyperNetwork
-from hnetcl.methods import Draw, Finetune, Inputs, Joint, Losses, OutputRegularizer, Run
+from hnetcl.hnets import HyperNetwork
+from hnetcl.methods import Draw, Inputs, Losses, Run
+from hnetcl.methods.finetune import Finetune
+from hnetcl.methods.joint import Joint
+from hnetcl.methods.output_regularizer import OutputRegularizer
 from hnetcl.model import HyperModel
 from hnetcl.tasks import load_images, split_sequence
 from hnetcl.training import Trainer
@@ -26,9 +29,9 @@ def start(method: OutputRegularizer, hnet: HyperNetwork, task: int) -> None:
     method.hold(hnet, task, torch.optim.Adam(hnet.parameters()), torch.Generator().manual_seed(0))
 
 
-def moved(tasks: int) -> tuple[FullHyperNetwork, OutputRegularizer, torch.Tensor]:
+def moved(tasks: int) -> tuple[HyperNetwork, OutputRegularizer, torch.Tensor]:
     """A hypernetwork that was changed after the method looked at it, and what it wrote before."""
-    hnet = FullHyperNetwork(SHAPES, 5, hidden=(6,)).double()
+    hnet = HyperNetwork(SHAPES, 5, "full", hidden=(6,)).double()
     method = OutputRegularizer(beta=0.3)
     start(method, hnet, tasks)
     before = torch.stack([torch.cat([v.flatten() for v in hnet(t).values()]) for t in range(5)]).detach()
@@ -108,7 +111,7 @@ def test_task_weights_must_be_as_many_as_old_tasks() -> None:
 
 
 def test_the_penalty_is_zero_before_the_first_step_and_absent_for_the_first_task() -> None:
-    hnet = FullHyperNetwork(SHAPES, 5, hidden=(6,))
+    hnet = HyperNetwork(SHAPES, 5, "full", hidden=(6,))
     method = OutputRegularizer(beta=0.3)
     start(method, hnet, 0)
     assert method.penalty(hnet) is None
@@ -132,7 +135,7 @@ def test_beta_has_bounds(beta: float) -> None:
 
 def test_baselines() -> None:
     """Neither adds anything to the loss, nor keeps anything; joint training draws from all tasks so far, in turn."""
-    model = HyperModel(nn.Linear(5, 4), FullHyperNetwork(SHAPES, 5, hidden=(6,)))
+    model = HyperModel(nn.Linear(5, 4), HyperNetwork(SHAPES, 5, "full", hidden=(6,)))
     optimizer = torch.optim.Adam(model.hnet.parameters())
     x, y = torch.randn(3, 5), torch.arange(3)
     for method, tasks in ((Finetune(), [2, 2, 2, 2, 2]), (Joint(), [0, 1, 2, 0, 1])):
@@ -191,7 +194,7 @@ def test_old_data_is_for_methods_that_say_so(data_root: Path) -> None:
     sequence = split_sequence(lambda _: load_images("tiny", data_root), num_tasks=2, val_size=20)
     net = nn.Sequential(nn.Flatten(), nn.Linear(256, 2))
     for method in (Told(), Curious()):
-        model = wrap(net, 2, hnet=FullHyperNetwork, hidden=[4])
+        model = wrap(net, 2, hnet="full", hidden=[4])
         trainer = Trainer(model, sequence, method, adam(), torch.Generator(), steps=2, batch_size=8)
         if isinstance(method, Told):
             trainer.fit()

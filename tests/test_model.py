@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from hnetcl.algebra import ALGEBRAS
 from hnetcl.bn import BATCH, BatchNormLayer, writable_parameters
 from hnetcl.choices import STATS
-from hnetcl.hnets import DirectHyperNetwork, FullHyperNetwork
+from hnetcl.hnets import DirectHyperNetwork, HyperNetwork
 from hnetcl.model import HyperModel
 from hnetcl.nets import MLP, LeNet
 
@@ -22,7 +22,7 @@ def build(tasks: int = 3) -> HyperModel:
     net = nn.Sequential(layers)
     initial = {name: value.detach().clone() for name, value in net.named_parameters()}
     shapes = {name: value.shape for name, value in initial.items()}
-    return HyperModel(net, FullHyperNetwork(shapes, tasks, hidden=(5,), initial=initial))
+    return HyperModel(net, HyperNetwork(shapes, tasks, "full", hidden=(5,), initial=initial))
 
 
 def rows(model: HyperModel) -> Tensor:
@@ -76,7 +76,7 @@ def test_all_tasks_in_one_pass(algebra: Any, stats: Any, kind: str) -> None:
         net = LeNet((1, 16, 16), 3, channels=(4, 8), hidden=(8,), algebra=algebra, norm=norm)
     initial = {name: value.detach().clone() for name, value in writable_parameters(net).items()}
     shapes = {name: value.shape for name, value in initial.items()}
-    model, x = HyperModel(net, FullHyperNetwork(shapes, 3, hidden=(5,), initial=initial)), torch.randn(10, *net_input(kind))
+    model, x = HyperModel(net, HyperNetwork(shapes, 3, "full", hidden=(5,), initial=initial)), torch.randn(10, *net_input(kind))
     for task in range(3):
         model(x + task, task)
     with pytest.raises(ValueError, match="for evaluation: call"):

@@ -12,8 +12,8 @@ import hnetcl
 from hnetcl.bn import BATCH, BatchNormLayer, using_task
 from hnetcl.errors import ArgumentError
 from hnetcl.hnets import DirectHyperNetwork
-from hnetcl.methods import OutputRegularizer
-from hnetcl.methods.fisher import fisher_information
+from hnetcl.importance import fisher_information
+from hnetcl.methods.output_regularizer import OutputRegularizer
 from hnetcl.model import HyperModel
 from hnetcl.nets import require_logits
 from hnetcl.tasks import TaskSequence, load_images, split_sequence

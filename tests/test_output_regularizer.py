@@ -18,8 +18,9 @@ from torch.optim import Optimizer
 
 from hnetcl.bn import BatchNormLayer
 from hnetcl.errors import ArgumentError
-from hnetcl.hnets import ChunkedHyperNetwork, DirectHyperNetwork, FullHyperNetwork, HyperNetwork
-from hnetcl.methods import Inputs, OutputRegularizer
+from hnetcl.hnets import BaseHyperNetwork, DirectHyperNetwork, HyperNetwork
+from hnetcl.methods import Inputs
+from hnetcl.methods.output_regularizer import OutputRegularizer
 from hnetcl.model import HyperModel
 from hnetcl.nets import MLP
 from hnetcl.tasks import Batches, TaskSequence, load_images, split_sequence
@@ -30,9 +31,9 @@ SHAPES = {"body.weight": (20, 30), "body.bias": (20,), "head.weight": (4, 20), "
 OLD, P = 4, 704
 TARGETS = allowed("method", "output_regularizer", "targets")
 TARGET_DTYPES = allowed("method", "output_regularizer", "targets_dtype")
-HNETS: dict[str, Callable[[], HyperNetwork]] = {
-    "full": lambda: FullHyperNetwork(SHAPES, 6, hidden=(6,)),
-    "factors": lambda: ChunkedHyperNetwork(SHAPES, 6, hidden=(4,), chunk_size=50),
+HNETS: dict[str, Callable[[], BaseHyperNetwork]] = {
+    "full": lambda: HyperNetwork(SHAPES, 6, "full", hidden=(6,)),
+    "factors": lambda: HyperNetwork(SHAPES, 6, "chunked", hidden=(4,), chunk_size=50),
     "direct": lambda: DirectHyperNetwork(SHAPES, 6),
 }
 OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
@@ -46,23 +47,23 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
-def move(hnet: HyperNetwork, by: float = 0.1) -> None:
+def move(hnet: BaseHyperNetwork, by: float = 0.1) -> None:
     with torch.no_grad():
         for p in hnet.parameters():
             p.add_(by * torch.randn_like(p))
 
 
-def rows(hnet: HyperNetwork) -> list[Tensor]:
+def rows(hnet: BaseHyperNetwork) -> list[Tensor]:
     """What is written for every old task, one at a time."""
     return [torch.cat([value.flatten() for value in hnet(task).values()]) for task in range(OLD)]
 
 
-def gradients(value: Tensor, hnet: HyperNetwork) -> list[Tensor]:
+def gradients(value: Tensor, hnet: BaseHyperNetwork) -> list[Tensor]:
     found = torch.autograd.grad(value, list(hnet.parameters()), allow_unused=True)
     return [torch.zeros_like(p) if g is None else g for g, p in zip(found, hnet.parameters(), strict=True)]
 
 
-def stepped(hnet: HyperNetwork, optimizer: Optimizer) -> HyperNetwork:
+def stepped(hnet: BaseHyperNetwork, optimizer: Optimizer) -> BaseHyperNetwork:
     """A copy that has taken the optimizer's step."""
     copy, own = deepcopy((hnet, optimizer))
     for p, original in zip(copy.parameters(), hnet.parameters(), strict=True):
@@ -71,7 +72,7 @@ def stepped(hnet: HyperNetwork, optimizer: Optimizer) -> HyperNetwork:
     return copy
 
 
-def started(hnet: HyperNetwork, optimizer: Optimizer | None = None, **options: Any) -> OutputRegularizer:
+def started(hnet: BaseHyperNetwork, optimizer: Optimizer | None = None, **options: Any) -> OutputRegularizer:
     """A method that has seen the hypernetwork before task OLD."""
     method = OutputRegularizer(beta=0.3, **options)
     if options.get("importance") == "fisher":
@@ -80,7 +81,7 @@ def started(hnet: HyperNetwork, optimizer: Optimizer | None = None, **options: A
     return method
 
 
-def penalty(method: OutputRegularizer, hnet: HyperNetwork) -> Tensor:
+def penalty(method: OutputRegularizer, hnet: BaseHyperNetwork) -> Tensor:
     value = method.penalty(hnet)
     assert value is not None
     return value
@@ -142,7 +143,7 @@ def test_all_options_together_are_the_formula(
         optimizer.step()
 
 
-def model_of(hnet: HyperNetwork) -> HyperModel:
+def model_of(hnet: BaseHyperNetwork) -> HyperModel:
     net = nn.Sequential(OrderedDict(body=nn.Linear(30, 20), head=nn.Linear(20, 4)))
     return HyperModel(net.to(next(hnet.parameters()).dtype), hnet)
 
@@ -220,9 +221,9 @@ def test_a_whole_training_with_lookahead(name: str, kind: str, data_root: Path) 
     net = MLP(sequence.in_shape, sequence.num_classes, hidden=(8,), norm=BatchNormLayer)
     initial = {key: value.detach().clone() for key, value in net.named_parameters()}
     shapes = {key: value.shape for key, value in initial.items()}
-    hnet: HyperNetwork = DirectHyperNetwork(shapes, 3, initial=initial)
+    hnet: BaseHyperNetwork = DirectHyperNetwork(shapes, 3, initial=initial)
     if kind == "chunked":
-        hnet = ChunkedHyperNetwork(shapes, 3, hidden=(8,), chunk_size=100, initial=initial)
+        hnet = HyperNetwork(shapes, 3, "chunked", hidden=(8,), chunk_size=100, initial=initial)
     reference = HyperModel(net, hnet)
     ends = []
     for lookahead in (True, False):

@@ -11,9 +11,8 @@ import torch.nn.functional as F
 from benchmarks.peers import copy_hypnettorch, read_as_ours
 from torch import Tensor
 
-from hnetcl.hnets import ChunkedHyperNetwork, FullHyperNetwork
-from hnetcl.hnets.parted import PartedHyperNetwork
-from hnetcl.methods import OutputRegularizer
+from hnetcl.hnets import HyperNetwork
+from hnetcl.methods.output_regularizer import OutputRegularizer
 from hnetcl.model import HyperModel
 from hnetcl.nets import MLP
 
@@ -29,7 +28,7 @@ def peer(module: str) -> Any:
 class Pair:
     """Ours and theirs with the same weights, in training of the last task, and a batch."""
 
-    ours: PartedHyperNetwork
+    ours: HyperNetwork
     model: HyperModel
     theirs: Any
     main: Any
@@ -55,22 +54,15 @@ class Pair:
         return read_as_ours(self.ours, [read(p) for p in shared], [read(p) for p in own])
 
 
-def full(shapes: Any, initial: dict[str, Tensor]) -> tuple[PartedHyperNetwork, Any]:
-    ours = FullHyperNetwork({n: v.shape for n, v in initial.items()}, TASKS, hidden=HIDDEN, embedding_dim=E, initial=initial)
+def full(shapes: Any, initial: dict[str, Tensor]) -> tuple[HyperNetwork, Any]:
+    ours = HyperNetwork({n: v.shape for n, v in initial.items()}, TASKS, "full", initial, hidden=HIDDEN, embedding_dim=E)
     theirs = peer("hnets").HMLP(shapes, layers=HIDDEN, cond_in_size=E, num_cond_embs=TASKS, verbose=False)
     return ours, theirs
 
 
-def chunked(shapes: Any, initial: dict[str, Tensor], size: int = 20) -> tuple[PartedHyperNetwork, Any]:
-    ours = ChunkedHyperNetwork(
-        {n: v.shape for n, v in initial.items()},
-        TASKS,
-        hidden=HIDDEN,
-        embedding_dim=E,
-        chunk_embedding_dim=3,
-        chunk_size=size,
-        initial=initial,
-    )
+def chunked(shapes: Any, initial: dict[str, Tensor], size: int = 20) -> tuple[HyperNetwork, Any]:
+    sizes: dict[str, Any] = {"hidden": HIDDEN, "embedding_dim": E, "chunk_embedding_dim": 3, "chunk_size": size}
+    ours = HyperNetwork({n: v.shape for n, v in initial.items()}, TASKS, "chunked", initial, **sizes)
     options = {"layers": HIDDEN, "cond_in_size": E, "num_cond_embs": TASKS, "chunk_emb_size": 3, "verbose": False}
     return ours, peer("hnets").ChunkedHMLP(shapes, size, cond_chunk_embs=False, **options)
 

@@ -15,8 +15,8 @@ from hnetcl.bn import BatchNormLayer
 from hnetcl.cli.jobs import evaluate, train
 from hnetcl.config import Config, parse_evaluation
 from hnetcl.errors import ArgumentError
-from hnetcl.hnets import FullHyperNetwork
-from hnetcl.methods import OutputRegularizer
+from hnetcl.hnets import HyperNetwork
+from hnetcl.methods.output_regularizer import OutputRegularizer
 from hnetcl.model import HyperModel
 from hnetcl.nets import LeNet
 from hnetcl.training import TrainingStep
@@ -27,8 +27,8 @@ def model(precision: Any, algebra: Any = "real") -> HyperModel:
     torch.manual_seed(0)
     net = LeNet((1, 16, 16), 3, algebra=algebra, hidden=(8,), norm=lambda width: BatchNormLayer(width, algebra=algebra))
     initial = {name: value.detach().clone() for name, value in net.named_parameters()}
-    hnet = FullHyperNetwork(
-        {name: value.shape for name, value in initial.items()}, 3, hidden=(4,), embedding_dim=4, initial=initial
+    hnet = HyperNetwork(
+        {name: value.shape for name, value in initial.items()}, 3, "full", hidden=(4,), embedding_dim=4, initial=initial
     )
     return HyperModel(net, hnet, precision=precision)
 
@@ -64,8 +64,8 @@ def test_the_network_computes_in_bfloat16_and_all_that_is_kept_is_float32(algebr
 
 def test_a_double_network_stays_double() -> None:
     net = nn.Linear(4, 2).double()
-    hnet = FullHyperNetwork(
-        {name: value.shape for name, value in net.named_parameters()}, 1, hidden=(4,), embedding_dim=4
+    hnet = HyperNetwork(
+        {name: value.shape for name, value in net.named_parameters()}, 1, "full", hidden=(4,), embedding_dim=4
     ).double()
     logits: Tensor = HyperModel(net, hnet)(torch.randn(3, 4, dtype=torch.float64), 0)
     assert logits.dtype == torch.float64

@@ -16,6 +16,7 @@ from hnetcl.bn import (
     BatchNormLayer,
     ConvBatchNorm,
     VirtualBatchNormLayer,
+    auxiliary_loss,
     batchnorm_layers,
     recalibrate,
     using_task,
@@ -107,17 +108,19 @@ def test_distance(d: int) -> None:
 
 @every_algebra
 def test_learnable_rows_learn_the_statistics(algebra: Any) -> None:
-    """Gradient descent on any loss brings the chosen row to the data's statistics, and no other row or weight moves by it."""
+    """Gradient descent on the auxiliary loss brings the chosen row to the data's statistics; no other row or weight moves."""
     d, layer = ALGEBRAS[algebra].dim, BatchNormLayer(8, algebra=algebra, stats="learnable").double()
     layer.checkpoint_stats()
     mean, cov = moments(x := samples(64, 8, 3), d)
-    layer(samples(9, 8), stats_id=1)  # a first batch, of other statistics
+    with torch.no_grad():
+        layer(samples(9, 8), stats_id=1)  # a first batch, of other statistics
     untouched = [value[0].detach().clone() for value in layer.rows.values()]
     start = distance(mean, cov, *layer.row_statistics(1), eps=0)
     optimizer = torch.optim.Adam([p for n, p in layer.named_parameters() if n.startswith("running")], lr=0.05)
     for _ in range(400):
         optimizer.zero_grad()
-        (0 * layer(x, stats_id=1).sum()).backward()
+        layer(x, stats_id=1)
+        auxiliary_loss(layer).backward()
         optimizer.step()
     assert distance(mean, cov, *layer.row_statistics(1), eps=0) < 1e-3 < start
     for before, value in zip(untouched, layer.rows.values(), strict=True):
@@ -165,12 +168,13 @@ def test_distilled_statistics_are_taught(algebra: Any) -> None:
     layer = BatchNormLayer(8, algebra=algebra, stats="distilled", momentum=1.0).double()
     tracked = BatchNormLayer(8, algebra=algebra, momentum=1.0).double()
     x = samples(64, 8, 3)
-    torch.testing.assert_close(layer(x), tracked(x))
+    with torch.no_grad():
+        torch.testing.assert_close(layer(x), tracked(x))
     torch.testing.assert_close(layer.get_stats(0), tracked.get_stats(0))
     optimizer = torch.optim.Adam([layer.location, layer.factor], lr=0.05)
     for _ in range(500):
         optimizer.zero_grad()
-        layer(x).sum().backward()
+        (layer(x).sum() + auxiliary_loss(layer)).backward()
         optimizer.step()
     written = layer.eval().evaluation_statistics()
     assert written is not None
@@ -193,7 +197,8 @@ def test_autocast_leaves_statistics_alone(algebra: Any, stats: Any, training: bo
                 parameter.add_(torch.randn_like(parameter))
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
             y = layer.train(training)(x)
-        gradients = torch.autograd.grad(y.pow(3).sum(), list(layer.parameters()), materialize_grads=True)
+            loss = y.pow(3).sum() + auxiliary_loss(layer)
+        gradients = torch.autograd.grad(loss, list(layer.parameters()), materialize_grads=True)
         found.append((y.detach(), gradients, layer.state_dict()))
     torch.testing.assert_close(*found, atol=1e-6, rtol=1e-6)
 
@@ -202,12 +207,13 @@ def test_autocast_leaves_statistics_alone(algebra: Any, stats: Any, training: bo
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("stats", ["learnable", "distilled"])
 def test_half_precision_layers_are_taught(algebra: Any, dtype: torch.dtype, stats: Any) -> None:
-    """With the lesson of a wide layer; statistics stay in float32."""
+    """By the auxiliary loss of a wide layer; statistics stay in float32."""
     first, x, found = samples(9, 8, 2), samples(9, 8, 2), []
     for kind in (dtype, torch.float32):
         layer = BatchNormLayer(8, algebra=algebra, stats=stats, momentum=1.0).to(kind)
-        layer(first.to(dtype).to(kind))
-        layer(x.to(dtype).to(kind)).float().square().sum().backward()
+        with torch.no_grad():
+            layer(first.to(dtype).to(kind))
+        (layer(x.to(dtype).to(kind)).float().square().sum() + auxiliary_loss(layer)).backward()
         names = ("location", "factor") if stats == "distilled" else ("running_location", "running_factor")
         found.append([layer.weights[name].grad for name in names])
     for gradient, expected in zip(*found, strict=True):
@@ -228,13 +234,16 @@ def test_half_precision_rows_average_any_number_of_batches(dtype: torch.dtype) -
 
 
 @pytest.mark.parametrize("stats", ["learnable", "distilled"])
-def test_the_lesson_does_not_touch_the_network(stats: Any) -> None:
-    """What comes before the layer gets the gradient that it would get without a lesson."""
+@pytest.mark.parametrize("backend", ["closed_form", "reference"])
+def test_the_auxiliary_loss_does_not_touch_the_network(stats: Any, backend: Any) -> None:
+    """What comes before the layer gets the gradient that it would get without one."""
     x, form = samples(9, 8).requires_grad_(), torch.randn(9, 8)
     gradients = []
-    for mode in (stats, "tracked"):
-        layer = BatchNormLayer(8, algebra="complex", stats=mode).double()
-        gradients.append(torch.autograd.grad((layer(x) * form).sum(), [x, *(layer.weights[n] for n in ("weight", "bias"))]))
+    modes: list[Any] = [stats, "tracked"]
+    for mode in modes:
+        layer = BatchNormLayer(8, algebra="complex", stats=mode, backend=backend).double()
+        loss = (layer(x) * form).sum() + auxiliary_loss(layer)
+        gradients.append(torch.autograd.grad(loss, [x, *(layer.weights[n] for n in ("weight", "bias"))]))
     torch.testing.assert_close(*gradients)
 
 
@@ -332,7 +341,7 @@ def test_another_row_compiles_nothing(algebra: Any, choose: str) -> None:
 @pytest.mark.parametrize("space", [(), (3,), (2, 3), (2, 1, 3)], ids=str)
 def test_complex_numbers_are_taken_as_they_are(algebra: str, kind: Any, space: tuple[int, ...]) -> None:
     """Complex input [N, Q, *S] gives the complex numbers that its parts, component-major, give; gradients included."""
-    layer = kind(8, algebra).double()
+    layer = kind(8, algebra=algebra).double()
     x = torch.randn(9, 4, *space, dtype=torch.complex128, requires_grad=True)
     options = {"stats_id": 0}
     with using_task(layer, BATCH):

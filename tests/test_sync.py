@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.multiprocessing.spawn import spawn
 
 from hnetcl.algebra import ALGEBRAS
-from hnetcl.bn import BatchNormLayer, ConvBatchNorm, batchnorm_layers
+from hnetcl.bn import BatchNormLayer, ConvBatchNorm, auxiliary_loss, batchnorm_layers
 from hnetcl.choices import STATS, WHITENINGS
 from hnetcl.layers import Conv2d
 
@@ -34,7 +34,7 @@ class Case:
         parts: each rank synchronises with those of its part: all but the last rank, and that one alone.
     """
 
-    algebra: str
+    algebra: Any
     space: tuple[int, ...] = (2,)
     sizes: tuple[int, ...] = (7, 1, 3)
     fused: bool = False
@@ -47,7 +47,7 @@ class Case:
 
     def build(self, sync: bool) -> nn.Module:
         torch.manual_seed(0)
-        norm = BatchNormLayer(self.channels, algebra=ALGEBRAS[self.algebra], sync=sync, **self.options)
+        norm = BatchNormLayer(self.channels, algebra=self.algebra, sync=sync, **self.options)
         conv = Conv2d(self.channels, self.channels, 2, self.algebra, padding=1)
         net = (ConvBatchNorm(conv, norm) if self.fused else norm).double()
         with torch.no_grad():
@@ -92,7 +92,8 @@ def train(net: nn.Module, batches: list[tuple[Tensor, Tensor]], sent: list[int] 
         x.requires_grad_()
         y = net(x)
         forward = sum(sent)
-        dx, *gradients = torch.autograd.grad((y * form).sum(), [x, *net.parameters()], materialize_grads=True)
+        loss = (y * form).sum() + auxiliary_loss(net)
+        dx, *gradients = torch.autograd.grad(loss, [x, *net.parameters()], materialize_grads=True)
         found["y"].append(y.detach())
         found["dx"].append(dx)
         found["gradients"].append(dict(zip(dict(net.named_parameters()), gradients, strict=True)))

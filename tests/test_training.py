@@ -11,11 +11,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hnetcl.bn import BATCH, BatchNormLayer, row_parameters, writable_parameters
+from hnetcl.bn import BATCH, BatchNormLayer, auxiliary_loss, row_parameters, writable_parameters
 from hnetcl.bn.gaussian import distance
 from hnetcl.errors import ArgumentError
-from hnetcl.hnets import ChunkedHyperNetwork, DirectHyperNetwork, FullHyperNetwork, HyperNetwork
-from hnetcl.methods import Finetune, Method, OutputRegularizer
+from hnetcl.hnets import BaseHyperNetwork, DirectHyperNetwork, HyperNetwork
+from hnetcl.methods import Method
+from hnetcl.methods.finetune import Finetune
+from hnetcl.methods.output_regularizer import OutputRegularizer
 from hnetcl.model import HyperModel
 from hnetcl.nets import MLP
 from hnetcl.registry import find, names
@@ -49,7 +51,7 @@ def model(sequence: TaskSequence) -> HyperModel:
     initial = {name: value.detach().clone() for name, value in net.named_parameters()}
     shapes = {name: value.shape for name, value in initial.items()}
     return HyperModel(
-        net, ChunkedHyperNetwork(shapes, len(sequence), hidden=(16,), embedding_dim=8, chunk_embedding_dim=8, initial=initial)
+        net, HyperNetwork(shapes, len(sequence), initial=initial, hidden=(16,), embedding_dim=8, chunk_embedding_dim=8)
     )
 
 
@@ -186,7 +188,8 @@ def test_weight_decay_leaves_other_tasks_alone(name: str, options: dict[str, Any
     optimizer, schedule = find("optimizer", name)(lr=0.01, schedule="constant", weight_decay=0.5, **options).make(model, 5)
     for _ in range(5):
         optimizer.zero_grad()
-        (0 * model(torch.randn(8, 3) + 1, 1).sum() + hnet(1)["head.weight"].sum()).backward()
+        outputs = model(torch.randn(8, 3) + 1, 1)
+        (0 * outputs.sum() + auxiliary_loss(net) + hnet(1)["head.weight"].sum()).backward()
         optimizer.step()
         schedule.step()
     for before, now in zip(rows, row_parameters(net).values(), strict=True):
@@ -282,7 +285,7 @@ class Written(Observer):
 
     def __init__(self) -> None:
         self.told: list[torch.Tensor] = []
-        self.hnet: HyperNetwork | None = None
+        self.hnet: BaseHyperNetwork | None = None
 
     def on_task_end(self, end: TaskEnd) -> None:
         assert self.hnet is not None
@@ -327,7 +330,7 @@ def test_a_layer_that_runs_twice_is_reported_once(sequence: TaskSequence) -> Non
     torch.manual_seed(0)
     net = _Recurrent(math.prod(sequence.in_shape), sequence.num_classes)
     shapes = {name: p.shape for name, p in net.named_parameters()}
-    whole = HyperModel(net, FullHyperNetwork(shapes, len(sequence), hidden=(8,), embedding_dim=4))
+    whole = HyperModel(net, HyperNetwork(shapes, len(sequence), "full", hidden=(8,), embedding_dim=4))
     net.head.eval()
     modes = {m: m.training for m in whole.modules()}
     apart, misfit = statistics_report(whole, sequence, len(sequence), 64)

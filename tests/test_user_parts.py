@@ -22,6 +22,7 @@ from typing import Annotated
 import hnetcl
 import torch
 from annotated_types import Ge
+from hnetcl.hnets.generators.full import full
 from hnetcl.methods import Inputs, Losses, Method
 from hnetcl.model import HyperModel
 from hnetcl.tasks import split_sequence
@@ -35,8 +36,8 @@ def halves(load, seed, *, dataset="mnist", num_tasks: Annotated[int, Ge(1)] = 2)
 
 
 @hnetcl.register("hnet", "narrow")
-def narrow(shapes, num_tasks, initial, given, *, width: Annotated[int, Ge(1)] = 4):
-    return hnetcl.FullHyperNetwork(shapes, num_tasks, initial, given, hidden=(width,))
+def narrow(shapes, num_tasks, *, width: Annotated[int, Ge(1)] = 4):
+    return full(shapes, num_tasks, hidden=(width,), embedding_dim=3)
 
 
 """

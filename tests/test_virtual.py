@@ -35,9 +35,9 @@ def samples(*shape: int) -> Tensor:
     return torch.einsum("cd,nd...->nc...", mixing, torch.randn(shape, dtype=torch.float64)) + 3
 
 
-def build(num_features: int, algebra: str, rows: int = 1, x_ref: Tensor | None = None, **options: Any) -> VirtualBatchNormLayer:
+def build(num_features: int, algebra: Any, rows: int = 1, x_ref: Tensor | None = None, **options: Any) -> VirtualBatchNormLayer:
     """A layer with random Gamma and beta, and where `x_ref` is given with that as the reference of every row."""
-    layer = VirtualBatchNormLayer(num_features, algebra, **options).double()
+    layer = VirtualBatchNormLayer(num_features, algebra=algebra, **options).double()
     with torch.no_grad():
         for parameter in layer.parameters():
             parameter.add_(torch.randn_like(parameter) / 4)
@@ -316,8 +316,8 @@ def test_constructor_refuses(options: dict[str, Any], message: str) -> None:
 
 
 @every_algebra
-def test_hyper_shapes(algebra: str) -> None:
+def test_hyper_shapes(algebra: Any) -> None:
     """A hypernetwork may write Gamma and beta; the reference's statistics are measured."""
-    layer = VirtualBatchNormLayer(8, algebra)
+    layer = VirtualBatchNormLayer(8, algebra=algebra)
     assert layer.hyper_shapes == layer.param_shapes == {name: value.shape for name, value in layer.weights.items()}
-    assert not VirtualBatchNormLayer(8, algebra, affine=False).param_shapes
+    assert not VirtualBatchNormLayer(8, algebra=algebra, affine=False).param_shapes

@@ -19,7 +19,8 @@ from hnetcl.bn.gaussian import distance
 from hnetcl.cli.main import CONF
 from hnetcl.errors import DivergedError
 from hnetcl.hnets import DirectHyperNetwork
-from hnetcl.methods import Finetune, Inputs, Losses, Run
+from hnetcl.methods import Inputs, Losses, Run
+from hnetcl.methods.finetune import Finetune
 from hnetcl.model import HyperModel
 from hnetcl.registry import find
 from hnetcl.tasks import TaskSequence, load_images, split_sequence

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import hnetcl
 from hnetcl.bn import BatchNormLayer, batchnorm_layers
 from hnetcl.errors import ArgumentError
-from hnetcl.hnets import DirectHyperNetwork, FullHyperNetwork
+from hnetcl.hnets import DirectHyperNetwork
 from hnetcl.model import HyperModel
 from hnetcl.vision import import_torchvision
 
@@ -84,7 +84,7 @@ def test_written_values_have_the_modules_scale() -> None:
 
 def test_tied_parameters_dropout_and_buffers() -> None:
     """A tied weight is written once and used twice; saved tensors hold it under no name; dropout and buffers work."""
-    model = hnetcl.wrap(Tied(), num_tasks=2, hnet=FullHyperNetwork, hidden=[5])
+    model = hnetcl.wrap(Tied(), num_tasks=2, hnet="full", hidden=[5])
     assert "decode.weight" not in model.hnet.shapes
     assert not any("weight" in name for name in model.saved_tensors() if name.startswith("net."))
     x, params = torch.randn(4, 6), model.hnet(1)
@@ -100,7 +100,7 @@ def test_tied_parameters_dropout_and_buffers() -> None:
 def test_only_norm_layers_are_written() -> None:
     """`generate="norm"`: the hypernetwork writes the norm layers' parameters, all others are shared and learn."""
     net = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.LayerNorm(8), nn.Linear(8, 2))
-    model = hnetcl.wrap(net, num_tasks=2, generate="norm", hnet=FullHyperNetwork, hidden=[5])
+    model = hnetcl.wrap(net, num_tasks=2, generate="norm", hnet="full", hidden=[5])
     assert list(model.hnet.shapes) == ["1.weight", "1.bias", "3.weight", "3.bias"]
     assert isinstance(net[1], BatchNormLayer)
     assert {name for name, p in net.named_parameters() if p.requires_grad} == {"0.weight", "0.bias", "4.weight", "4.bias"}
@@ -158,13 +158,13 @@ def test_patterns_in_any_collection(generate: Iterable[str]) -> None:
         ({"num_tasks": 0}, "num_tasks=0: must be at least 1"),
         ({"num_tasks": 2.0}, "num_tasks=2.0: must be a whole number"),
         ({"num_tasks": True}, "num_tasks=True: must be a whole number"),
-        ({"hidden": 3}, "hidden=3: must be a list of widths"),
-        ({"hidden": "33"}, "hidden='33': must be a list of widths"),
-        ({"hidden": [3.0]}, r"hidden=\[3.0\]: must be a list of widths"),
+        ({"hidden": 3}, r"hidden=3: must be of type list\[int\]"),
+        ({"hidden": "33"}, r"hidden='33': must be of type list\[int\]"),
+        ({"hidden": [3.0]}, r"hidden=\[3.0\]: must be of type list\[int\]"),
     ],
 )
 def test_refused(options: dict[str, object], message: str) -> None:
-    values: dict[str, object] = {"num_tasks": 2, "hnet": FullHyperNetwork, **options}
+    values: dict[str, object] = {"num_tasks": 2, "hnet": "full", **options}
     net = nn.Sequential(nn.Linear(3, 3)) if "stats" not in options else nn.Sequential(nn.BatchNorm1d(3))
     with pytest.raises(ArgumentError, match=message):
         hnetcl.wrap(net, **values)  # type: ignore[arg-type]

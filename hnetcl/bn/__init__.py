@@ -1,5 +1,6 @@
 """Batch norm with one row of running statistics per task."""
 
+from hnetcl.bn.auxiliary import auxiliary_loss
 from hnetcl.bn.base import BATCH, NormLayer
 from hnetcl.bn.conv_bn import ConvBatchNorm
 from hnetcl.bn.convert import convert_batchnorm
@@ -15,6 +16,7 @@ __all__ = [
     "ConvBatchNorm",
     "NormLayer",
     "VirtualBatchNormLayer",
+    "auxiliary_loss",
     "batchnorm_layers",
     "convert_batchnorm",
     "fold_batchnorm",

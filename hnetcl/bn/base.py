@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from hnetcl.algebra import Algebra, as_algebra
 from hnetcl.choices import BACKENDS, WHITENINGS
 from hnetcl.errors import ArgumentError, one_of
+from hnetcl.kernels.autograd import is_mapped
 from hnetcl.kernels.layout import sum_dtype
-from hnetcl.kernels.mapping import is_mapped
 
 BATCH = "batch"  # in place of a row: normalize by the batch's own statistics, in evaluation too
 
@@ -145,9 +145,14 @@ class NormLayer(nn.Module):
 
     def row_statistics(self, stats_id: int | Tensor | None) -> tuple[Tensor, Tensor]:
         """A row's mean [C] and covariance [Q, d, d]; of a vector of N rows, [N, ...]."""
-        mean, var, *_ = self.read(stats_id)
+        mean, var = self.decode(self.read(stats_id))
         d = self.algebra.dim
         return mean, var.reshape(*mean.shape[:-1], self.num_numbers, d, d)
+
+    def decode(self, row: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """The mean and covariance that the tensors of a row stand for."""
+        mean, var, *_ = row
+        return mean, var
 
     def write(self, stats_id: int | Tensor | None, *values: Tensor) -> None:
         """Overwrites a row."""
@@ -236,10 +241,10 @@ class NormLayer(nn.Module):
     @property
     def hyper_shapes(self) -> dict[str, torch.Size]:
         """Shapes of all that `forward` takes from outside."""
-        return {"weight": self._triangle, "bias": torch.Size([self.num_features])}
+        return {"weight": self.triangle, "bias": torch.Size([self.num_features])}
 
     @property
-    def _triangle(self) -> torch.Size:
+    def triangle(self) -> torch.Size:
         """Of the numbers of a symmetric or triangular matrix per number; [C] for d = 1."""
         d = self.algebra.dim
         return torch.Size([self.num_features] if d == 1 else [self.num_numbers, d * (d + 1) // 2])

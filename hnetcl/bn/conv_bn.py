@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from hnetcl.bn.layer import BatchNormLayer
 from hnetcl.errors import ArgumentError
-from hnetcl.kernels.conv_bn import fused
-from hnetcl.kernels.convolution import Convolution
+from hnetcl.kernels.backends import fused
+from hnetcl.kernels.conv_bn import Convolution
 from hnetcl.layers.conv import Conv2d
 
 TORCHS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -21,7 +21,7 @@ class ConvBatchNorm(nn.Module):
     Saves x and the weights for backward, but not conv(x), which backward computes again: about half of the memory for a third
     more of the convolution's time. Has no second derivative. Forward hooks on the two layers don't run.
 
-        layer = ConvBatchNorm(Conv2d(16, 32, 3, "complex", bias=False), BatchNormLayer(32, "complex"))
+        layer = ConvBatchNorm(Conv2d(16, 32, 3, "complex", bias=False), BatchNormLayer(32, algebra="complex"))
 
     Args:
         conv: of this package or of torch, with any options.

@@ -143,8 +143,9 @@ def _converted(old: _BatchNorm, path: str, options: dict[str, Any]) -> BatchNorm
 @torch.no_grad()
 def _layer(old: Any, options: dict[str, Any], forward: str) -> BatchNormLayer:
     """A layer in place of `old`, of the class that `join` makes for its class and `forward`."""
+    tracked = old.running_mean is not None or old.running_var is not None
     kept: dict[str, Any] = {
-        "stats": "batch" if old.running_mean is None and old.running_var is None else "tracked",
+        "stats": "tracked" if tracked else "batch",
         "affine": old.weight is not None or old.bias is not None,
         "momentum": old.momentum,
         "eps": old.eps,
@@ -152,7 +153,7 @@ def _layer(old: Any, options: dict[str, Any], forward: str) -> BatchNormLayer:
     }
     new = BatchNormLayer(old.num_features, **{**kept, **options}).train(old.training)
     new.process_group = getattr(old, "process_group", None)
-    new.track_running_stats = new.track_running_stats and (old.track_running_stats or kept["stats"] == "batch")
+    new.track_running_stats = new.track_running_stats and (old.track_running_stats or not tracked)
     like = next((t for t in (*old.parameters(recurse=False), *old.buffers(recurse=False)) if t.is_floating_point()), None)
     if like is not None:
         new.to(like)
@@ -166,7 +167,7 @@ def _layer(old: Any, options: dict[str, Any], forward: str) -> BatchNormLayer:
                 own.copy_(value)
         elif value is None and is_parametrized(old, name):
             del new._parameters[name]  # the class computes it
-    if new.algebra.dim == 1 and kept["stats"] == "tracked":
+    if new.algebra.dim == 1 and tracked:
         count = old.num_batches_tracked
         new.give(old.running_mean, old.running_var, torch.zeros((), dtype=torch.long) if count is None else count)
     if type(old) not in TORCHS:

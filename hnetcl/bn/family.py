@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from hnetcl.bn.base import NormLayer
-from hnetcl.bn.gaussian import parameters
+from hnetcl.bn.gaussian import of_channels
+from hnetcl.bn.statistics import StatisticsMode
 from hnetcl.errors import ArgumentError
 from hnetcl.kernels.layout import sum_dtype
 
@@ -16,7 +17,7 @@ from hnetcl.kernels.layout import sum_dtype
 class TorchsFamily(NormLayer, _BatchNorm):  # type: ignore[misc]  # whose annotations leave None out
     """Statistics that come from torch's layers, and what torch's own code asks of such layers."""
 
-    stats: str
+    statistics_mode: StatisticsMode
     location: nn.Parameter
     factor: nn.Parameter
     given: dict[str, Tensor] | None  # see `BatchNormLayer`
@@ -30,23 +31,19 @@ class TorchsFamily(NormLayer, _BatchNorm):  # type: ignore[misc]  # whose annota
             return
         with torch.no_grad():
             mean, var = (t.detach().to(sum_dtype(t.dtype)) for t in (mean, var))
-            learned = parameters(mean, (var + 1e-6 * self.eps).reshape(-1, 1, 1))  # a dead channel has variance 0
-            if self.stats in ("generated", "distilled"):
-                self.location.copy_(learned[0])
-                self.factor.copy_(learned[1])
+            if self.statistics_mode.written:
+                location, factor = of_channels(mean, var, self.eps)
+                self.location.copy_(location)
+                self.factor.copy_(factor)
             if not self.row_names:
                 return
-            if self.stats == "learnable":
-                told = bool((mean != 0).any() or (var != 1).any())
-                values = *learned, count.clamp_min(int(told))  # a row that has seen nothing starts at its first batch
-            else:
-                values = mean, var, count
+            values = self.statistics_mode.given_row(self, mean, var, count)
             self.given = {name: v.clone().cpu().unsqueeze(0) for name, v in zip(self.row_names, values, strict=True)}
             for name, row in self.rows.items():
                 row.copy_(self.given[name].expand(row.shape))
 
     def statistics_tensors(self) -> dict[str, Tensor]:
-        written = {"location": self.location, "factor": self.factor} if self.stats in ("generated", "distilled") else {}
+        written = {"location": self.location, "factor": self.factor} if self.statistics_mode.written else {}
         return self.rows | written
 
     def reset_running_stats(self) -> None:
@@ -56,8 +53,8 @@ class TorchsFamily(NormLayer, _BatchNorm):  # type: ignore[misc]  # whose annota
             ValueError: several rows and none chosen.
         """
         if self.row_names:
-            mean, var, count = (value.squeeze(0) for value in self._standard_row())
-            self.write(None, mean, torch.zeros(self._triangle) if self.stats == "learnable" else var, count)
+            fresh = self.statistics_mode.fresh_row(self, *self._standard_row())
+            self.write(None, *(value.squeeze(0) for value in fresh))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         """Also takes the state of torch's layer, whose statistics [C] become those of all rows, present and future."""

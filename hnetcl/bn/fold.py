@@ -14,7 +14,6 @@ from hnetcl.bn.layer import BatchNormLayer
 from hnetcl.bn.rows import norm_layers
 from hnetcl.errors import one_line
 from hnetcl.kernels import reference
-from hnetcl.kernels.layout import regularize
 from hnetcl.layers import Conv2d, Linear
 from hnetcl.numbers import as_parameter, real_view
 
@@ -120,7 +119,7 @@ def _as_real(layer: Any) -> Real | None:
 def _foldable(layer: Real, norm: BatchNormLayer) -> bool:
     if type(norm) is not BatchNormLayer or _hooked(norm):
         return False
-    if norm.stats != "frozen" and norm.evaluation_statistics() is None:
+    if norm.statistics_mode.uses_statistics and norm.evaluation_statistics() is None:
         return False
     if isinstance(layer, nn.Linear):
         return layer.out_features == norm.num_features
@@ -155,7 +154,7 @@ def _evaluation(norm: BatchNormLayer, like: Tensor) -> tuple[Tensor, Tensor]:
         mean, whitener = like.new_zeros(d * q), torch.eye(d, dtype=torch.float64, device=like.device).expand(q, d, d)
     else:
         mean, cov = statistics
-        whitener = reference.whiten(regularize(cov, norm.eps, norm.whitening, like.dtype), norm.whitening)
+        whitener = reference.whiten(reference.regularize(cov, norm.eps, norm.whitening, like.dtype), norm.whitening)
     return (whitener if gamma is None else gamma.double() @ whitener), mean.double()
 
 

@@ -29,13 +29,17 @@ def parameters(mean: Tensor, cov: Tensor) -> tuple[Tensor, Tensor]:
     """The inverse of `statistics`: location and factor; of a singular covariance, those of one nearby. Never a host sync."""
     d = cov.shape[-1]
     mean, cov = _wide(mean), _wide(cov)
-    (inverse,) = whiten(cov, "cholesky")
-    inverse = inverse.to(cov.dtype)
+    inverse = whiten(cov, "cholesky").w.to(cov.dtype)
     low = _product(cov, inverse.mT)
     diagonal = (low * torch.eye(d, dtype=low.dtype, device=low.device)).sum(-1, keepdim=True).clamp_min(1e-30)
     row, column = _places(d, cov.device)
     factor = torch.where(row == column, diagonal.log().expand_as(low)[..., row, column], (low / diagonal)[..., row, column])
     return _from_columns(_product(inverse, _to_columns(mean, d))), factor.squeeze(-1) if d == 1 else factor
+
+
+def of_channels(mean: Tensor, var: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Location and factor of torch's running statistics, a mean [C] and a variance [C], which is 0 of a dead channel."""
+    return parameters(mean, (var + 1e-6 * eps).reshape(-1, 1, 1))
 
 
 def divergence(mean: Tensor, cov: Tensor, location: Tensor, factor: Tensor) -> Tensor:

@@ -10,13 +10,13 @@ from torch import Tensor, nn
 from hnetcl.algebra import Algebra, AlgebraName
 from hnetcl.bn.base import BATCH
 from hnetcl.bn.family import TorchsFamily
-from hnetcl.bn.gaussian import divergence, parameters, statistics
-from hnetcl.choices import STATS
+from hnetcl.bn.pending import PendingLosses
+from hnetcl.bn.statistics import MODES
 from hnetcl.errors import ArgumentError, one_of
+from hnetcl.kernels.all_reduce import Group
+from hnetcl.kernels.autograd import learns
 from hnetcl.kernels.backends import Kernel, select
 from hnetcl.kernels.layout import complex_to_real, real_to_complex, sum_dtype
-from hnetcl.kernels.mapping import learns
-from hnetcl.kernels.sums import Group
 from hnetcl.registry import register
 
 
@@ -39,11 +39,13 @@ class BatchNormLayer(TorchsFamily):
     | stats | rows | batch statistics used in training / evaluation | what evaluation uses |
     |---|---|---|---|
     | tracked | running averages | yes / no | the row |
-    | learnable | parameters, which start at the first batch's statistics and which a loss then teaches | yes / no | the row |
+    | learnable | parameters, which start at the first batch's statistics; a loss then teaches them | yes / no | the row |
     | frozen | none | no / no | mean 0 and covariance I: only Gamma and beta act |
     | batch | none | yes / yes | the batch |
     | generated | none; the parameters `location` and `factor`, for a hypernetwork to write | no / no | what was written |
     | distilled | running averages, which a loss teaches `location` and `factor` | yes / no | what was written |
+
+    In the modes with a loss the caller adds it to his own: see `auxiliary_loss`.
 
     Args:
         num_features: C, the real channels, component-major.
@@ -56,6 +58,7 @@ class BatchNormLayer(TorchsFamily):
         eps: added once to the covariance's diagonal where it is used, never stored.
         sync: take batch statistics in training over all ranks of torch.distributed, where it is up.
         backend: "closed_form", "compiled", "reference", or "auto": compiled where the input is large enough to repay it.
+        auxiliary_weight: of the loss that teaches learnable and distilled statistics; the caller adds it, see `auxiliary_loss`.
 
     Attributes:
         running_mean: [rows, C].
@@ -66,8 +69,10 @@ class BatchNormLayer(TorchsFamily):
             for the weights came with it too. Copies and pickles keep it; a state dict holds the rows only. None: rows open
             afresh.
         running_location, running_factor: learnable rows; location, factor: written statistics; see `gaussian`.
-        lesson_weight: of the loss that teaches learnable and distilled statistics (`gaussian.divergence`): backward adds its
-            gradient wherever the layer's output is differentiated. No gradient flows into what is taught from.
+        statistics_mode: what `stats` names, which says all that depends on it; see `bn.statistics`.
+        auxiliary_limit: how many training forwards may pass before `auxiliary_loss` takes their losses; after that an error is
+            raised. It is 100; set more for a layer that runs more often than that in one forward of a network.
+        pending_losses: of those forwards.
         process_group: the ranks that `sync` means; None for all.
 
     Raises:
@@ -89,42 +94,49 @@ class BatchNormLayer(TorchsFamily):
         eps: Annotated[float, Gt(0)] = 1e-5,
         sync: bool = False,
         backend: Literal["auto", "reference", "closed_form", "compiled"] = "auto",
+        auxiliary_weight: Annotated[float, Ge(0)] = 10.0,
     ) -> None:
         super().__init__(num_features, algebra, whitening, affine, eps, backend)
-        if stats not in STATS:
-            raise one_of("stats", stats, STATS)
+        if stats not in MODES:
+            raise one_of("stats", stats, MODES)
         if momentum is not None and not 0 <= momentum <= 1:
             raise ArgumentError("momentum", momentum, "must lie in [0, 1], or be None for the cumulative average")
         if sync and backend == "reference":
             raise ArgumentError("backend", backend, "can't be given beside sync=true")
-        self.stats, self.momentum, self.sync = stats, momentum, sync
+        self.statistics_mode, self.momentum, self.sync = MODES[stats](), momentum, sync
         self.process_group: Group | None = None
-        self.lesson_weight = 10.0
+        self.auxiliary_weight, self.auxiliary_limit = auxiliary_weight, 100
+        self.pending_losses = PendingLosses()
         self.given = None
-        self._open_first_row(learnable=stats == "learnable")
-        self.track_running_stats = bool(self.row_names)
-        if stats in ("generated", "distilled"):
+        self._open_first_row(learnable=self.statistics_mode.learns_rows)
+        self.track_running_stats = self.statistics_mode.keeps_rows
+        if self.statistics_mode.written:
             self.location = nn.Parameter(torch.zeros(num_features))
-            self.factor = nn.Parameter(torch.zeros(self._triangle))
+            self.factor = nn.Parameter(torch.zeros(self.triangle))
+
+    @property
+    def stats(self) -> str:
+        """The name of the statistics mode."""
+        return self.statistics_mode.name
 
     def fresh_row(self) -> dict[str, Tensor]:
         """Mean 0 and covariance I, or the given row."""
         if self.given is not None:
             return dict(self.given)
-        mean, var, count = self._standard_row()
-        if self.stats == "learnable":
-            learned = torch.zeros(1, *self._triangle)
-            return {"running_location": mean, "running_factor": learned, "num_batches_tracked": count}
-        if self.stats not in ("tracked", "distilled"):
+        mode = self.statistics_mode
+        if not mode.keeps_rows:
             return {}
-        return {"running_mean": mean, "running_var": var, "num_batches_tracked": count}
+        return dict(zip(mode.row_names, mode.fresh_row(self, *self._standard_row()), strict=True))
+
+    def decode(self, row: list[Tensor]) -> tuple[Tensor, Tensor]:
+        return self.statistics_mode.decode(row)
 
     @property
     def hyper_shapes(self) -> dict[str, torch.Size]:
         """Shapes of all that `forward` takes from outside: gamma and beta, and a row of statistics."""
         c, d, q = self.num_features, self.algebra.dim, self.num_numbers
         var = torch.Size([c] if d == 1 else [q, d, d])
-        return {"weight": self._triangle, "bias": torch.Size([c]), "running_mean": torch.Size([c]), "running_var": var}
+        return {"weight": self.triangle, "bias": torch.Size([c]), "running_mean": torch.Size([c]), "running_var": var}
 
     def evaluation_statistics(self, stats_id: int | Tensor | None = None) -> tuple[Tensor, Tensor] | None:
         """The mean [C] and covariance [Q, d, d] that evaluation uses, with their graph; of a vector of N rows, [N, ...].
@@ -134,11 +146,7 @@ class BatchNormLayer(TorchsFamily):
         Raises:
             ValueError: several rows and none chosen, or no such row.
         """
-        if self.stats == "frozen" or self._wants_batch():
-            return None
-        if self.stats in ("generated", "distilled"):
-            return statistics(self.location, self.factor)
-        return self.row_statistics(stats_id)
+        return None if self._wants_batch() else self.statistics_mode.evaluation(self, stats_id)
 
     def forward(
         self,
@@ -202,9 +210,10 @@ class BatchNormLayer(TorchsFamily):
         elif running_mean is not None or running_var is not None:
             raise ValueError("running_mean and running_var must be given together")
 
-        if not given and self.stats == "frozen":
+        mode = self.statistics_mode
+        if not given and not mode.uses_statistics:
             return self._affine(kernel, x, gamma, beta)
-        batch = self.training if given else self._wants_batch() or (self.training and self.stats != "generated")
+        batch = self.training if given else self._wants_batch() or (self.training and mode.trains_by_batch)
         if not batch:
             used = given or self.evaluation_statistics(stats_id)
             assert used is not None
@@ -215,21 +224,32 @@ class BatchNormLayer(TorchsFamily):
 
         total: int | Tensor = shape.numel() // self.num_features
         if self.training and (group := self._ranks()) is not None:
-            y, mean, cov, total = kernel.synchronised_batch_norm(x, gamma, beta, group=group, **options)
+            y, mean, cov, total = kernel.batch_norm(x, gamma, beta, group=group, **options)
+            assert isinstance(total, Tensor)
             total = total.clamp_min(2)  # the ranks are trusted to have more than one value, for to ask would wait for a GPU
         elif total == 0:
             return self._affine(kernel, x, gamma, beta)  # empty, and no statistics of anything
         elif total < 2:
             raise ValueError(f"batch statistics need more than one value per channel, got x of shape {tuple(shape)}")
         else:
-            y, mean, cov = kernel.batch_norm(x, gamma, beta, **options)
+            y, mean, cov, _ = kernel.batch_norm(x, gamma, beta, **options)
         if self.training:
             cov = cov * (total / (total - 1))
             if given:
                 _update_given(*given, mean, cov, 0.1 if self.momentum is None else self.momentum)
             elif self.track_running_stats and not self._wants_batch():
-                y = self._update(y, stats_id, mean, cov)
+                mode.update(self, stats_id, mean, cov)
+                if mode.has_auxiliary_loss and torch.is_grad_enabled():
+                    self._teach(stats_id, mean, cov)
         return y
+
+    def _teach(self, stats_id: int | Tensor | None, mean: Tensor, cov: Tensor) -> None:
+        """Leaves the auxiliary loss of this forward for `auxiliary_loss` to take."""
+
+        def loss() -> Tensor:
+            return self.auxiliary_weight * self.statistics_mode.auxiliary_loss(self, stats_id, mean, cov)
+
+        self.pending_losses.add(loss, f"{type(self).__name__}({self.num_features}, stats={self.stats})", self.auxiliary_limit)
 
     def _affine(self, kernel: Kernel, x: Tensor, gamma: Tensor | None, beta: Tensor | None) -> Tensor:
         """By mean 0 and covariance I: only Gamma and beta act."""
@@ -245,13 +265,8 @@ class BatchNormLayer(TorchsFamily):
         return group if dist.get_world_size(group) > 1 else None
 
     def _wants_batch(self) -> bool:
-        return self.stats == "batch" or (isinstance(self.row, str) and self.row == BATCH and self.stats != "frozen")
-
-    def row_statistics(self, stats_id: int | Tensor | None) -> tuple[Tensor, Tensor]:
-        if self.stats != "learnable":
-            return super().row_statistics(stats_id)
-        location, factor, _ = self.read(stats_id)
-        return statistics(location, factor)
+        mode = self.statistics_mode
+        return mode.evaluates_by_batch or (mode.uses_statistics and isinstance(self.row, str) and self.row == BATCH)
 
     def _by_sample(
         self,
@@ -273,54 +288,12 @@ class BatchNormLayer(TorchsFamily):
         y: Tensor = torch.func.vmap(normalize)(x, mean, cov)
         return y
 
-    def _update(self, y: Tensor, stats_id: int | Tensor | None, mean: Tensor, cov: Tensor) -> Tensor:
-        """Moves the row towards a batch's statistics; returns y, with the lesson of this step in its graph."""
-        old_mean, old, old_count = (value.detach() for value in self.read(stats_id))
-        if old_count.ndim:
-            raise ValueError("a row for each sample can be chosen in evaluation only")
-        count = old_count + 1
-        if self.stats == "learnable":
-            start = parameters(mean, cov + self.eps * torch.eye(cov.shape[-1], dtype=cov.dtype, device=cov.device))
-            fresh = count == 1  # a fresh row starts at its first batch's statistics
-            moved = [torch.where(fresh, s.to(o.dtype), o) for s, o in zip(start, (old_mean, old), strict=True)]
-            self.write(stats_id, *moved, count)
-            location, factor, _ = self.read(stats_id)
-        else:
-            dtype = sum_dtype(old.dtype)
-            share = count.to(dtype).reciprocal() if self.momentum is None else old.new_full((), self.momentum, dtype=dtype)
-            mean = torch.lerp(old_mean.to(dtype), mean.to(dtype), share)
-            var = torch.lerp(old.to(dtype), cov.reshape(old.shape).to(dtype), share)
-            self.write(stats_id, mean, var, count)
-            if self.stats == "tracked":
-                return y
-            location, factor, cov = self.location, self.factor, var.reshape(cov.shape)
-        loss = self.lesson_weight * divergence(mean, cov, location, factor)
-        return y.add_(_Lesson.apply(loss).to(y.dtype))
-
     def extra_repr(self) -> str:
         return (
             f"{self.num_features}, algebra={self.algebra.name}, stats={self.stats}, whitening={self.whitening}, "
             f"affine={self.affine}, momentum={self.momentum}, eps={self.eps}, sync={self.sync}, backend={self.backend}, "
             f"num_stats={self.num_stats}"
         )
-
-
-class _Lesson(torch.autograd.Function):
-    """A loss -> zero, added to an output; whatever is made of that output, the loss's gradient is taken once."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(loss: Tensor) -> Tensor:
-        return torch.zeros_like(loss)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        pass
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        return torch.ones_like(gradients[0])
 
 
 def _update_given(running_mean: Tensor, running_var: Tensor, mean: Tensor, cov: Tensor, momentum: float) -> None:

@@ -9,11 +9,10 @@ from torch import Tensor, nn
 
 from hnetcl.bn.base import BATCH
 from hnetcl.bn.conv_bn import ConvBatchNorm
-from hnetcl.bn.gaussian import parameters
 from hnetcl.bn.layer import BatchNormLayer
 from hnetcl.bn.rows import batchnorm_layers, using_task
 from hnetcl.kernels.backends import Kernel
-from hnetcl.kernels.layout import complex_to_real, split
+from hnetcl.kernels.layout import complex_to_real, to_numbers
 from hnetcl.kernels.passes import moments
 from hnetcl.modes import evaluation_mode
 
@@ -32,7 +31,7 @@ class Moments:
         """Takes in x [N, C, *S]."""
         if not x.numel():
             return
-        numbers = split(complex_to_real(x) if x.is_complex() else x, d)
+        numbers = to_numbers(complex_to_real(x) if x.is_complex() else x, d)
         count = numbers.shape[0] * numbers.shape[3]
         mean, cov = (value.double() for value in moments(numbers))
         if not self.count:
@@ -113,11 +112,13 @@ def recalibrate(
 
     Source: precise batch norm, Wu & Johnson 2021, Rethinking "Batch" in BatchNorm, section 3.
     """
-    layers = {name: layer for name, layer in batchnorm_layers(module).items() if layer.stats not in ("frozen", "batch")}
-    for layer in layers.values():
-        if layer.stats == "generated":
+    layers = {}
+    for name, layer in batchnorm_layers(module).items():
+        if layer.statistics_mode.keeps_rows:
+            layer.get_stats(stats_id)
+            layers[name] = layer
+        elif layer.statistics_mode.written:
             raise ValueError(f"nothing to recalibrate: a hypernetwork writes the statistics of {layer}")
-        layer.get_stats(stats_id)
     seen = {name: Moments() for name in layers}
 
     def see(name: str, layer: BatchNormLayer, x: Tensor) -> None:
@@ -135,8 +136,4 @@ def recalibrate(
         if not seen[name].count:
             continue
         mean, cov = seen[name].centre, seen[name].covariance
-        if layer.stats == "learnable":
-            eye = torch.eye(layer.algebra.dim, dtype=cov.dtype, device=cov.device)
-            layer.write(stats_id, *parameters(mean, cov + layer.eps * eye), torch.full((), number))
-        else:
-            layer.write(stats_id, mean, cov.reshape(layer.hyper_shapes["running_var"]), torch.full((), number))
+        layer.write(stats_id, *layer.statistics_mode.row(layer, mean, cov, torch.full((), number)))

@@ -2,17 +2,20 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
+from annotated_types import Gt
 from torch import Tensor, nn
 
 from hnetcl.algebra import Algebra
 from hnetcl.bn.base import BATCH, NormLayer
 from hnetcl.kernels.backends import select
 from hnetcl.kernels.layout import complex_to_real, real_to_complex, sum_dtype
+from hnetcl.registry import register
 
 
+@register("bn", "virtual")
 class VirtualBatchNormLayer(NormLayer):
     r"""Batch norm of each sample by the statistics of a reference batch into which the sample is mixed.
 
@@ -49,11 +52,12 @@ class VirtualBatchNormLayer(NormLayer):
     def __init__(
         self,
         num_features: int,
-        algebra: str | Algebra = "real",
-        whitening: str | None = None,
+        *,
+        algebra: Literal["real", "complex", "quaternion"] | Algebra = "real",
+        whitening: Literal["zca", "cholesky", "naive"] | None = None,
         affine: bool = True,
-        eps: float = 1e-5,
-        backend: str = "auto",
+        eps: Annotated[float, Gt(0)] = 1e-5,
+        backend: Literal["auto", "reference", "closed_form", "compiled"] = "auto",
     ) -> None:
         super().__init__(num_features, algebra, whitening, affine, eps, backend)
         self.collecting = False  # set by `reference_pass`
@@ -104,7 +108,7 @@ class VirtualBatchNormLayer(NormLayer):
         if x.numel() // self.num_features < 2:
             raise ValueError(f"batch statistics need more than one value per channel, got x of shape {tuple(x.shape)}")
         kernel = select(self.backend, x, self.algebra.dim)
-        y, mean, cov = kernel.batch_norm(x, gamma, beta, d=self.algebra.dim, eps=self.eps, whitening=self.whitening)
+        y, mean, cov, _ = kernel.batch_norm(x, gamma, beta, d=self.algebra.dim, eps=self.eps, whitening=self.whitening)
         if self.collecting:
             var = cov.reshape(self.reference_var.shape[1:])
             self.write(stats_id, mean, var, self.reference_count.new_full((), len(x)))

@@ -67,9 +67,10 @@ def train(config: Config, call: Call = PYTHON) -> Path:
     with engine(config.seed, threads=threads, deterministic=deterministic):
         parts = build(config, device)
         generator = torch.Generator(device).manual_seed(config.seed)
-        with named("trainer", inference="", scenario="", logits=""):
+        with named("trainer", inference="", scenario="", head="", logits=""):
             trainer = Trainer(
                 *(parts.model, parts.sequence, parts.method, parts.optimizer, generator, config.scenario, config.inference),
+                config.active_classes or "seen",
                 **values,
             )
         _check_measured(config, trainer)
@@ -147,7 +148,7 @@ def evaluate(config: EvaluationConfig) -> list[float]:
             raise ArgumentError(
                 "stats", config.stats, f"in scenario={scenario} each task uses its own; allowed: own, recalibrated"
             )
-        protocol = Protocol(scenario, inference, at_once)
+        protocol = Protocol(scenario, inference, at_once, sequence.head)
         with allocating("trainer.eval_batch_size", at_once):
             right, known, _ = accuracies(model, sequence, protocol, tasks, row)
         found = right.tolist()
@@ -267,14 +268,16 @@ def _row(stats: str, parts: Parts) -> int | str | None:
     """The `stats` argument as a row of statistics; None for each task's own."""
     if stats == "own":
         return None
-    kinds = {layer.stats for layer in batchnorm_layers(parts.model.net).values()}
-    if kinds <= {"frozen"}:
+    modes = [layer.statistics_mode for layer in batchnorm_layers(parts.model.net).values()]
+    if not any(mode.uses_statistics for mode in modes):
         raise ArgumentError("stats", stats, "this run's network uses no statistics; allowed: own")
     if stats == "batch":
         return BATCH
-    if kinds & {"generated", "distilled"}:
+    if parts.model.rows == "shared":
+        raise ArgumentError("stats", stats, "this run keeps one row of statistics for all tasks; allowed: own, batch")
+    if any(mode.written for mode in modes):
         raise ArgumentError("stats", stats, "the hypernetwork writes this run's statistics; allowed: own, batch")
-    if kinds <= {"frozen", "batch"}:
+    if not any(mode.keeps_rows for mode in modes):
         raise ArgumentError("stats", stats, "this run's network keeps no running statistics; allowed: own, batch")
     if stats == "recalibrated":
         return None

@@ -46,7 +46,8 @@ def load(run: str | Path, device: str = "auto", imports: Sequence[str] = ()) -> 
     try:
         tasks = _sound_tasks(directory)
         with engine(config.seed):
-            model = build_model(config, tasks[0]["shape"], len(tasks[0]["classes"]), len(tasks))
+            outputs = len(tasks[0]["classes"]) * (len(tasks) if config.chosen_head == "all" else 1)
+            model = build_model(config, tasks[0]["shape"], outputs, len(tasks))
         load_weights(model, directory)
     except ArgumentError:
         raise

@@ -1,20 +1,17 @@
 """Hypernetworks: task -> the main network's parameters, by name."""
 
-from hnetcl.hnets.base import HyperNetwork, Record
-from hnetcl.hnets.chunked import ChunkedHyperNetwork
+from hnetcl.hnets.base import BaseHyperNetwork, Record
 from hnetcl.hnets.direct import DirectHyperNetwork
-from hnetcl.hnets.full import FullHyperNetwork
+from hnetcl.hnets.generators.generator import Generator
+from hnetcl.hnets.hypernetwork import HyperNetwork, make_hypernetwork
 from hnetcl.hnets.initial import initial_parameters
-from hnetcl.hnets.low_rank import LowRankHyperNetwork
-from hnetcl.hnets.structured import StructuredHyperNetwork
 
 __all__ = [
-    "ChunkedHyperNetwork",
+    "BaseHyperNetwork",
     "DirectHyperNetwork",
-    "FullHyperNetwork",
+    "Generator",
     "HyperNetwork",
-    "LowRankHyperNetwork",
     "Record",
-    "StructuredHyperNetwork",
     "initial_parameters",
+    "make_hypernetwork",
 ]

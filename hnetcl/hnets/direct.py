@@ -6,23 +6,24 @@ import torch
 from torch import Tensor, nn
 
 from hnetcl.errors import ArgumentError
-from hnetcl.hnets.base import HyperNetwork, Shapes, initial_values
+from hnetcl.hnets.base import BaseHyperNetwork, Shapes, default_values
 from hnetcl.numbers import flat_numbers
 from hnetcl.patterns import matching
 from hnetcl.registry import register
 
 
 @register("hnet", "direct")
-class DirectHyperNetwork(HyperNetwork):
-    """The main network's parameters, some shared by all tasks and some kept once per task.
+class DirectHyperNetwork(BaseHyperNetwork):
+    """The main network's parameters, some shared by all tasks and some held once per task.
 
     Args:
         shapes, num_tasks, initial: as for every hypernetwork; the parameters start at `initial`.
-        per_task: name patterns (as in a shell) of the parameters that each task has for itself. ("head.*",) is the multi-head
-            network of task-incremental baselines, ("*",) a network per task. None: those of the layer that makes the logits,
-            see `logits_layer`.
         given: changes nothing: every task starts at `initial` in any case.
-        num_outputs: K, logits per task, by which that layer is found; None where they are not known.
+        num_outputs: K, logits per task, by which the layer that makes them is found; None where they are not known.
+        head: "task", "shared" or "all": which logits the network has.
+        per_task: name patterns (as in a shell) of the parameters that each task has for itself. ("head.*",) is the multi-head
+            network of task-incremental baselines, ("*",) a network per task. None: with head "task" those of the layer that
+            makes the logits, see `logits_layer`; with any other head none.
 
     Raises:
         ArgumentError: a pattern that no name matches; or no pattern is given and no layer makes the logits.
@@ -35,13 +36,17 @@ class DirectHyperNetwork(HyperNetwork):
         initial: Mapping[str, Tensor] | None = None,
         given: bool = False,
         num_outputs: int | None = None,
+        head: str = "task",
         *,
         per_task: Sequence[str] | None = None,
     ) -> None:
         super().__init__(shapes, num_tasks, initial)
-        values = initial_values(self.shapes) if initial is None else initial
+        values = default_values(self.shapes) if initial is None else initial
         names = list(self.shapes)
-        own = logits_layer(self.shapes, num_outputs) if per_task is None else matching("per_task", per_task, names)
+        if per_task is None:
+            own = logits_layer(self.shapes, num_outputs) if head == "task" else []
+        else:
+            own = matching("per_task", per_task, names)
         self.is_own = {name: name in own for name in names}
         flat = {name: flat_numbers(values[name]) for name in names}
         empty = [torch.zeros(0)]
@@ -60,7 +65,7 @@ class DirectHyperNetwork(HyperNetwork):
         """A copy of the newest task's own parameters."""
         return {"own": self.own.detach()[-1:]}
 
-    def written(self, tasks: Tensor) -> dict[str, Tensor]:
+    def generate(self, tasks: Tensor) -> dict[str, Tensor]:
         sizes = {name: shape.numel() for name, shape in self.shapes.items()}
         shared = iter(self.shared.split([n for name, n in sizes.items() if not self.is_own[name]]))
         own = iter(self.own.index_select(0, tasks).split([n for name, n in sizes.items() if self.is_own[name]], 1))
@@ -89,9 +94,7 @@ def logits_layer(shapes: Mapping[str, torch.Size], num_outputs: int | None = Non
     found = [names for names in layers.values() if _makes(num_outputs, [shapes[name] for name in names])]
     if not found:
         wide = "" if num_outputs is None else f" of {num_outputs} outputs"
-        rule = (
-            f"no linear or convolution layer{wide} is written, which would be a task's own; give patterns of names, [] for none"
-        )
+        rule = f"no linear or convolution layer{wide} is generated, to be a task's own; give patterns of names, [] for none"
         raise ArgumentError("per_task", None, rule)
     return found[-1]
 

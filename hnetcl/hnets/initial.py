@@ -16,12 +16,12 @@ LAYERS = (Linear, Conv2d, nn.Linear, _ConvNd)
 
 
 def initial_parameters(net: nn.Module, init: str = "own") -> dict[str, Tensor]:
-    """Values for all parameters of a network but its rows of statistics, by name; tied ones under their first name; complex
+    """Values for all parameters of a network but its statistics rows, by name; tied ones under their first name; complex
     ones [*S] as real numbers [*S, 2].
 
     As `initial` of a hypernetwork they make it HyperFan-in or HyperFan-out initialised (Chang et al. 2020): every layer starts
-    with the variance 2 / fan, whatever writes it. Where their formulas split that variance between what writes the weights and
-    what writes the biases, biases and norm layers here start at their constants, so all of it is the weights'.
+    with the variance 2 / fan, whatever generates it. Where their formulas split that variance between the generators of
+    weights and those of biases, biases and norm layers here start at their constants, so all of it is the weights'.
 
     Args:
         net: its own values are left as they are.

@@ -1,1 +1,4 @@
-"""Batch norm of d-component numbers as pure tensor functions; a number's components lie in blocks of C / d channels."""
+"""Batch norm of d-component numbers as pure tensor functions; `backends` chooses among them.
+
+A number's d components lie in d blocks of C / d channels. Read on from `reference`, which is short and plain.
+"""

@@ -1,35 +1,55 @@
-"""Which kernel computes batch norm."""
+"""Which path computes batch norm: the one place that chooses.
+
+| path | computed by | chosen for |
+|---|---|---|
+| reference | `reference`, in plain PyTorch | backend="reference" |
+| closed form | `batch_norm`, by `passes.BLOCKS` (on a GPU `PLAIN`); for d = 1 by torch's own kernel | all else |
+| compiled | `batch_norm` by `passes.COMPILED` | backend="compiled", or "auto" where x is large; d > 1 |
+| fused | `conv_bn`, by the passes of another path | a convolution and the batch norm behind it |
+
+Two things are decided later, for only the tensors tell: whether the passes can take them (`passes.usable`), and whether torch's
+kernel for d = 1 can (`batch_norm.batch_norm` and `normalize`).
+"""
 
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from hnetcl.kernels import closed_form, reference
-from hnetcl.kernels.compiled import can_compile, compiled_passes
+from hnetcl.compiling import can_compile
+from hnetcl.kernels import batch_norm, conv_bn, passes, reference
+from hnetcl.kernels.conv_bn import Convolution
 from hnetcl.kernels.passes import Passes
+from hnetcl.kernels.reference import Normalized
 
 AUTO_COMPILED = {"cpu": 2**22, "cuda": 2**20}  # values in x from which "auto" compiles; below, its seconds are hardly won back
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """The two functions of `reference`, in one of their implementations; and synchronised batch norm, where it has one.
+    """A path.
 
-    `passes` is how the closed form computes, for what is built on it.
+    Args:
+        batch_norm, normalize: the two functions of `reference`.
+        passes: how the closed form computes, for what is built on it; None where it doesn't.
     """
 
-    batch_norm: Callable[..., tuple[Tensor, Tensor, Tensor]]
+    batch_norm: Callable[..., Normalized]
     normalize: Callable[..., Tensor]
-    synchronised_batch_norm: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]] = closed_form.synchronised_batch_norm
-    passes: Passes | None = None
+    passes: Passes | None
 
 
-REFERENCE = Kernel(reference.batch_norm, reference.normalize)
-CLOSED_FORM = Kernel(closed_form.batch_norm, closed_form.normalize)
+REFERENCE = Kernel(reference.batch_norm, reference.normalize, None)
+CLOSED_FORM = Kernel(batch_norm.batch_norm, batch_norm.normalize, passes.BLOCKS)
+COMPILED = Kernel(
+    partial(batch_norm.batch_norm, passes=passes.COMPILED),
+    partial(batch_norm.normalize, passes=passes.COMPILED),
+    passes.COMPILED,
+)
 
 
 def select(backend: str, x: Tensor, d: int) -> Kernel:
@@ -45,17 +65,28 @@ def select(backend: str, x: Tensor, d: int) -> Kernel:
         return CLOSED_FORM
     if backend == "auto" and x.numel() < AUTO_COMPILED.get(x.device.type, 2**62):
         return CLOSED_FORM
-    return _compiled() if _can_compile(x.device.type) else CLOSED_FORM
+    return COMPILED if _can_compile(x.device.type) else CLOSED_FORM
 
 
-@cache
-def _compiled() -> Kernel:
-    passes = compiled_passes()
+def fused(kernel: Kernel, conv: Convolution, conv_weight: Tensor, conv_bias: Tensor | None) -> Kernel:
+    """The kernel that normalizes conv(x) where `kernel` normalizes x. The reference is not fused, but composed.
+
+    Args:
+        conv_weight: [out, in / groups, *K].
+        conv_bias: [out] or None.
+    """
+    if kernel.passes is not None:
+        options: dict[str, Any] = {"conv": conv, "conv_weight": conv_weight, "conv_bias": conv_bias, "passes": kernel.passes}
+        return Kernel(partial(conv_bn.conv_batch_norm, **options), partial(conv_bn.conv_normalize, **options), kernel.passes)
+
+    def convolved(x: Tensor) -> Tensor:
+        z = conv(*conv_bn.autocast(x, conv_weight))
+        return z if conv_bias is None else z + conv_bias.to(z.dtype).reshape(-1, *[1] * (z.ndim - 2))
+
     return Kernel(
-        partial(closed_form.batch_norm, passes=passes),
-        partial(closed_form.normalize, passes=passes),
-        partial(closed_form.synchronised_batch_norm, passes=passes),
-        passes,
+        lambda x, *args, **options: kernel.batch_norm(convolved(x), *args, **options),
+        lambda x, *args, **options: kernel.normalize(convolved(x), *args, **options),
+        None,
     )
 
 

@@ -2,49 +2,68 @@
 
     z = conv(x)    y = batch norm of z
 
-Backward computes z again from x, takes dz from the batch norm's closed form (see `closed_form`) and hands it to the
+Backward computes z again from x, takes dz from the batch norm's closed form (see `batch_norm`) and hands it to the
 convolution's gradients: half of the pair's memory for one more convolution. After in-place activated batch norm (Rota Bulo,
 Porzi & Kontschieder 2018, section 3) and PyTorch's tutorial "Fusing Convolution and Batch Norm using Custom Function".
 
 The bias b of the convolution never meets the large tensors: it moves the mean and nothing else.
 """
 
-from dataclasses import replace
-from functools import partial
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from hnetcl.kernels import steps
-from hnetcl.kernels.backends import REFERENCE, Kernel
-from hnetcl.kernels.convolution import Convolution
-from hnetcl.kernels.layout import owned, split, sum_dtype
-from hnetcl.kernels.mapping import is_mapped, one_by_one
-from hnetcl.kernels.once import only_once
-from hnetcl.kernels.passes import PLAIN, Passes
-from hnetcl.kernels.steps import Options
-from hnetcl.kernels.sums import Group
+from hnetcl.kernels.all_reduce import Group
+from hnetcl.kernels.autograd import only_once, owned
+from hnetcl.kernels.batch_norm import Options, backward_batch, backward_given, forward_batch, forward_given
+from hnetcl.kernels.layout import sum_dtype, to_numbers
+from hnetcl.kernels.passes import BLOCKS, Passes
+from hnetcl.kernels.reference import Normalized
+from hnetcl.kernels.whitening import Factors
 
 TWICE = "fused convolution and batch norm has no second derivative: call the two layers one after the other"
 
 
-def fused(kernel: Kernel, conv: Convolution, conv_weight: Tensor, conv_bias: Tensor | None) -> Kernel:
-    """The kernel that normalizes conv(x) where `kernel` normalizes x. The reference is not fused, but composed."""
-    options: dict[str, Any] = {"conv": conv, "conv_weight": conv_weight, "conv_bias": conv_bias}
-    if kernel is REFERENCE:
-        return Kernel(
-            lambda x, *args, **kwargs: kernel.batch_norm(_with_bias(x, **options), *args, **kwargs),
-            lambda x, *args, **kwargs: kernel.normalize(_with_bias(x, **options), *args, **kwargs),
-            lambda x, *args, **kwargs: kernel.synchronised_batch_norm(_with_bias(x, **options), *args, **kwargs),
-        )
-    options["passes"] = kernel.passes
-    return Kernel(
-        partial(conv_batch_norm, **options),
-        partial(conv_normalize, **options),
-        partial(synchronised_conv_batch_norm, **options),
-        kernel.passes,
-    )
+@dataclass(frozen=True)
+class Convolution:
+    """[N, in, *S] -> [N, out, *S'] by a weight [out, in / groups, *K], without bias, over any number of axes.
+
+    Args:
+        stride, padding, dilation: an integer for each axis of S; the padding is with zeros.
+        groups: blocks of channels that see each other.
+    """
+
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int = 1
+
+    def __call__(self, x: Tensor, weight: Tensor) -> Tensor:
+        shift = (0,) * len(self.stride)
+        return torch.convolution(x, weight, None, self.stride, self.padding, self.dilation, False, shift, self.groups)
+
+    def output_shape(self, x: Tensor, weight: Tensor) -> torch.Size:
+        """The shape of what comes out.
+
+        Raises:
+            ValueError: x has not the axes that the weight has, or is smaller than the kernel.
+        """
+        if x.ndim != weight.ndim:
+            raise ValueError(f"expected x of shape [N, in, ...] with {weight.ndim} axes, got {tuple(x.shape)}")
+        axes = zip(x.shape[2:], weight.shape[2:], self.stride, self.padding, self.dilation, strict=True)
+        space = [(size + 2 * padding - dilation * (k - 1) - 1) // stride + 1 for size, k, stride, padding, dilation in axes]
+        if min(space) < 1:
+            raise ValueError(f"a kernel {tuple(weight.shape[2:])} does not fit into x of shape {tuple(x.shape)}")
+        return torch.Size([x.shape[0], weight.shape[0], *space])
+
+    def gradients(self, g: Tensor, x: Tensor, weight: Tensor, needed: tuple[bool, bool]) -> list[Tensor | None]:
+        """dx and dweight from the output's gradient, None where it isn't needed."""
+        shift = [0] * len(self.stride)
+        geometry = self.stride, self.padding, self.dilation, False, shift, self.groups
+        dx, dweight, _ = torch.ops.aten.convolution_backward(g, x, weight, None, *geometry, [*needed, False])
+        return [dx if needed[0] else None, dweight if needed[1] else None]
 
 
 def conv_batch_norm(
@@ -58,40 +77,31 @@ def conv_batch_norm(
     d: int,
     eps: float,
     whitening: str,
-    passes: Passes | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
+    group: Group | None = None,
+    passes: Passes = BLOCKS,
+) -> Normalized:
     """Normalizes conv(x) by its own statistics.
 
     Args:
         x: [N, in, *S].
         conv_weight: [out, in / groups, *K].
         conv_bias: [out] or None; its gradient is exactly zero.
-        gamma, beta, d, eps, whitening: see `reference.batch_norm`, with C = out.
-        passes: see `closed_form.batch_norm`.
+        gamma, beta, d, eps, whitening, group, passes: see `batch_norm.batch_norm`, with C = out.
 
     Returns:
         y [N, out, *S'], mean [out], biased covariance [out/d, d, d] without eps; the statistics carry no graph.
+
+    Raises:
+        ValueError: x does not fit the convolution.
+        RuntimeError: a second derivative is taken.
     """
-    options = Options(d, eps, whitening, passes)
-    return _by_batch(x, gamma, beta, conv, conv_weight, conv_bias, options)[:3]
-
-
-def synchronised_conv_batch_norm(
-    x: Tensor,
-    gamma: Tensor | None,
-    beta: Tensor | None,
-    *,
-    conv: Convolution,
-    conv_weight: Tensor,
-    conv_bias: Tensor | None,
-    d: int,
-    eps: float,
-    whitening: str,
-    group: Group,
-    passes: Passes | None = None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """`conv_batch_norm` by the statistics of all ranks; see `closed_form.synchronised_batch_norm`."""
-    return _by_batch(x, gamma, beta, conv, conv_weight, conv_bias, Options(d, eps, whitening, passes, group))
+    x, weight = autocast(x, conv_weight)
+    shape = conv.output_shape(x, weight)
+    options = Options(d, eps, whitening, passes, group)
+    y, mean, cov, count, *_ = _BatchStatistics.apply(x, weight, conv_bias, gamma, beta, conv, options)
+    if conv_bias is not None:
+        mean = mean + conv_bias.detach().to(mean.dtype)
+    return Normalized(y.reshape(shape), mean, cov, shape.numel() // shape[1] if group is None else count)
 
 
 def conv_normalize(
@@ -107,10 +117,13 @@ def conv_normalize(
     d: int,
     eps: float,
     whitening: str,
-    passes: Passes | None = None,
+    passes: Passes = BLOCKS,
 ) -> Tensor:
-    """Normalizes conv(x) by given statistics [out] and [out/d, d, d], which gradients reach; y [N, out, *S']."""
-    x, weight = _autocast(x, conv_weight)
+    """Normalizes conv(x) by given statistics [out] and [out/d, d, d], which gradients reach; y [N, out, *S'].
+
+    The rest as in `conv_batch_norm`.
+    """
+    x, weight = autocast(x, conv_weight)
     shape = conv.output_shape(x, weight)
     centre = mean.to(sum_dtype(mean.dtype))
     if conv_bias is not None:
@@ -119,24 +132,7 @@ def conv_normalize(
     return y.reshape(shape)
 
 
-def _by_batch(
-    x: Tensor,
-    gamma: Tensor | None,
-    beta: Tensor | None,
-    conv: Convolution,
-    weight: Tensor,
-    bias: Tensor | None,
-    options: Options,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    x, weight = _autocast(x, weight)
-    shape = conv.output_shape(x, weight)
-    y, mean, cov, count, *_ = _BatchStatistics.apply(x, weight, bias, gamma, beta, conv, options)
-    if bias is not None:
-        mean = mean + bias.detach().to(mean.dtype)
-    return y.reshape(shape), mean, cov, count
-
-
-def _autocast(*tensors: Tensor) -> list[Tensor]:
+def autocast(*tensors: Tensor) -> list[Tensor]:
     """What autocast would make of a convolution's arguments; done here, for it does not reach a recomputation in backward."""
     device = tensors[0].device.type
     if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
@@ -144,17 +140,7 @@ def _autocast(*tensors: Tensor) -> list[Tensor]:
     return [t if t.dtype == torch.float64 else t.to(torch.get_autocast_dtype(device)) for t in tensors]
 
 
-def _with_bias(x: Tensor, conv: Convolution, conv_weight: Tensor, conv_bias: Tensor | None) -> Tensor:
-    z = conv(*_autocast(x, conv_weight))
-    return z if conv_bias is None else z + conv_bias.to(z.dtype).reshape(-1, *[1] * (z.ndim - 2))
-
-
-def _for_mapped(options: Options, *tensors: Tensor | None) -> Options:
-    """Options that serve where vmap maps over any of the tensors."""
-    return replace(options, passes=PLAIN) if is_mapped(*tensors) else options
-
-
-# As in `closed_form` the functions return numbers [N, d, Q, S], so that y can be changed in place.
+# As in `batch_norm` the functions return numbers [N, d, Q, S], so that y can be changed in place.
 
 
 class _BatchStatistics(torch.autograd.Function):
@@ -170,9 +156,8 @@ class _BatchStatistics(torch.autograd.Function):
         conv: Convolution,
         options: Options,
     ) -> tuple[Tensor, ...]:
-        options = _for_mapped(options, x, weight, gamma, beta)
-        y, mean, cov, count, factors = steps.forward_batch(split(conv(x, weight), options.d), gamma, beta, options)
-        return owned(y), mean.reshape(-1), cov, count, *factors
+        y, mean, cov, count, factors = forward_batch(to_numbers(conv(x, weight), options.d), gamma, beta, options)
+        return owned(y), mean.reshape(-1), cov, count, *factors.tensors()
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -182,23 +167,27 @@ class _BatchStatistics(torch.autograd.Function):
         ctx.save_for_backward(x, weight, bias, gamma, mean, count, *factors)
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-        return one_by_one(partial(_BatchStatistics._backward, ctx), g)
-
-    @staticmethod
-    def _backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, bias, gamma, mean, count, *factors = saved = ctx.saved_tensors
-        conv, options = ctx.conv, _for_mapped(ctx.options, g, *saved)
-        with torch.no_grad():
-            z = conv(x, weight)
-            shape, mean = z.shape, mean.reshape(options.d, -1)
-            z = split(z, options.d)
-            dz, dgamma, dbeta = steps.backward_batch(g, z, gamma, mean, count, factors, options)
-            del z
-            dx, dweight = conv.gradients(dz.reshape(shape), x, weight, ctx.needs_input_grad[:2])
-            dbias = None if bias is None else torch.zeros_like(bias)
-        gradients = dx, dweight, dbias, dgamma, dbeta if ctx.needs_input_grad[4] else None
-        return *only_once(gradients, (g, *saved), TWICE), None, None
+    @only_once(TWICE)
+    def backward(
+        ctx: Any,
+        g: Tensor,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        gamma: Tensor | None,
+        mean: Tensor,
+        count: Tensor,
+        *factors: Tensor,
+    ) -> tuple[Tensor | None, ...]:
+        conv, options = ctx.conv, ctx.options
+        needs_x, needs_weight, _, _, needs_beta, _, _ = ctx.needs_input_grad
+        z = conv(x, weight)
+        shape, z = z.shape, to_numbers(z, options.d)
+        dz, dgamma, dbeta = backward_batch(g, z, gamma, mean.reshape(options.d, -1), count, Factors(*factors), options)
+        del z  # its memory is free again before the convolution's gradients are there
+        dx, dweight = conv.gradients(dz.reshape(shape), x, weight, (needs_x, needs_weight))
+        dbias = None if bias is None else torch.zeros_like(bias)
+        return dx, dweight, dbias, dgamma, dbeta if needs_beta else None, None, None
 
 
 class _GivenStatistics(torch.autograd.Function):
@@ -215,9 +204,8 @@ class _GivenStatistics(torch.autograd.Function):
         conv: Convolution,
         options: Options,
     ) -> tuple[Tensor, ...]:
-        options = _for_mapped(options, x, weight, mean, cov, gamma, beta)
-        y, factors = steps.forward_given(split(conv(x, weight), options.d), mean, cov, gamma, beta, options)
-        return owned(y), *factors
+        y, factors = forward_given(to_numbers(conv(x, weight), options.d), mean, cov, gamma, beta, options)
+        return owned(y), *factors.tensors()
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -227,18 +215,22 @@ class _GivenStatistics(torch.autograd.Function):
         ctx.save_for_backward(x, weight, mean, cov, gamma, *factors)
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-        return one_by_one(partial(_GivenStatistics._backward, ctx), g)
-
-    @staticmethod
-    def _backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, mean, cov, gamma, *factors = saved = ctx.saved_tensors
-        conv, options = ctx.conv, _for_mapped(ctx.options, g, *saved)
-        with torch.no_grad():
-            z = conv(x, weight)
-            shape, z = z.shape, split(z, options.d)
-            dz, dmean, dcov, dgamma, dbeta = steps.backward_given(g, z, mean, gamma, factors, options)
-            del z
-            dx, dweight = conv.gradients(dz.reshape(shape), x, weight, ctx.needs_input_grad[:2])
-        gradients = dx, dweight, dmean, dcov.to(cov.dtype), dgamma, dbeta if ctx.needs_input_grad[5] else None
-        return *only_once(gradients, (g, *saved), TWICE), None, None
+    @only_once(TWICE)
+    def backward(
+        ctx: Any,
+        g: Tensor,
+        x: Tensor,
+        weight: Tensor,
+        mean: Tensor,
+        cov: Tensor,
+        gamma: Tensor | None,
+        *factors: Tensor,
+    ) -> tuple[Tensor | None, ...]:
+        conv, options = ctx.conv, ctx.options
+        needs_x, needs_weight, _, _, _, needs_beta, _, _ = ctx.needs_input_grad
+        z = conv(x, weight)
+        shape, z = z.shape, to_numbers(z, options.d)
+        dz, dmean, dcov, dgamma, dbeta = backward_given(g, z, mean, gamma, Factors(*factors), options)
+        del z  # its memory is free again before the convolution's gradients are there
+        dx, dweight = conv.gradients(dz.reshape(shape), x, weight, (needs_x, needs_weight))
+        return dx, dweight, dmean, dcov.to(cov.dtype), dgamma, dbeta if needs_beta else None, None, None

@@ -1,32 +1,13 @@
-"""How channels become numbers and back, and in which precision they are summed."""
+"""How component-major channels become numbers of d components, and back.
+
+Channels [N, C, *S] seen as *numbers* [N, d, Q, S]: N samples, Q = C / d numbers at each of S positions. All that is made of x
+lies in memory as x does, channels last or not.
+"""
+
+from typing import Any
 
 import torch
 from torch import Tensor
-
-
-def to_numbers(x: Tensor, d: int) -> Tensor:
-    """[N, C, *S] component-major -> [Q, d, M] with Q = C / d and M = N * prod(S), in the precision of sums."""
-    n, c, space = *x.shape[:2], x.shape[2:].numel()
-    if has_channels_last(x):
-        by_place = x.movedim(1, -1).flatten()  # a vector, so that its gradient comes in this order too
-        return by_place.view(n * space, d, c // d).permute(2, 1, 0).to(sum_dtype(x.dtype))
-    numbers = x.reshape(n, d, c // d, space).permute(2, 1, 0, 3).reshape(c // d, d, n * space)
-    return numbers.to(sum_dtype(x.dtype))
-
-
-def from_numbers(numbers: Tensor, like: Tensor) -> Tensor:
-    """The inverse of `to_numbers`: [Q, d, M] -> the shape, layout and dtype of `like`."""
-    q, d, _ = numbers.shape
-    if has_channels_last(like):
-        by_place = numbers.permute(2, 1, 0).contiguous()
-        return by_place.view(like.shape[0], *like.shape[2:], d * q).movedim(-1, 1).to(like.dtype)
-    x = numbers.reshape(q, d, like.shape[0], like.shape[2:].numel()).permute(2, 1, 0, 3)
-    return x.reshape(like.shape).to(like.dtype)
-
-
-def channels_to_matrix(v: Tensor, d: int) -> Tensor:
-    """A vector per number: [C] component-major -> [Q, d, 1]."""
-    return v.reshape(d, -1).T.unsqueeze(-1)
 
 
 def sum_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -34,50 +15,9 @@ def sum_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
 
 
-def split(x: Tensor, d: int) -> Tensor:
-    """[N, C, *S] -> numbers [N, d, Q, prod(S)]."""
+def to_numbers(x: Tensor, d: int) -> Tensor:
+    """[N, C, *S] -> numbers [N, d, Q, prod(S)], a view where strides allow it."""
     return x.reshape(x.shape[0], d, x.shape[1] // d, x.shape[2:].numel())
-
-
-def has_channels_last(x: Tensor) -> bool:
-    """Whether the channels of one place of x [N, C, *S] lie next to each other in memory.
-
-    Told by strides, which tensors that torch.func maps over have too.
-    """
-    return x.ndim > 2 and 0 < x.stride(1) < x.stride(-1)
-
-
-def _have_channels_last(x: Tensor) -> bool:
-    """The same of numbers [N, d, Q, S]."""
-    return 0 < x.stride(1 if x.shape[1] > 1 else 2) < x.stride(3)
-
-
-def numbers_like(x: Tensor, parts: list[Tensor]) -> Tensor:
-    """Components [N, Q, S], d of them -> numbers [N, d, Q, S], laid out like x."""
-    if _have_channels_last(x):
-        return torch.stack([part.mT for part in parts], 2).permute(0, 2, 3, 1)
-    return torch.stack(parts, 1)
-
-
-def empty_like_numbers(x: Tensor) -> Tensor:
-    """Room for numbers [N, d, Q, S], laid out like x."""
-    n, d, q, s = x.shape
-    if _have_channels_last(x):
-        return x.new_empty(n, s, d, q).permute(0, 2, 3, 1)
-    return x.new_empty(x.shape)
-
-
-def owned(y: Tensor) -> Tensor:
-    """y as an autograd function may return it: a view could not be changed in place after that, as ReLU(inplace=True) does."""
-    return y if torch.compiler.is_compiling() or not y._is_view() else y.data
-
-
-def lay_out(g: Tensor, x: Tensor) -> Tensor:
-    """Numbers g in the layout of x."""
-    last = _have_channels_last(x)
-    if _have_channels_last(g) == last:
-        return g
-    return g.permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1) if last else g.contiguous()
 
 
 def complex_to_real(x: Tensor) -> Tensor:
@@ -94,18 +34,62 @@ def real_to_complex(x: Tensor) -> Tensor:
     return torch.view_as_complex(x.unflatten(1, (2, -1)).movedim(1, -1).contiguous())
 
 
-def regularize(cov: Tensor, eps: float, whitening: str, dtype: torch.dtype) -> Tensor:
-    """V' = V + (eps + 4 u tr(V) / d) I in float64, with u the rounding unit of the sums that V was made of.
+def has_channels_last(x: Tensor) -> bool:
+    """Whether the channels of one position of x [N, C, *S] lie next to each other in memory.
 
-    The second term covers what rounding can take from the smallest eigenvalue, so that V' is positive definite.
+    Told by strides, which tensors that torch.func maps over have too.
     """
-    cov = cov.double()
-    d = cov.shape[-1]
-    eye = torch.eye(d, dtype=cov.dtype, device=cov.device)
-    trace = (cov * eye).sum((-2, -1), keepdim=True)
-    return cov + (eps + trace_share(d, whitening, dtype) * trace) * eye
+    return x.ndim > 2 and 0 < x.stride(1) < x.stride(-1)
 
 
-def trace_share(d: int, whitening: str, dtype: torch.dtype) -> float:
-    """The factor of tr(V) in `regularize`; none where only variances count, which can't be rounded below zero."""
-    return 0.0 if d == 1 or whitening == "naive" else 4 * torch.finfo(sum_dtype(dtype)).eps / d
+def _have_channels_last(x: Tensor) -> bool:
+    """The same of numbers [N, d, Q, S]."""
+    return 0 < x.stride(1 if x.shape[1] > 1 else 2) < x.stride(3)
+
+
+def stack_components(components: list[Tensor], like: Tensor) -> Tensor:
+    """d components [N, Q, S] -> numbers [N, d, Q, S], laid out as the numbers `like` are."""
+    if _have_channels_last(like):
+        return torch.stack([component.mT for component in components], 2).permute(0, 2, 3, 1)
+    return torch.stack(components, 1)
+
+
+def empty_numbers(like: Tensor) -> Tensor:
+    """Room for numbers [N, d, Q, S], laid out as the numbers `like` are."""
+    n, d, q, s = like.shape
+    if _have_channels_last(like):
+        return like.new_empty(n, s, d, q).permute(0, 2, 3, 1)
+    return like.new_empty(like.shape)
+
+
+def lay_out(g: Tensor, like: Tensor) -> Tensor:
+    """Numbers g, copied where they are not laid out as the numbers `like` are."""
+    last = _have_channels_last(like)
+    if _have_channels_last(g) == last:
+        return g
+    return g.permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1) if last else g.contiguous()
+
+
+# Under torch.func.vmap, B batches of Q numbers each become one batch of B * Q numbers. B stands at `dim`; None: all share one.
+
+
+def merge_channels(x: Tensor, dim: int | None, size: int, d: int) -> Tensor:
+    """[B, N, C, *S] -> [N, d * B * Q, *S]."""
+    x = _first(x, dim, size)
+    b, n, c, *space = x.shape
+    return x.reshape(b, n, d, c // d, *space).movedim(0, 2).reshape(n, b * c, *space)
+
+
+def merge_vectors(v: Tensor | None, dim: int | None, size: int, d: int) -> Tensor | None:
+    """[B, C] -> [d * B * Q]."""
+    return None if v is None else _first(v, dim, size).reshape(size, d, -1).movedim(0, 1).reshape(-1)
+
+
+def merge_matrices(matrices: Tensor | None, dim: int | None, size: int) -> Tensor | None:
+    """[B, Q, ...] -> [B * Q, ...]."""
+    return None if matrices is None else _first(matrices, dim, size).flatten(0, 1)
+
+
+def _first(t: Any, dim: int | None, size: int) -> Tensor:
+    value: Tensor = t.expand(size, *t.shape) if dim is None else t.movedim(dim, 0)
+    return value

@@ -8,27 +8,47 @@ with P = dL/dW and S = dL/dV. In float64, and written out by hand where d <= 2 o
 errors (a sync on a GPU) or raises where a floor serves.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
-from hnetcl.kernels.layout import regularize, trace_share
+from hnetcl.kernels.reference import regularize, trace_share
 
 TINY = 1e-60  # below any variance that float32 sums can mean; keeps roots and the products of their inverses finite
 
 
+class Factors(NamedTuple):
+    """What the derivative of a whitening needs, in float64.
+
+    Args:
+        w: W [Q, d, d].
+        u: the eigenvectors U [Q, d, d] of V, for `zca`.
+        k: the roots [Q, d] of its eigenvalues, for `zca`.
+    """
+
+    w: Tensor
+    u: Tensor | None = None
+    k: Tensor | None = None
+
+    def tensors(self) -> list[Tensor]:
+        """Those that there are; `Factors(*tensors)` is the way back."""
+        return [factor for factor in self if factor is not None]
+
+
 def forward_matrices(
     cov: Tensor, gamma: Tensor | None, eps: float, whitening: str, dtype: torch.dtype
-) -> tuple[Tensor, list[Tensor]]:
-    """From V without eps: A = Gamma W [Q, d, d] in the dtype of sums, and what backward needs: W, and for `zca` U and k."""
+) -> tuple[Tensor, Factors]:
+    """From V without eps [Q, d, d]: A = Gamma W [Q, d, d] in the dtype of sums, and what `backward_matrices` needs."""
     factors = whiten(regularize(cov, eps, whitening, dtype), whitening)
-    return _product(factors[0], gamma, dtype), list(factors)
+    return _product(factors.w, gamma, dtype), factors
 
 
 def backward_matrices(
-    outer: Tensor, gamma: Tensor | None, factors: list[Tensor], whitening: str, dtype: torch.dtype
+    outer: Tensor, gamma: Tensor | None, factors: Factors, whitening: str, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor]:
     """From G = sum g (x - mu)^T: A in the dtype of sums, dGamma and dL/dV, all [Q, d, d]."""
-    w, outer = factors[0], outer.double()
+    w, outer = factors.w, outer.double()
     dcov = whiten_backward(outer if gamma is None else gamma.double().mT @ outer, factors, whitening)
     eye = torch.eye(w.shape[-1], dtype=w.dtype, device=w.device)
     trace = (dcov * eye).sum((-2, -1), keepdim=True)
@@ -36,29 +56,29 @@ def backward_matrices(
     return _product(w, gamma, dtype), outer @ w.mT, dcov.to(dtype)
 
 
-def whiten(cov: Tensor, whitening: str) -> tuple[Tensor, ...]:
-    """W, and for `zca` also the eigenvectors U and the roots k of the eigenvalues."""
+def whiten(cov: Tensor, whitening: str) -> Factors:
+    """W of V [Q, d, d], which has its eps already."""
     if whitening == "cholesky":
-        return (_inverse_cholesky(cov),)
+        return Factors(_inverse_cholesky(cov))
     if whitening == "naive":
-        return (_diagonal(cov).clamp_min(TINY).rsqrt() * torch.eye(cov.shape[-1], dtype=cov.dtype, device=cov.device),)
+        return Factors(_diagonal(cov).clamp_min(TINY).rsqrt() * torch.eye(cov.shape[-1], dtype=cov.dtype, device=cov.device))
     values, u = _eigh(cov)
     k = values.clamp_min(TINY).sqrt()
-    return (u / k.unsqueeze(-2)) @ u.mT, u, k
+    return Factors((u / k.unsqueeze(-2)) @ u.mT, u, k)
 
 
-def whiten_backward(p: Tensor, factors: list[Tensor], whitening: str) -> Tensor:
-    """S = dL/dV from P = dL/dW."""
+def whiten_backward(p: Tensor, factors: Factors, whitening: str) -> Tensor:
+    """S = dL/dV from P = dL/dW, both [Q, d, d]."""
+    w, u, k = factors
     if whitening == "cholesky":
-        (w,) = factors
         lower = (p @ w.mT).tril() * (1 - torch.eye(w.shape[-1], dtype=w.dtype, device=w.device) / 2)
         return -(w.mT @ _symmetric(lower) @ w)
     if whitening == "naive":
-        (w,) = factors
         return p * w**3 / -2
-    _, u, k = factors
-    row, column = k.unsqueeze(-1), k.unsqueeze(-2)
-    return -(u @ ((u.mT @ _symmetric(p) @ u) / (row * column * (row + column))) @ u.mT)
+    assert u is not None
+    assert k is not None
+    k_i, k_j = k.unsqueeze(-1), k.unsqueeze(-2)
+    return -(u @ ((u.mT @ _symmetric(p) @ u) / (k_i * k_j * (k_i + k_j))) @ u.mT)
 
 
 def _product(w: Tensor, gamma: Tensor | None, dtype: torch.dtype) -> Tensor:

@@ -1,24 +1,5 @@
-"""What is done about forgetting."""
+"""What is done about forgetting: one method a file. `registry.find("method", name)` is a method by its name."""
 
-from hnetcl.methods.base import Draw, Inputs, Losses, Method, Run
-from hnetcl.methods.finetune import Finetune
-from hnetcl.methods.fisher import fisher_information
-from hnetcl.methods.joint import Joint
-from hnetcl.methods.lookahead import Lookahead, evaluate
-from hnetcl.methods.masks import head_masks
-from hnetcl.methods.output_regularizer import OutputRegularizer
+from hnetcl.methods.base import Draw, Inputs, Losses, Method, Run, active_only
 
-__all__ = [
-    "Draw",
-    "Finetune",
-    "Inputs",
-    "Joint",
-    "Lookahead",
-    "Losses",
-    "Method",
-    "OutputRegularizer",
-    "Run",
-    "evaluate",
-    "fisher_information",
-    "head_masks",
-]
+__all__ = ["Draw", "Inputs", "Losses", "Method", "Run", "active_only"]

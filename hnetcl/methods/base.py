@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from hnetcl.model import HyperModel
 from hnetcl.modules import auxiliary_logits, main_logits
-from hnetcl.tasks import Task, TaskSequence
+from hnetcl.tasks import ActiveClasses, Task, TaskSequence
 
 CLASSIFIER_WEIGHT = 0.3  # of auxiliary classifiers' losses, as in Szegedy et al. 2015 (arXiv:1409.4842), section 5
 
@@ -26,18 +26,29 @@ class Run:
     Args:
         model: what is trained, on its device.
         task: the current one's number.
-        data: its images.
+        sequence: of the tasks. A method looks at the data of the current one alone, unless it says `sees_old_data`.
         optimizer: what trains it; a fresh one for every task.
         generator: on the model's device, for what a step draws.
+        active_classes: see `TaskSequence.active`.
         step: of the current task, from 0.
     """
 
     model: HyperModel
     task: int
-    data: Task
+    sequence: TaskSequence
     optimizer: Optimizer
     generator: torch.Generator
+    active_classes: ActiveClasses = "seen"
     step: int = 0
+
+    @property
+    def data(self) -> Task:
+        """The current task."""
+        return self.sequence[self.task]
+
+    def batch(self, x: Tensor, y: Tensor, task: int) -> "Inputs":
+        """A batch of a task as a step's inputs."""
+        return Inputs(x, y, task, active=self.sequence.active(self.active_classes, self.task, y))
 
 
 @dataclass
@@ -48,6 +59,7 @@ class Inputs:
         x: the network's input [N, ...].
         y: labels [N].
         task: the batch's: a number, and in `Method.loss` a 0-dim tensor.
+        active: which logits the loss looks at, bool [K] or [N, K]; None for all.
         tensors: by name, or lists of such; of the same shapes at every step.
         old: the same with a leading axis of B old tasks, whose length grows with the tasks. Empty where there are none.
         weights: [B], how much each old task counts; None for all alike. See `weighted`.
@@ -57,6 +69,7 @@ class Inputs:
     x: Tensor
     y: Tensor
     task: int | Tensor
+    active: Tensor | None = None
     tensors: dict[str, Any] = field(default_factory=dict)
     old: dict[str, Any] = field(default_factory=dict)
     weights: Tensor | None = None
@@ -76,7 +89,7 @@ class Losses(NamedTuple):
     Args:
         total: what backward starts from, 0-dim.
         parts: what it is the sum of, 0-dim each, by the names that are logged. "loss" is that of the task.
-        logits: [N, K] of the batch, for its accuracy.
+        logits: [N, K] of the batch.
     """
 
     total: Tensor
@@ -116,8 +129,7 @@ class Method:
 
     def inputs(self, run: Run, draw: Draw) -> Inputs:
         """What the step's loss is computed from: the batch, samples that are replayed, old tasks, targets. Never compiled."""
-        x, y = draw()
-        return Inputs(x, y, run.task)
+        return run.batch(*draw(), run.task)
 
     def loss(self, model: HyperModel, inputs: Inputs) -> Losses:
         """The step's loss: a pure function of tensors, which may be compiled as one graph."""
@@ -151,7 +163,12 @@ class Method:
             outputs: what the model returned for `inputs.x`.
         """
         logits = main_logits(outputs)
-        loss = F.cross_entropy(logits, inputs.y)
+        loss = F.cross_entropy(active_only(logits, inputs.active), inputs.y)
         for auxiliary in auxiliary_logits(outputs):
-            loss = loss + CLASSIFIER_WEIGHT * F.cross_entropy(auxiliary, inputs.y)
+            loss = loss + CLASSIFIER_WEIGHT * F.cross_entropy(active_only(auxiliary, inputs.active), inputs.y)
         return Losses(loss, {"loss": loss}, logits)
+
+
+def active_only(logits: Tensor, active: Tensor | None) -> Tensor:
+    """The logits [N, K] with minus infinity for classes that the loss does not look at."""
+    return logits if active is None else logits.masked_fill(~active, -torch.inf)

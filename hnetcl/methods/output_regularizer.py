@@ -11,12 +11,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.checkpoint import checkpoint
 
-from hnetcl.bn import batchnorm_layers
 from hnetcl.errors import ArgumentError
-from hnetcl.hnets import HyperNetwork, Record
+from hnetcl.hnets import BaseHyperNetwork, Record
+from hnetcl.importance import Importance, require_samples
+from hnetcl.lookahead import Lookahead, evaluate
 from hnetcl.methods.base import Draw, Inputs, Losses, Method, Run
-from hnetcl.methods.importance import Importance
-from hnetcl.methods.lookahead import Lookahead, evaluate
 from hnetcl.methods.targets import fetched, joined, kept, sent
 from hnetcl.model import HyperModel
 from hnetcl.registry import register
@@ -38,7 +37,7 @@ class OutputRegularizer(Method):
         beta: strength; 0 is fine-tuning a hypernetwork.
         sample: k, old tasks drawn at every step, each as likely as any other and none twice; their mean stands for that of all
             and is so on average (unbiased). Tasks come back only when fewer than k have not been drawn. None takes all.
-        targets: "stored", f(e_t, theta*) is kept, in the form that compares fastest (see `HyperNetwork.record`); or "online",
+        targets: "stored", f(e_t, theta*) is kept, in the form that compares fastest (see its `record`); or "online",
             theta* is kept and f(e_t, theta*) written anew at every step, so that memory does not grow with the tasks.
         task_weights: c_t of the tasks, in their order; 1 for all where left out.
         lookahead: Delta theta is what the optimizer would change after the loss alone, embeddings included, and a constant
@@ -88,7 +87,7 @@ class OutputRegularizer(Method):
         self.scale: Tensor | None = None  # beta over the old tasks that a step compares, 0-dim
         self.record: Record | None = None
         self.factors: Record | None = None  # F
-        self.snapshot: HyperNetwork | None = None
+        self.snapshot: BaseHyperNetwork | None = None
         self.ahead: Lookahead | None = None
         self.generator: torch.Generator | None = None
         self.order: Tensor | None = None  # of the old tasks, when some are drawn; from `place` on they are still to come
@@ -99,15 +98,13 @@ class OutputRegularizer(Method):
         if weights is not None and len(weights) not in (tasks - 1, tasks):
             rule = f"must be {tasks} weights, one for each task (task.num_tasks={tasks}); the last may be left out"
             raise ArgumentError("task_weights", list(weights), rule)
-        by_batch = any(layer.stats == "batch" for layer in batchnorm_layers(model.net).values())
-        if self.importance.kind == "fisher" and by_batch:
-            rule = "needs batch norm whose statistics don't depend on the batch; allowed with bn.stats=batch: none"
-            raise ArgumentError("importance", self.importance.kind, rule)
+        if self.importance.kind == "fisher":
+            require_samples(model, "importance", self.importance.kind)
 
     def start_task(self, run: Run) -> None:
         self.hold(run.model.hnet, run.task, run.optimizer, run.generator)
 
-    def hold(self, hnet: HyperNetwork, task: int, optimizer: Optimizer, generator: torch.Generator) -> None:
+    def hold(self, hnet: BaseHyperNetwork, task: int, optimizer: Optimizer, generator: torch.Generator) -> None:
         """Keeps what the hypernetwork generates for the tasks before this one; the rest as in `Run`."""
         self.tasks = self.weights = self.record = self.factors = self.snapshot = self.ahead = self.order = None
         if not task or not self.beta:
@@ -166,7 +163,7 @@ class OutputRegularizer(Method):
         penalty.backward()
         return {"penalty": penalty.detach()}
 
-    def penalty(self, hnet: HyperNetwork) -> Tensor | None:
+    def penalty(self, hnet: BaseHyperNetwork) -> Tensor | None:
         """The penalty by itself, 0-dim; None where there are no old tasks. The loss's gradients are in place."""
         if self.tasks is None:
             return None
@@ -184,7 +181,7 @@ class OutputRegularizer(Method):
             self.importance.learn(run.model, run.task, run.data, run.generator)
 
     def state_dict(self) -> dict[str, Tensor]:
-        return self.importance.state()
+        return dict(self.importance.state())
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         self.importance.load_state(state)
@@ -212,14 +209,14 @@ class OutputRegularizer(Method):
         """Old tasks in one forward."""
         return min(self._count(tasks), self.tasks_at_once or tasks)
 
-    def _written(self, hnet: HyperNetwork, tasks: Tensor) -> Record:
+    def _written(self, hnet: BaseHyperNetwork, tasks: Tensor) -> Record:
         """What is written for some tasks; in one form, that which is best for the last task, or steps would compile anew."""
         if self.factors is None:
             return hnet.record(tasks, self._at_once(max(1, hnet.num_tasks - 1)))
         with torch.no_grad():
             return Record([hnet.flat(tasks)], [])
 
-    def _add(self, inputs: Inputs, hnet: HyperNetwork, places: Tensor) -> None:
+    def _add(self, inputs: Inputs, hnet: BaseHyperNetwork, places: Tensor) -> None:
         """Adds what is compared, for the old tasks at these places."""
         like = next(hnet.parameters())
         tasks = sent(places, like.device)
@@ -235,12 +232,12 @@ class OutputRegularizer(Method):
         inputs.weights = None if self.weights is None else self.weights.index_select(0, tasks)
         inputs.grows = self.sample != 1
 
-    def _share(self, hnet: HyperNetwork, values: Mapping[nn.Parameter, Tensor] | None, places: Tensor) -> Tensor:
+    def _share(self, hnet: BaseHyperNetwork, values: Mapping[nn.Parameter, Tensor] | None, places: Tensor) -> Tensor:
         """The share of some old tasks in the penalty."""
         inputs = Inputs(places, places, 0)
         self._add(inputs, hnet, places)
 
-        def distance(hnet: HyperNetwork) -> Tensor:
+        def distance(hnet: BaseHyperNetwork) -> Tensor:
             tasks, before = inputs.old["tasks"], Record(inputs.old["before"], inputs.tensors["common"])
             if "factors" in inputs.old:
                 return _weighted(hnet.flat(tasks), before.by_task[0], inputs.old["factors"])

@@ -13,10 +13,11 @@ class Batches:
         task: whose training images.
         batch_size: N; a task with fewer images gives them all.
         generator: on the images' device; its state is all the state that there is between epochs.
+        first: the label of class 0.
     """
 
-    def __init__(self, task: Task, batch_size: int, generator: torch.Generator) -> None:
-        self.task, self.generator = task, generator
+    def __init__(self, task: Task, batch_size: int, generator: torch.Generator, first: int = 0) -> None:
+        self.task, self.generator, self.first = task, generator, first
         self.batch_size = min(batch_size, len(task.train))
         self.order = torch.empty(0, dtype=torch.long)
         self.position = 0
@@ -34,4 +35,5 @@ class Batches:
             self.position = 0
         index = self.order[self.position : self.position + self.batch_size]
         self.position += self.batch_size
-        return self.task.preprocess(self.task.train.images[index]), self.task.train.labels[index]
+        labels = self.task.train.labels[index]
+        return self.task.preprocess(self.task.train.images[index]), labels + self.first if self.first else labels

@@ -4,13 +4,16 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from hnetcl.errors import ArgumentError
 from hnetcl.tasks.images import listed
+
+Head = Literal["task", "shared", "all"]
+ActiveClasses = Literal["all", "seen", "current"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,13 +77,15 @@ class Task:
 
 @dataclass(frozen=True, eq=False)
 class TaskSequence:
-    """Tasks in order, all with the same image shape and number of classes.
+    """Tasks in order, all with the same image shape and number of classes K.
 
     Args:
         name: for people.
         tasks: at least one, each a classification: of two classes at least, all with training and with test images.
         facts: what pins the sequence (plain JSON values).
         origin: where the images come from, for messages.
+        head: which logits a network has for them. "task": K, those of one task at a time. "shared": K, the same for all tasks.
+            "all": T x K, where class k of task t has the label t K + k.
 
     Raises:
         ArgumentError: the tasks are not like that.
@@ -90,6 +95,7 @@ class TaskSequence:
     tasks: tuple[Task, ...]
     facts: dict[str, Any] = field(default_factory=dict)
     origin: str = ""
+    head: Head = "task"
 
     def __post_init__(self) -> None:
         dataset = self.facts.get("dataset", self.name)
@@ -119,6 +125,31 @@ class TaskSequence:
     @property
     def num_classes(self) -> int:
         return len(self.tasks[0].classes)
+
+    @property
+    def num_outputs(self) -> int:
+        """Logits that a network has."""
+        return self.num_classes * (len(self) if self.head == "all" else 1)
+
+    def first_output(self, task: int) -> int:
+        """The logit of a task's class 0."""
+        return self.num_classes * task if self.head == "all" else 0
+
+    def active(self, classes: ActiveClasses, task: int, labels: Tensor) -> Tensor | None:
+        """Which logits a loss looks at; None for all.
+
+        Args:
+            classes: "all"; "seen", those of the tasks so far; "current", of each sample those of its own task.
+            task: the newest.
+            labels: of a batch [N].
+
+        Returns:
+            bool [T K], or [N, T K] for "current".
+        """
+        if self.head != "all" or classes == "all":
+            return None
+        outputs = torch.arange(self.num_outputs, device=labels.device) // self.num_classes
+        return outputs <= task if classes == "seen" else outputs == (labels // self.num_classes)[:, None]
 
     def manifest(self) -> dict[str, Any]:
         """All that tells whether two runs saw the same data, as plain JSON values."""

@@ -30,8 +30,10 @@ class Protocol:
     Args:
         scenario: "task": the task is told. "domain": it is not, and only the class within the task counts. "class": both the
             task and the class within it must be found.
-        inference: by what the task is found, see `infer_tasks`.
+        inference: by what the task is found, see `infer_tasks`; of no account for a network that is the same for all tasks.
         batch_size: images at a time.
+        head: which logits the network has, see `TaskSequence`. With those of all classes, no others come into question than
+            those of the tasks seen so far, or of the task that is told or inferred.
 
     Raises:
         ArgumentError: there is no such scenario or inference.
@@ -40,6 +42,7 @@ class Protocol:
     scenario: str = "task"
     inference: str = "entropy"
     batch_size: int = 250
+    head: str = "task"
 
     def __post_init__(self) -> None:
         if self.scenario not in SCENARIOS:
@@ -53,7 +56,7 @@ class Accuracy(NamedTuple):
 
     Args:
         right: those that are classified right, as the scenario counts it.
-        known: those whose task is known; 1 where it is told.
+        known: those whose task is known; 1 where it is told, NaN where nobody asks for it.
         aware: those that are classified right where the task is told; NaN where it did not come into question.
     """
 
@@ -92,49 +95,61 @@ def accuracy(
 
     Raises:
         ArgumentError: the batch's statistics are to be used, of a single image.
+        ArgumentError: the scenario is "class", but the network neither differs between tasks nor has a logit for each class.
         ArgumentError: the split has no images, or the network has not a logit for each class: that is no classification.
     """
     if not len(split):
         raise ArgumentError("split", tuple(split.images.shape), f"task {number} has no images there")
-    right = torch.zeros((), dtype=torch.long, device=split.labels.device)
-    known, aware = torch.zeros_like(right), torch.zeros_like(right)
+    classes, seen = len(task.classes), model.hnet.num_tasks if seen is None else seen
+    first = classes * number if protocol.head == "all" else 0
+    told = protocol.scenario == "task"
+    if not told and model.is_conditioned and among is None:
+        among = candidates(model, protocol.inference, seen, classes if protocol.head == "all" else None)
+    if protocol.scenario == "class" and among is None and protocol.head != "all":
+        rule = "has no logit for each class, and the network is the same for all tasks; allowed with scenario=class: all"
+        raise ArgumentError("head", protocol.head, rule)
+    if protocol.scenario == "class" and number >= seen:
+        return Accuracy(0.0, 0.0, math.nan)  # its images are taken for other tasks', whatever the logits
+    counts = torch.zeros(3, dtype=torch.long, device=split.labels.device)
     sizes = batch_sizes(len(split), protocol.batch_size)
     batches = zip(split.images.split(sizes), split.labels.split(sizes), strict=True)
     with evaluation_mode(model):
-        params: dict[str, Tensor] = {}
-        if protocol.scenario == "task":
-            params = model.hnet(number)
-        elif among is None:
-            among = candidates(model, protocol.inference, seen)
-        if protocol.scenario == "class" and among is not None and number >= len(among.tasks):
-            return Accuracy(0.0, 0.0, math.nan)  # its images are taken for other tasks', whatever the logits
+        params = model.hnet(number) if among is None else {}
         for images, labels in batches:
             x = task.preprocess(images)
             if among is None:
                 logits = _run(model, params, x, number, stats)
-                found = torch.ones_like(labels, dtype=torch.bool)
+                own = logits[:, first : first + classes] if protocol.head == "all" else logits
+                found = torch.full_like(labels, number)
+                if protocol.head == "all" and not told:
+                    best = logits[:, : classes * seen].argmax(1)
+                    found, chosen = best // classes, best % classes
+                else:
+                    chosen = own.argmax(1)
             else:
-                tasks, every = compare_tasks(model, x, among)
-                found, logits = tasks == number, every[tasks, torch.arange(len(x), device=x.device)]
-                if number < len(every):
-                    aware += (every[number].argmax(1) == labels).sum()
-            _require_classes(logits, labels, task)
-            correct = logits.argmax(1) == labels
-            right += (correct & found if protocol.scenario == "class" else correct).sum()
-            known += found.sum()
-    counts = [count / len(split) for count in torch.stack([right, known, aware]).tolist()]
-    if among is None:
-        counts[2] = counts[0]
-    elif number >= len(among.tasks):
-        counts[2] = math.nan
-    return Accuracy(*counts)
+                found, every = compare_tasks(model, x, among)
+                own = every[min(number, len(every) - 1)]
+                chosen = every[found, torch.arange(len(x), device=x.device)].argmax(1)
+            _require_classes(own, labels, task)
+            in_task, correct = found == number, chosen == labels
+            if protocol.scenario == "class":
+                correct = correct & in_task
+            counts += torch.stack([correct, in_task, own.argmax(1) == labels]).sum(1)
+    right, known, aware = (count / len(split) for count in counts.tolist())
+    if among is not None and number >= len(among.tasks):
+        aware = math.nan
+    if not told and among is None and protocol.head != "all":
+        known = math.nan  # nobody asks
+    return Accuracy(right, known, aware)
 
 
 def _run(model: HyperModel, params: dict[str, Tensor], x: Tensor, task: int, stats: int | str | None) -> Tensor:
     try:
         return main_logits(model.run(params, x, task, stats))
     except ValueError as error:
-        by_batch = stats == BATCH or any(layer.stats == "batch" for layer in batchnorm_layers(model.net).values())
+        by_batch = stats == BATCH or any(
+            layer.statistics_mode.evaluates_by_batch for layer in batchnorm_layers(model.net).values()
+        )
         if len(x) > 1 or not by_batch:
             raise
         raise ArgumentError("stats", "batch", "can't be used for a batch of one image, which has no statistics") from error
@@ -193,6 +208,9 @@ def accuracies(
     """How much of the test images of some tasks, or of all, the model classifies right; the rest as in `accuracy`."""
     chosen = range(len(sequence)) if tasks is None else tasks
     with evaluation_mode(model):
-        among = None if protocol.scenario == "task" else candidates(model, protocol.inference, seen)
+        among = None
+        if protocol.scenario != "task" and model.is_conditioned:
+            classes = sequence.num_classes if protocol.head == "all" else None
+            among = candidates(model, protocol.inference, seen, classes)
         values = [accuracy(model, t, sequence[t], sequence[t].test, protocol, stats, seen, among) for t in chosen]
     return Accuracies(*torch.tensor(values, dtype=torch.float64).reshape(-1, 3).unbind(1))

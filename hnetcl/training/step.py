@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
+from hnetcl.bn import auxiliary_loss
+from hnetcl.compiling import Backend, can_compile, compile_step, makes_cuda_graphs
 from hnetcl.errors import ArgumentError, one_of
-from hnetcl.kernels.compiled import Backend, can_compile, compile_step, makes_cuda_graphs
 from hnetcl.methods import Inputs, Losses, Method, Run
 from hnetcl.model import HyperModel
 
@@ -76,7 +77,7 @@ class TrainingStep:
             self._find_buffers(inputs.x, task)
             made = _steady(made)
         total, parts, logits = self._loss(
-            self.method, self.model, made.x, made.y, made.task, made.tensors, made.old, made.weights
+            self.method, self.model, made.x, made.y, made.task, made.active, made.tensors, made.old, made.weights
         )
         total.backward()
         parts = {name: part.detach() for name, part in parts.items()} | self.method.after_backward(run, inputs)
@@ -98,11 +99,17 @@ def _loss(
     x: Tensor,
     y: Tensor,
     task: Tensor,
+    active: Tensor | None,
     tensors: dict[str, Any],
     old: dict[str, Any],
     weights: Tensor | None,
 ) -> Losses:
-    return method.loss(model, Inputs(x, y, task, tensors, old, weights))
+    """The method's loss, and what teaches batch norm's statistics where layers have such a loss."""
+    losses = method.loss(model, Inputs(x, y, task, active, tensors, old, weights))
+    auxiliary = auxiliary_loss(model.net)
+    if not auxiliary.requires_grad:
+        return losses
+    return Losses(losses.total + auxiliary, {**losses.parts, "auxiliary": auxiliary}, losses.logits)
 
 
 def _steady(inputs: Inputs) -> Inputs:

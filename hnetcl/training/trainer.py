@@ -10,11 +10,11 @@ from annotated_types import Ge
 from torch import Tensor
 
 from hnetcl.errors import ArgumentError
-from hnetcl.methods import Draw, Inputs, Losses, Method, Run
+from hnetcl.methods import Draw, Inputs, Losses, Method, Run, active_only
 from hnetcl.model import HyperModel
 from hnetcl.modes import start_training
 from hnetcl.registry import checking
-from hnetcl.tasks import Batches, Split, TaskSequence
+from hnetcl.tasks import ActiveClasses, Batches, Split, TaskSequence
 from hnetcl.training.engine import random_states, set_random_states
 from hnetcl.training.evaluation import Protocol, accuracies, accuracy, images_at_once
 from hnetcl.training.observer import Observer, RunStart, Step, TaskEnd
@@ -65,6 +65,7 @@ class Trainer:
             is in evaluation mode as a whole is put into training mode; single layers in evaluation mode stay so.
         generator: on that device; draws the batches.
         scenario, inference: what R is: see `Protocol`. Tasks that were not trained yet never come into question.
+        active_classes: with one head over all classes, those that the loss looks at, see `TaskSequence.active`.
         steps: per task; give them or `epochs`.
         epochs: per task, over its own training images.
         batch_size: images in a training step.
@@ -91,6 +92,7 @@ class Trainer:
         generator: torch.Generator,
         scenario: str = "task",
         inference: str = "entropy",
+        active_classes: ActiveClasses = "seen",
         *,
         steps: Annotated[int, Ge(1)] | None = None,
         epochs: Annotated[int, Ge(1)] | None = None,
@@ -104,7 +106,7 @@ class Trainer:
         if (steps is None) == (epochs is None):
             raise ArgumentError("steps", steps, f"give steps or epochs, not both or none (epochs={epochs})")
         self.model, self.sequence, self.method, self.optimizer = model, sequence, method, optimizer
-        self.generator = generator
+        self.generator, self.active_classes = generator, active_classes
         self.directory: RunDirectory | None = None
         self.observers: Sequence[Observer] = ()
         self.steps, self.epochs, self.log_every = steps, epochs, log_every
@@ -112,10 +114,10 @@ class Trainer:
         self.evaluate, self.statistics = evaluate, statistics
 
         few = Split(sequence[0].test.images[:2], sequence[0].test.labels[:2])
-        protocol = Protocol(scenario, inference)
+        protocol = Protocol(scenario, inference, head=sequence.head)
         accuracy(model, 0, sequence[0], few, protocol, seen=1)  # refuses a network that does not give a logit for each class
         self.eval_batch_size = eval_batch_size or images_at_once(model, sequence[0])
-        self.protocol = Protocol(scenario, inference, self.eval_batch_size)
+        self.protocol = Protocol(scenario, inference, self.eval_batch_size, sequence.head)
         self.step = TrainingStep(model, method, generator.device, compile)
 
         tasks = len(sequence)
@@ -178,7 +180,10 @@ class Trainer:
             values[chosen.start : chosen.stop] = new
 
     def _run_task(self, task: int) -> None:
-        batches = [Batches(t, self.batch_size, self.generator) for t in self.sequence.tasks[: task + 1]]
+        batches = [
+            Batches(data, self.batch_size, self.generator, self.sequence.first_output(t))
+            for t, data in enumerate(self.sequence.tasks[: task + 1])
+        ]
         steps = self._steps(task)
         for observer in self.observers:
             observer.on_task_start(task, steps, self.steps_done)
@@ -236,7 +241,7 @@ class Trainer:
             start_training(part)
         model.start_task(task)
         optimizer, schedule = self.optimizer.make(model, steps)
-        run = Run(model, task, self.sequence[task], optimizer, self.generator)
+        run = Run(model, task, self.sequence, optimizer, self.generator, self.active_classes)
         draw = _drawing(method, task, batches)
         method.start_task(run)
         watch = Watch(model, task, optimizer, self.generator.device)
@@ -259,7 +264,7 @@ class Trainer:
         return run
 
     def _tell(self, run: Run, steps: int, losses: Losses, inputs: Inputs, norm: Tensor, watch: Watch) -> None:
-        accuracy = (losses.logits.argmax(1) == inputs.y).float().mean()
+        accuracy = (active_only(losses.logits, inputs.active).argmax(1) == inputs.y).float().mean()
         measured = torch.stack([*losses.parts.values(), accuracy, norm, watch.found])
         *parts, right, length, found = measured.tolist()  # one transfer to the host for all of them
         if found:

@@ -117,11 +117,11 @@ def _ours(task: Task, algebra: Any, whitening: Any, backend: Any) -> Contender:
     return Contender(name, build, BASE, partial(task.check, algebra))
 
 
-def _virtual(task: Task, algebra: str) -> Contender:
+def _virtual(task: Task, algebra: Any) -> Contender:
     """Its reference is of a batch that is as large as the input, and known before anything is measured."""
 
     def build() -> Step:
-        layer = task.prepare(VirtualBatchNormLayer(task.shape[1], algebra, backend="closed_form"))
+        layer = task.prepare(VirtualBatchNormLayer(task.shape[1], algebra=algebra, backend="closed_form"))
         with torch.no_grad(), reference_pass(layer):
             layer(task.batch())
         return task.step(layer)

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from benchmarks.measure import Step
+from hnetcl.compiling import can_compile
 from hnetcl.errors import one_of
-from hnetcl.kernels.compiled import can_compile
 
 
 class Absent(Exception):  # noqa: N818

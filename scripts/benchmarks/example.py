@@ -11,7 +11,7 @@ from torch import nn
 from benchmarks import inputs
 from benchmarks.peers import copy_hypnettorch, is_installed, peer
 from hnetcl.errors import ArgumentError
-from hnetcl.hnets import ChunkedHyperNetwork
+from hnetcl.hnets import HyperNetwork
 from hnetcl.model import HyperModel
 from hnetcl.nets import MLP
 from hnetcl.tasks.batches import Batches
@@ -43,15 +43,8 @@ class Example:
         net = MLP((1, SIDE, SIDE), CLASSES, hidden=self.hidden, norm=norm)
         initial = {name: torch.randn(p.shape) for name, p in net.named_parameters()}
         shapes = {name: value.shape for name, value in initial.items()}
-        hnet = ChunkedHyperNetwork(
-            shapes,
-            tasks,
-            initial,
-            hidden=self.trunk,
-            embedding_dim=self.embedding_dim,
-            chunk_embedding_dim=self.embedding_dim,
-            chunk_size=self.chunk_size,
-        )
+        widths = {"embedding_dim": self.embedding_dim, "chunk_embedding_dim": self.embedding_dim, "chunk_size": self.chunk_size}
+        hnet = HyperNetwork(shapes, tasks, "chunked", initial, False, hidden=self.trunk, **widths)
         return HyperModel(net, hnet).to(device)
 
     def hypnettorch(self, tasks: int, device: torch.device) -> tuple[Any, Any]:
@@ -75,7 +68,7 @@ class Example:
             return
         torch.manual_seed(0)
         _, theirs = self.hypnettorch(tasks, next(model.parameters()).device)
-        assert isinstance(model.hnet, ChunkedHyperNetwork)
+        assert isinstance(model.hnet, HyperNetwork)
         copy_hypnettorch(model.hnet, theirs)
 
 

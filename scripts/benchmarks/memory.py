@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from benchmarks.contenders import Absent, Contender, Field, Report, need_compiler
 from benchmarks.inputs import at_least
 from benchmarks.measure import STATM, Step, resident_bytes
-from hnetcl.bn import BatchNormLayer, ConvBatchNorm, VirtualBatchNormLayer, reference_pass
+from hnetcl.bn import BatchNormLayer, ConvBatchNorm, VirtualBatchNormLayer, auxiliary_loss, reference_pass
 from hnetcl.choices import ALGEBRA_DIMS, STATS
 from hnetcl.errors import ArgumentError
 from hnetcl.layers import Conv2d
@@ -113,7 +113,7 @@ def training(net: nn.Module, device: torch.device) -> Step:
         if is_virtual:
             with torch.no_grad(), reference_pass(net):
                 net(x_ref)
-        loss = F.cross_entropy(net(x), y)
+        loss = F.cross_entropy(net(x), y) + auxiliary_loss(net)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

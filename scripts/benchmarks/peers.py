@@ -4,14 +4,13 @@ from collections.abc import Sequence
 from importlib import import_module
 from importlib.util import find_spec
 from types import ModuleType
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from benchmarks.contenders import Absent
-from hnetcl.hnets.part import Part
-from hnetcl.hnets.parted import PartedHyperNetwork
+from hnetcl.hnets import HyperNetwork
 
 
 def peer(module: str) -> ModuleType:
@@ -26,30 +25,30 @@ def is_installed(library: str) -> bool:
     return find_spec(library) is not None
 
 
-def read_as_ours(ours: PartedHyperNetwork, shared: Sequence[Tensor], own: Sequence[Tensor]) -> dict[str, Tensor]:
+def read_as_ours(ours: HyperNetwork, shared: Sequence[Tensor], own: Sequence[Tensor]) -> dict[str, Tensor]:
     """Tensors of a hypnettorch hypernetwork under the names and in the shapes of our parameters.
 
-    Its HMLP is our `FullHyperNetwork`, its ChunkedHMLP with `cond_chunk_embs=False` our `ChunkedHyperNetwork`. It puts the
+    Its HMLP is our full generator, its ChunkedHMLP with `cond_chunk_embs=False` our chunked one. It puts the
     chunk's embedding before the task's, we put it behind.
 
     Args:
-        ours: of the same sizes, with one part.
+        ours: of the same sizes, with one MLP.
         shared: as its `unconditional_params`: weight and bias of every layer, then the chunk embeddings where it has any.
         own: as its `conditional_params`, the task embeddings.
     """
-    (part,) = (cast(Part, each) for each in ours.parts)
-    layers = [i for i, layer in enumerate(part.trunk) if isinstance(layer, nn.Linear)]
+    (mlp,) = ours.generator.chunk_mlps()
+    layers = [i for i, layer in enumerate(mlp.trunk) if isinstance(layer, nn.Linear)]
     names = [f"{name}.{kind}" for name in (*(f"trunk.{i}" for i in layers), "head") for kind in ("weight", "bias")]
     first, *rest = shared
-    if part.chunk_embedding is not None:
+    if mlp.chunk_embedding is not None:
         names.append("chunk_embedding")
-        first = first.roll(-part.chunk_embedding.shape[1], 1)
-    found = {f"parts.0.{name}": value for name, value in zip(names, [first, *rest], strict=True)}
+        first = first.roll(-mlp.chunk_embedding.shape[1], 1)
+    found = {f"generator.mlps.0.{name}": value for name, value in zip(names, [first, *rest], strict=True)}
     return {**found, "embedding": torch.stack(list(own))}
 
 
 @torch.no_grad()
-def copy_hypnettorch(ours: PartedHyperNetwork, theirs: Any) -> None:
+def copy_hypnettorch(ours: HyperNetwork, theirs: Any) -> None:
     """From then on ours writes what theirs writes, to the same derivatives: scales are 1.
 
     Args:

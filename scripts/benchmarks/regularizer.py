@@ -23,7 +23,7 @@ from benchmarks.contenders import Contender, Field, Report, build
 from benchmarks.example import BETA, Example
 from benchmarks.measure import in_turn, median_ratio, peak_bytes
 from benchmarks.train import OurStep
-from hnetcl.methods import OutputRegularizer
+from hnetcl.methods.output_regularizer import OutputRegularizer
 from hnetcl.registry import options, words
 
 TARGETS = words(options("method", "output_regularizer")["targets"].type)

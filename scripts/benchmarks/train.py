@@ -19,9 +19,11 @@ from benchmarks.contenders import Contender, Field, need_compiler
 from benchmarks.example import BETA, LR, PEER, Example
 from benchmarks.measure import Step
 from benchmarks.peers import is_installed, peer
-from hnetcl.hnets import HyperNetwork
-from hnetcl.methods import OutputRegularizer, Run
+from hnetcl.hnets import BaseHyperNetwork
+from hnetcl.methods import Run
+from hnetcl.methods.output_regularizer import OutputRegularizer
 from hnetcl.model import HyperModel
+from hnetcl.tasks import TaskSequence
 from hnetcl.tasks.batches import Batches
 from hnetcl.training.optimizers import adam
 from hnetcl.training.step import TrainingStep
@@ -44,7 +46,7 @@ class OurStep:
         self.optimizer, self.schedule = adam(lr=LR, schedule="constant").make(model, 1)
         self.step = TrainingStep(model, method, batches.generator.device, compile)
         self.watch = Watch(model, task, self.optimizer, batches.generator.device)
-        self.run = Run(model, task, batches.task, self.optimizer, batches.generator)
+        self.run = Run(model, task, TaskSequence("random", (batches.task,) * (task + 1)), self.optimizer, batches.generator)
         method.start_task(self.run)
 
     def __call__(self) -> Tensor:
@@ -89,7 +91,7 @@ class Training:
         step = OurStep(model, method, batches, self.tasks - 1, compile)
         if by_numbers:
             old = torch.arange(self.tasks - 1, device=self.device)
-            step.method.record = HyperNetwork.record(model.hnet, old, len(old))
+            step.method.record = BaseHyperNetwork.record(model.hnet, old, len(old))
         return step
 
     def hypnettorch(self, sample: int | None = None) -> Step:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from hnetcl.errors import ArgumentError
-from hnetcl.methods.fisher import fisher_information
+from hnetcl.importance.fisher import fisher_information
 from hnetcl.model import HyperModel
 from hnetcl.tasks import Task
 

@@ -1,15 +1,13 @@
-"""What writes: a small network that yields many numbers, chunk by chunk, from the same last layer."""
+"""A small MLP that yields many values, chunk by chunk, from the same last layer."""
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from math import ceil
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-from hnetcl.errors import ArgumentError, one_of
 
 AT_ONCE = 16  # tasks whose features are held in memory at once
 
@@ -32,34 +30,32 @@ class _ByInput(torch.autograd.Function):
 
 
 class ReLU(nn.Module):
-    """ReLU that keeps no mask when compiled: torch's compiler would store one, which on a CPU takes longer than the ReLU."""
+    """ReLU that stores no mask when compiled: torch's compiler would store one, which on a CPU takes longer than the ReLU."""
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = _ByInput.apply(x) if torch.compiler.is_compiling() else F.relu(x)
         return y
 
 
+Activation = Literal["relu", "elu"]
 ACTIVATIONS: dict[str, tuple[Callable[[], nn.Module], float]] = {  # with E f(x)^2 for x ~ N(0, 1)
     "relu": (ReLU, 0.5),
     "elu": (nn.ELU, 0.644944),
 }
 
 
-class Part(nn.Module):
-    """chunk_k = head(trunk([e_t, c_k])) for all chunks k in one batch; the chunks laid end to end are what it writes.
+class ChunkMLP(nn.Module):
+    """chunk_k = head(trunk([e_t, c_k])) for all chunks k in one batch; the chunks laid end to end are its outputs.
 
     With one chunk there need be no chunk embedding. Unit variance comes in and, before training, goes out (He et al. 2015).
 
     Args:
-        sizes: of the parameters to write, which lie one after the other in the chunks.
+        sizes: of the outputs for every parameter, which lie one after the other in the chunks.
         embedding_dim: E, of task embeddings.
         hidden: widths of the trunk's layers.
-        chunk_size: S, numbers in a chunk; the last chunk may hold more than there is to write.
+        chunk_size: S, values in a chunk; the last chunk may hold more than there is to generate.
         chunk_embedding_dim: of the chunk embeddings c_k, which all tasks share; 0 for none.
         activation: behind the trunk's layers, "relu" or "elu".
-
-    Raises:
-        ArgumentError: a width below 1, or there is no such activation.
     """
 
     def __init__(
@@ -69,13 +65,9 @@ class Part(nn.Module):
         hidden: Sequence[int],
         chunk_size: int,
         chunk_embedding_dim: int = 0,
-        activation: str = "relu",
+        activation: Activation = "relu",
     ) -> None:
         super().__init__()
-        if any(width < 1 for width in hidden):
-            raise ArgumentError("hidden", list(hidden), "widths must be at least 1")
-        if activation not in ACTIVATIONS:
-            raise one_of("activation", activation, ACTIVATIONS)
         kind, square = ACTIVATIONS[activation]
         self.sizes, self.chunk_size = list(sizes), chunk_size
         self.chunks = ceil(sum(sizes) / chunk_size)
@@ -97,18 +89,18 @@ class Part(nn.Module):
         return features
 
     def forward(self, embeddings: Tensor) -> list[Tensor]:
-        """The numbers of every parameter: [B, E] -> [B, n] for each n of `sizes`."""
-        return self.write(self.features(embeddings))
+        """The outputs for every parameter: [B, E] -> [B, n] for each n of `sizes`."""
+        return self.outputs(self.features(embeddings))
 
-    def write(self, features: Tensor) -> list[Tensor]:
-        """The numbers of every parameter: [B, C, H] -> [B, n] for each n of `sizes`."""
-        numbers: Tensor = self.head(features).flatten(1)
-        return list(numbers.split([*self.sizes, numbers.shape[1] - sum(self.sizes)], 1)[:-1])
+    def outputs(self, features: Tensor) -> list[Tensor]:
+        """The outputs for every parameter: [B, C, H] -> [B, n] for each n of `sizes`."""
+        outputs: Tensor = self.head(features).flatten(1)
+        return list(outputs.split([*self.sizes, outputs.shape[1] - sum(self.sizes)], 1)[:-1])
 
     def mean_squares(self, embeddings: Tensor) -> Tensor:
-        """The mean of the squares of each parameter's numbers: [B, E] -> [B, len(sizes)].
+        """The mean of the squared outputs for each parameter: [B, E] -> [B, len(sizes)].
 
-        Those of W a for some rows W of the head sum up to a^T (W^T W) a, so nothing is written for it.
+        The squares of W a, for some outputs of the head, sum up to a^T (W^T W) a, so no output is computed for it.
         """
         size = self.chunk_size
         whole, cut, end = [], [], 0
@@ -133,15 +125,17 @@ class Part(nn.Module):
         return torch.cat(squares) / torch.tensor(self.sizes, device=embeddings.device).clamp_min(1)
 
     def _gram(self, begin: int, end: int) -> Tensor:
-        """W^T W of some rows W of the head, with their biases as last column: [H + 1, H + 1]."""
-        rows = torch.cat([self.head.weight[begin:end], self.head.bias[begin:end, None]], 1)
-        return rows.T @ rows
+        """W^T W for some outputs of the head, with their biases as last column of W: [H + 1, H + 1]."""
+        weight = torch.cat([self.head.weight[begin:end], self.head.bias[begin:end, None]], 1)
+        return weight.T @ weight
 
 
-def part_size(numbers: int, embedding_dim: int, hidden: Sequence[int], chunk_size: int, chunk_embedding_dim: int = 0) -> int:
-    """Trainable numbers of a part that writes so many numbers."""
+def chunk_mlp_size(
+    outputs: int, embedding_dim: int, hidden: Sequence[int], chunk_size: int, chunk_embedding_dim: int = 0
+) -> int:
+    """Trainable values of a `ChunkMLP` with so many outputs."""
     widths = [embedding_dim + chunk_embedding_dim, *hidden, chunk_size]
-    return ceil(numbers / chunk_size) * chunk_embedding_dim + sum((width + 1) * out for width, out in pairwise(widths))
+    return ceil(outputs / chunk_size) * chunk_embedding_dim + sum((width + 1) * out for width, out in pairwise(widths))
 
 
 def _linear(width: int, out: int, square: float) -> nn.Linear:

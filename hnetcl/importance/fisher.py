@@ -1,0 +1,122 @@
+"""How much each of the main network's parameters matters to what it predicts."""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.func import functional_call, grad, vmap
+
+from hnetcl.bn import batchnorm_layers
+from hnetcl.errors import ArgumentError
+from hnetcl.model import HyperModel
+from hnetcl.modes import evaluation_mode
+from hnetcl.modules import main_logits
+
+HELD_AT_ONCE = 2**24  # values of gradients, 64 MB in float32
+Labels = Literal["exact", "sampled", "empirical"]
+
+
+@torch.no_grad()
+def fisher_information(model: HyperModel, task: int, x: Tensor, generator: torch.Generator) -> Tensor:
+    r"""The diagonal Fisher information of a task's written parameters w, [P] in the order of `hnet.shapes`:
+
+    .. math:: F_p = \frac{1}{N} \sum_n \left( \frac{\partial \log p(y_n \mid x_n, w)}{\partial w_p} \right)^2,
+        \quad y_n \sim p(y \mid x_n, w)
+
+    The labels are drawn from the model itself, as the Fisher information wants it (with the data's own labels it would be the
+    "empirical" one). The network is in evaluation mode, with the task's own statistics.
+
+    Args:
+        x: N inputs of the task.
+        generator: draws the labels; on the device of `x`.
+
+    Raises:
+        ArgumentError: batch-norm layers normalize by the batch, in which samples have no gradients of their own.
+
+    Source: Kirkpatrick et al. 2017 (arXiv:1612.00796); on labels, Kunstner et al. 2019 (arXiv:1905.12558).
+    """
+    require_samples(model, "importance", "fisher")
+    params = model.hnet(task)
+
+    def loss(params: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
+        return F.cross_entropy(model.run(params, x[None], task), y[None])
+
+    per_sample = vmap(grad(loss), in_dims=(None, 0, 0))
+    total = {name: torch.zeros_like(value) for name, value in params.items()}
+    with evaluation_mode(model):
+        for some in x.split(max(1, HELD_AT_ONCE // model.hnet.num_generated)):
+            y = torch.multinomial(model.run(params, some, task).softmax(1), 1, generator=generator)[:, 0]
+            for name, gradient in per_sample(params, some, y).items():
+                total[name] += gradient.square().sum(0)
+    return torch.cat([total[name].flatten() for name in model.hnet.shapes]) / len(x)
+
+
+@torch.no_grad()
+def parameter_fisher(
+    model: HyperModel,
+    task: int,
+    x: Tensor,
+    y: Tensor,
+    labels: Labels,
+    generator: torch.Generator,
+    active: Tensor | None = None,
+) -> dict[str, Tensor]:
+    r"""The diagonal Fisher information of the parameters that the tasks have in common, by name, each of its shape:
+
+    .. math:: F_p = \frac{1}{N} \sum_n \sum_k q_{nk} \left( \frac{\partial \log p(k \mid x_n)}{\partial \theta_p} \right)^2
+
+    The network is in evaluation mode, with the task's own statistics; each sample has a gradient of its own.
+
+    Args:
+        x, y: N inputs of the task, and their labels.
+        labels: q. "exact": what the model predicts, p(k | x_n), in as many backwards as there are classes. "sampled": one label
+            drawn from it. "empirical": the data's label, which is not the Fisher information, but is used in its place.
+        generator: draws labels; on the device of `x`.
+        active: the classes that come into question, bool [K]; None for all.
+
+    Raises:
+        ArgumentError: batch-norm layers normalize by the batch, in which samples have no gradients of their own.
+
+    Sources: Kirkpatrick et al. 2017 (arXiv:1612.00796); van de Ven 2025 (arXiv:2502.11756), on the ways to compute it.
+    """
+    require_samples(model, "labels", labels)
+    params = {name: p.detach() for name, p in model.common_parameters().items()}
+
+    def logits(params: dict[str, Tensor], x: Tensor) -> Tensor:
+        own = {name.removeprefix("hnet."): p for name, p in params.items() if name.startswith("hnet.")}
+        rest = {name.removeprefix("net."): p for name, p in params.items() if name.startswith("net.")}
+        found = main_logits(model.run(functional_call(model.hnet, own, (task,)) | rest, x, task))
+        return found if active is None else found[:, active]
+
+    def loss(params: dict[str, Tensor], x: Tensor, y: Tensor, weight: Tensor) -> Tensor:
+        return weight.sqrt() * F.cross_entropy(logits(params, x[None]), y[None])
+
+    per_sample = vmap(grad(loss), in_dims=(None, 0, 0, 0))
+    total = {name: torch.zeros_like(value) for name, value in params.items()}
+    size = max(1, HELD_AT_ONCE // max(1, sum(value.numel() for value in params.values())))
+    place = None if active is None else active.cumsum(0) - 1
+    with evaluation_mode(model):
+        for some, own in zip(x.split(size), y.split(size), strict=True):
+            predicted = logits(params, some).softmax(1)
+            if labels == "exact":
+                chosen = [(torch.full_like(own, k), predicted[:, k]) for k in range(predicted.shape[1])]
+            elif labels == "sampled":
+                chosen = [(torch.multinomial(predicted, 1, generator=generator)[:, 0], torch.ones_like(predicted[:, 0]))]
+            else:
+                chosen = [(own if place is None else place[own], torch.ones_like(predicted[:, 0]))]
+            for label, weight in chosen:
+                for name, gradient in per_sample(params, some, label, weight).items():
+                    total[name] += gradient.square_().sum(0)
+    return {name: value / len(x) for name, value in total.items()}
+
+
+def require_samples(model: HyperModel, name: str, value: str) -> None:
+    """Refuses a network in which samples have no gradients of their own.
+
+    Raises:
+        ArgumentError: of that name; batch-norm layers normalize by the batch.
+    """
+    if any(layer.statistics_mode.evaluates_by_batch for layer in batchnorm_layers(model.net).values()):
+        rule = "needs batch norm whose statistics don't depend on the batch; allowed with bn.stats=batch: none"
+        raise ArgumentError(name, value, rule)

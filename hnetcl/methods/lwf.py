@@ -1,0 +1,94 @@
+"""Learning without forgetting."""
+
+from copy import deepcopy
+from typing import Annotated
+
+import torch
+import torch.nn.functional as F
+from annotated_types import Ge, Gt
+from torch import Tensor
+
+from hnetcl.bn import BATCH
+from hnetcl.errors import ArgumentError
+from hnetcl.methods.base import Draw, Inputs, Losses, Method, Run
+from hnetcl.model import HyperModel
+from hnetcl.modules import main_logits
+from hnetcl.registry import register
+from hnetcl.tasks import TaskSequence
+
+
+@register("method", "lwf")
+class LwF(Method):
+    r"""What the model before the current task made of the current images, for the old tasks, is what the new one shall make.
+
+    .. math:: \lambda \sum_{t < T} \tau^2 \, \mathrm{KL}(p_t^{\mathrm{before}}(x) \,\|\, p_t(x))
+
+    with predictions p softened by the temperature tau. With one head over all classes it is one distribution over those of all
+    old tasks. No old data are kept.
+
+    Batch norm: for an old task both models normalize by the batch, and no row of statistics moves: they are of old images.
+
+    Args:
+        lambda_: strength.
+        temperature: tau.
+
+    Sources: Li & Hoiem 2016 (arXiv:1606.09282), section 3; Hinton et al. 2015 (arXiv:1503.02531) for the factor tau^2.
+    """
+
+    def __init__(self, *, lambda_: Annotated[float, Ge(0)] = 1.0, temperature: Annotated[float, Gt(0)] = 2.0) -> None:
+        self.lambda_, self.temperature = lambda_, temperature
+        self.before: HyperModel | None = None
+
+    def check(self, model: HyperModel, sequence: TaskSequence) -> None:
+        if model.is_conditioned and model.buffers_by_task.shared(model.net):
+            rule = "needs a network whose buffers training does not change, batch norm's rows excepted"
+            raise ArgumentError("name", "lwf", rule)
+
+    def start_task(self, run: Run) -> None:
+        self.before = deepcopy(run.model).eval().requires_grad_(False) if run.task else None
+
+    @torch.no_grad()
+    def inputs(self, run: Run, draw: Draw) -> Inputs:
+        inputs = super().inputs(run, draw)
+        if self.before is None:
+            return inputs
+        if run.model.is_conditioned:
+            tasks = torch.arange(run.task, device=inputs.y.device)
+            inputs.old = {"tasks": tasks, "logits": self._old_logits(self.before, inputs.x, tasks)}
+        else:
+            logits = main_logits(self.before.run(self.before.hnet(0), inputs.x, 0, BATCH))
+            inputs.tensors["logits"] = logits
+            if run.sequence.head == "all":
+                outputs = torch.arange(logits.shape[1], device=logits.device)
+                inputs.tensors["old"] = outputs < run.sequence.first_output(run.task)
+        return inputs
+
+    def loss(self, model: HyperModel, inputs: Inputs) -> Losses:
+        task = super().loss(model, inputs)
+        if inputs.old:
+            tasks, before = inputs.old["tasks"], inputs.old["logits"]
+            drift = inputs.weighted(self._divergence(before, self._old_logits(model, inputs.x, tasks))).sum()
+        elif inputs.tensors:
+            logits, old = task.logits, inputs.tensors.get("old")
+            drift = self._divergence(inputs.tensors["logits"], logits, old)
+        else:
+            return task
+        drift = self.lambda_ * drift
+        return Losses(task.total + drift, {**task.parts, "distillation": drift}, task.logits)
+
+    def _divergence(self, before: Tensor, now: Tensor, among: Tensor | None = None) -> Tensor:
+        """The mean over the batch: [..., N, K] -> [...]."""
+        lowest = torch.finfo(now.dtype).min
+        if among is not None:
+            before, now = (logits.masked_fill(~among, lowest) for logits in (before, now))
+        p, q = (F.log_softmax(logits / self.temperature, -1) for logits in (before, now))
+        return self.temperature**2 * (p.exp() * (p - q)).sum(-1).mean(-1)
+
+    def _old_logits(self, model: HyperModel, x: Tensor, tasks: Tensor) -> Tensor:
+        """[B, N, K] of B old tasks."""
+
+        def one(params: dict[str, Tensor], task: Tensor) -> Tensor:
+            return main_logits(model.run(params, x, task, BATCH))
+
+        logits: Tensor = torch.func.vmap(one, randomness="different")(model.hnet(tasks), tasks)
+        return logits

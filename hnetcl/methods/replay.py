@@ -1,0 +1,97 @@
+"""Experience replay: samples of old tasks from a memory of fixed size."""
+
+from collections.abc import Mapping
+from typing import Annotated
+
+import torch
+import torch.nn.functional as F
+from annotated_types import Ge
+from torch import Tensor
+
+from hnetcl.methods.base import Draw, Inputs, Losses, Method, Run, active_only
+from hnetcl.model import HyperModel
+from hnetcl.modules import main_logits
+from hnetcl.registry import register
+from hnetcl.tasks import TaskSequence
+from hnetcl.tasks.memory import Memory, Samples
+
+
+@register("method", "replay")
+class Replay(Method):
+    """Adds the loss on as many samples of old tasks as a batch has, from a class-balanced reservoir (see `Memory`).
+
+    A network that is the same for all tasks sees the batch and the replayed samples, of all old tasks mixed, in one forward.
+    One that differs between tasks takes the samples of one old task at a step, drawn anew each time, under that task.
+
+    Args:
+        size: samples in memory, for all tasks together.
+        weight: of the loss on old tasks; that of the batch is 1.
+
+    Sources: Chaudhry et al. 2019 (arXiv:1902.10486); Robins 1995.
+    """
+
+    def __init__(self, *, size: Annotated[int, Ge(1)] = 2000, weight: Annotated[float, Ge(0)] = 1.0) -> None:
+        self.size, self.weight = size, weight
+        self.memory = Memory(size, 1)
+        self.saved: Mapping[str, Tensor] = {}  # of a checkpoint, until the device is known
+
+    def check(self, model: HyperModel, sequence: TaskSequence) -> None:
+        self.memory = Memory(self.size, sequence.num_classes)
+
+    def start_task(self, run: Run) -> None:
+        if self.saved:
+            self.memory.load_state_dict(self.saved, run.generator.device)
+            self.saved = {}
+        self.memory.open(run.task + 1)
+
+    def inputs(self, run: Run, draw: Draw) -> Inputs:
+        inputs = super().inputs(run, draw)
+        if run.task:
+            self.replay(inputs, run, "memory", len(inputs.y))
+        return inputs
+
+    def replay(self, inputs: Inputs, run: Run, name: str, number: int) -> None:
+        """Adds replayed samples to a step's inputs, under a name."""
+        outputs = torch.arange((run.task + 1) * run.sequence.num_classes, device=inputs.y.device)
+        tasks = outputs // run.sequence.num_classes
+        task = torch.full((), run.task, device=inputs.y.device)
+        if run.model.is_conditioned:
+            task = torch.randint(run.task, (), generator=run.generator, device=inputs.y.device)
+            chosen = tasks == task
+        else:
+            chosen = tasks < run.task
+        samples = self.memory.draw(number, chosen, run.generator)
+        active = run.sequence.active(run.active_classes, run.task, samples.y)
+        inputs.tensors |= {f"{name}.{key}": value for key, value in samples._asdict().items()}
+        inputs.tensors |= {f"{name}.task": task} | ({} if active is None else {f"{name}.active": active})
+
+    def loss(self, model: HyperModel, inputs: Inputs) -> Losses:
+        task, replayed = self.losses(model, inputs, ["memory"])
+        if not replayed:
+            return task
+        own, (logits, samples) = inputs.tensors, replayed[0]
+        old = self.weight * F.cross_entropy(active_only(logits, own.get("memory.active")), samples.y)
+        return Losses(task.total + old, {**task.parts, "replay": old}, task.logits)
+
+    def losses(self, model: HyperModel, inputs: Inputs, names: list[str]) -> tuple[Losses, list[tuple[Tensor, Samples]]]:
+        """The batch's loss, and of every replayed group of samples its logits; none in the first task."""
+        names = [name for name in names if f"{name}.x" in inputs.tensors]
+        groups = [Samples(*(inputs.tensors[f"{name}.{key}"] for key in Samples._fields)) for name in names]
+        if model.is_conditioned or not groups:
+            task = super().loss(model, inputs)
+            tasks = [inputs.tensors[f"{name}.task"] for name in names]
+            return task, [(main_logits(model(each.x, t)), each) for each, t in zip(groups, tasks, strict=True)]
+        sizes = [len(inputs.y), *(len(each.y) for each in groups)]
+        mixed = main_logits(model(torch.cat([inputs.x, *(each.x for each in groups)]), inputs.task))
+        own, *logits = mixed.split(sizes)
+        return self.task_loss(own, inputs), list(zip(logits, groups, strict=True))
+
+    def after_step(self, run: Run, inputs: Inputs, losses: Losses) -> None:
+        first = run.task * run.sequence.num_classes - run.sequence.first_output(run.task)
+        self.memory.add(inputs.x, inputs.y, losses.logits, inputs.y + first, run.generator)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return self.memory.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        self.saved = state

@@ -1,0 +1,68 @@
+"""Synaptic intelligence."""
+
+from typing import Annotated
+
+import torch
+from annotated_types import Ge, Gt
+from torch import Tensor
+
+from hnetcl.methods.base import Inputs, Losses, Run
+from hnetcl.methods.quadratic import QuadraticPenalty
+from hnetcl.registry import register
+
+
+@register("method", "si")
+class SI(QuadraticPenalty):
+    r"""Adds, with theta* the parameters after the newest task,
+
+    .. math:: c \sum_p \Omega_p (\theta_p - \theta^*_p)^2, \quad
+        \Omega_p = \sum_t \frac{\max(0, \omega_{tp})}{\Delta_{tp}^2 + \xi}
+
+    omega_t is the path integral of task t: minus the gradient of the task's loss times the parameter's move, summed over the
+    steps; Delta_t is the way from the task's start to its end.
+
+    Args:
+        c: strength.
+        xi: damping of the denominator.
+
+    Source: Zenke et al. 2017 (arXiv:1703.04200), equations 4 and 5.
+    """
+
+    def __init__(self, *, c: Annotated[float, Ge(0)] = 0.1, xi: Annotated[float, Gt(0)] = 0.1) -> None:
+        super().__init__(c)
+        self.xi = xi
+        self.start: dict[str, Tensor] = {}
+        self.before: dict[str, Tensor] = {}
+        self.gradient: dict[str, Tensor] = {}
+        self.integral: dict[str, Tensor] = {}
+
+    def start_task(self, run: Run) -> None:
+        super().start_task(run)
+        self.start = {name: p.detach().clone() for name, p in run.model.common_parameters().items()}
+        self.integral = {name: torch.zeros_like(value) for name, value in self.start.items()}
+
+    @torch.no_grad()
+    def after_backward(self, run: Run, inputs: Inputs) -> dict[str, Tensor]:
+        """Keeps the gradient of the task's loss: the whole less that of the penalty."""
+        parameters = run.model.common_parameters()
+        self.gradient = {name: p.grad.clone() for name, p in parameters.items() if p.grad is not None}
+        self.before = {name: parameters[name].detach().clone() for name in self.gradient}
+        if inputs.tensors:
+            for name in self.gradient.keys() & self.importance.keys():
+                move = self.before[name] - self.anchor[name]
+                self.gradient[name].addcmul_(self.importance[name], move, value=-2 * self.strength)
+        return {}
+
+    @torch.no_grad()
+    def after_step(self, run: Run, inputs: Inputs, losses: Losses) -> None:
+        parameters = run.model.common_parameters()
+        for name, gradient in self.gradient.items():
+            self.integral[name].addcmul_(gradient, parameters[name] - self.before[name], value=-1)
+
+    @torch.no_grad()
+    def end_task(self, run: Run) -> None:
+        for name, p in run.model.common_parameters().items():
+            importance = self.integral[name].clamp(min=0) / ((p - self.start[name]).square() + self.xi)
+            self.importance[name] = self.importance.get(name, torch.zeros_like(importance)) + importance
+            self.anchor[name] = p.detach().clone()
+        self.start, self.before, self.gradient, self.integral = {}, {}, {}, {}
