@@ -81,16 +81,24 @@ def build_net(config: Config, in_shape: Sequence[int], num_outputs: int) -> nn.M
     """The main network, with batch norm as `bn` says."""
     name, values = config.net["name"], {key: value for key, value in config.net.items() if key != "norm"}
     norm = partial(_norm, config.bn) if config.net.get("norm") == "batch" else None
-    ours = partial(make, "net", values, in_shape=tuple(in_shape), num_outputs=num_outputs, norm=norm)
+    made = partial(make, "net", values, in_shape=tuple(in_shape), num_outputs=num_outputs, norm=norm)
+    ours = takes_norm(name) and find("net", name).__module__.startswith("hnetcl.")
     with named("net"):
-        if find("net", name).__module__.startswith("hnetcl.") and takes_norm(name):
+        if ours:
             with torch.device("meta"):  # takes no memory, and draws nothing
-                size = sum(value.nbytes for value in ours().state_dict().values())
+                size = sum(value.nbytes for value in made().state_dict().values())
             require(*_largest("net", config.net), size)
-        net: nn.Module = ours()
+        net: nn.Module = made()
+    if ours:
+        return net
+    try:
+        require_logits(net, name, in_shape, num_outputs)
+    except ArgumentError as error:
+        if "model" not in config.net:
+            raise
+        raise ArgumentError("net.model", config.net["model"], error.allowed) from error
     if takes_norm(name):
         return net
-    require_logits(net, str(config.net.get("model", name)), in_shape, num_outputs)
     if config.init is None and not config.holds_directly and config.bn["algebra"] != "real" and trained_layers(net):
         raise untold_init(net)  # `wrap` could not tell any more: layers of another algebra start afresh
     # Layers without Gamma and beta stay so, synchronised ones too, unless all are told to be.

@@ -1,7 +1,8 @@
 """A small image set that is quick to learn, and configurations as the command line composes them."""
 
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # each of pytest's workers has a core of its own
@@ -12,7 +13,8 @@ import torch
 from hydra.core.global_hydra import GlobalHydra
 from safetensors.torch import save_file
 
-from hnetcl.cli.main import CONF, option_names
+from hnetcl import registry
+from hnetcl.cli.main import CONF, add_parts, option_names
 from hnetcl.cli.plain import typed_config, typed_evaluation
 from hnetcl.cli.words import prepared
 from hnetcl.config import Config, EvaluationConfig
@@ -64,12 +66,27 @@ def tiny(data_root: Path) -> list[str]:
 
 
 @pytest.fixture
+def users_parts() -> Iterator[None]:
+    """Parts that a test registers, and modules that it imports, are gone afterwards."""
+    modules, path = set(sys.modules), list(sys.path)
+    yield
+    for kind in registry.KINDS:
+        for name in set(registry.names(kind)) - registry._declared(kind).keys():
+            del registry._registered[kind][name]
+    for name in set(sys.modules) - modules:
+        if name.startswith(("imported from", "my_")):
+            del sys.modules[name]
+    sys.path[:] = path
+
+
+@pytest.fixture
 def compose() -> Callable[..., Config]:
     """Overrides -> Config, as the command line does it."""
 
     def call(*overrides: str) -> Config:
         GlobalHydra.instance().clear()
         with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+            add_parts(overrides, option_names("config"))
             return typed_config(hydra.compose("config", prepared(overrides, option_names("config"))))
 
     return call

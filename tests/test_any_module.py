@@ -15,6 +15,8 @@ from torch.utils.checkpoint import checkpoint
 from hnetcl.bn import batchnorm_layers
 from hnetcl.errors import ArgumentError
 from hnetcl.hnets import DirectHyperNetwork, HyperNetwork
+from hnetcl.methods import Inputs, Method
+from hnetcl.methods.base import CLASSIFIER_WEIGHT
 from hnetcl.model import HyperModel
 from hnetcl.vision import import_torchvision
 from hnetcl.wrapping import wrap
@@ -396,31 +398,29 @@ class Outputs(NamedTuple):
 
 
 def test_auxiliary_classifiers_are_trained_with_a_share() -> None:
-    from hnetcl.training.step import AUXILIARY_WEIGHT, _cross_entropy
-
     logits, aux, y = torch.randn(5, 3), torch.randn(5, 3), torch.arange(5) % 3
-    expected = F.cross_entropy(logits, y) + AUXILIARY_WEIGHT * F.cross_entropy(aux, y)
+    inputs = Inputs(torch.randn(5, 2), y, 0)
+    expected = F.cross_entropy(logits, y) + CLASSIFIER_WEIGHT * F.cross_entropy(aux, y)
     for outputs in (Outputs(logits, aux), (logits, aux), {"logits": logits, "aux": aux}):
-        loss, found = _cross_entropy(outputs, y)
-        torch.testing.assert_close(loss, expected)
-        assert found is logits
-    assert _cross_entropy(Outputs(logits, None), y)[0] == F.cross_entropy(logits, y)
+        losses = Method().task_loss(outputs, inputs)
+        torch.testing.assert_close(losses.total, expected)
+        assert losses.parts == {"loss": losses.total}
+        assert losses.logits is logits
+    assert Method().task_loss(Outputs(logits, None), inputs).total == F.cross_entropy(logits, y)
     for wrong in ((logits, torch.randn(5, 7)), "logits", {"scores": logits}):
         with pytest.raises(ArgumentError, match=r"^net="):
-            _cross_entropy(wrong, y)
+            Method().task_loss(wrong, inputs)
 
 
 @pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
 def test_torchvisions_networks_with_auxiliary_classifiers(name: str) -> None:
     """In training they return more than logits, and all that they have learns."""
-    from hnetcl.training.step import _cross_entropy
-
     net = import_torchvision().models.get_model(name, num_classes=2, init_weights=False)
-    model = wrap(net, 2, ["*fc*"], "fixed", hnet=DirectHyperNetwork, per_task=["*"])
+    model = wrap(net, 2, generate=["*fc*"], shared="fixed", hnet=DirectHyperNetwork, per_task=["*"])
     size = 299 if name == "inception_v3" else 64
-    loss, logits = _cross_entropy(model(torch.randn(2, 3, size, size), 1), torch.tensor([0, 1]))
-    loss.backward()
-    assert logits.shape == (2, 2)
+    losses = Method().loss(model, Inputs(torch.randn(2, 3, size, size), torch.tensor([0, 1]), 1))
+    losses.total.backward()
+    assert losses.logits.shape == (2, 2)
     grad = model.hnet.get_parameter("own").grad
     assert grad is not None
     assert (grad[1] != 0).any()

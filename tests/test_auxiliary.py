@@ -11,6 +11,7 @@ from typing import Any, get_args
 import pytest
 import torch
 import torch.nn.functional as F
+from steps import run_of, take
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounter
 from torch.func import functional_call
@@ -20,8 +21,7 @@ import hnetcl
 from hnetcl import BatchNormLayer, auxiliary_loss, registry
 from hnetcl.bn.gaussian import divergence
 from hnetcl.bn.statistics import MODES
-from hnetcl.hnets import FullHyperNetwork
-from hnetcl.methods import Finetune
+from hnetcl.methods.finetune import Finetune
 from hnetcl.model import HyperModel
 from hnetcl.training import TrainingStep
 
@@ -77,7 +77,7 @@ def gradients(net: nn.Module) -> dict[str, Tensor]:
 def under(stats: str, **options: Any) -> HyperModel:
     """A block under a hypernetwork, for two tasks, all of it written; with the same options the same."""
     torch.manual_seed(0)
-    return hnetcl.wrap(Block(stats, **options), 2, stats=stats, hnet=FullHyperNetwork, hidden=[4], compression=None)
+    return hnetcl.wrap(Block(stats, **options), 2, stats=stats, hnet="full", hidden=[4], compression=None)
 
 
 # ---------------------------------------------------------------------- what it is
@@ -351,10 +351,11 @@ def test_recomputation_in_a_compiled_step(stats: str) -> None:
         model = under(stats, again=again).train()
         method, optimizer = Finetune(), torch.optim.SGD(model.parameters(), 0.1)
         step = TrainingStep(model, method, torch.device("cpu"), on, "aot_eager")
-        method.start_task(model.hnet, 0, optimizer, torch.Generator())
+        run = run_of(model, 0, optimizer)
+        method.start_task(run)
         torch.manual_seed(1)
         for _ in range(3):
-            step(*batch(), 0, optimizer)
+            take(step, run, *batch())
             optimizer.step()
         found.append(model.state_dict())
     assert_close(found[1], found[0])

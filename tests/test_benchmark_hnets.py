@@ -14,7 +14,6 @@ from benchmarks.example import Example, batches
 from benchmarks.speed import speed
 from benchmarks.train import OurStep, Training
 
-from hnetcl.choices import TARGETS
 from hnetcl.compiling import can_compile
 
 CPU = torch.device("cpu")
@@ -82,7 +81,7 @@ def test_cost_over_tasks(tmp_path: Path) -> None:
     """Ratios are to the fewest tasks; the targets that a method keeps grow with the tasks, the older hypernetwork does not."""
     found = record(tmp_path, "regularizer", "--tasks=3,7", "--sample=2", "--batch=4")
     figures = {f["name"]: f for f in found["figures"]}
-    assert list(figures) == [f"{t}/{s}/{n}" for t in TARGETS for s in ("all", 2) for n in (3, 7)]
+    assert list(figures) == [f"{t}/{s}/{n}" for t in regularizer.TARGETS for s in ("all", 2) for n in (3, 7)]
     for name, f in figures.items():
         base = figures[f["base"]]
         assert name.rpartition("/")[0] == f["base"].rpartition("/")[0]
@@ -95,7 +94,7 @@ def test_cost_over_tasks(tmp_path: Path) -> None:
     assert grows == 4 * 4 * 4 + 4 * 8
 
 
-@pytest.mark.parametrize("targets", TARGETS)
+@pytest.mark.parametrize("targets", regularizer.TARGETS)
 def test_held_bytes_are_those_of_targets_or_of_the_older_hypernetwork(targets: str) -> None:
     step = regularizer.training(TINY, 4, 2, targets, 8, CPU)
     assert isinstance(step, OurStep)

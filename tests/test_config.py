@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 import torch
+from choices import allowed
 from omegaconf import OmegaConf
 
-from choices import allowed
 from hnetcl.build import build
 from hnetcl.cli.jobs import train
 from hnetcl.cli.main import CONF
@@ -133,8 +133,8 @@ REFUSED_WHEN_BUILT = {
     "net=lenet net.channels=[8,10]": "net.channels=[8, 10]: every width must be a multiple of 4 (quaternion)",
     "trainer.epochs=2 trainer.steps=1000": "trainer.steps=1000: give steps or epochs, not both or none (epochs=2)",
     "trainer.steps=null": "trainer.steps=None: give steps or epochs, not both or none (epochs=None)",
-    "trainer.evaluate=last optimized_metric=fwt": "optimized_metric=fwt: takes more than trainer.evaluate=last measures; allowed "
-    "with it: average_accuracy, bwt",
+    "trainer.evaluate=last optimized_metric=fwt": "optimized_metric=fwt: takes more than trainer.evaluate=last measures; "
+    "allowed with it: average_accuracy, bwt",
     "bn.sync=true bn.backend=reference": "bn.backend=reference: can't be given beside sync=true",
     "hnet.chunk_size=9 hnet.compression=0.9": "hnet.chunk_size=9: can't be given beside compression=0.9",
     "optimizer=sgd optimizer.nesterov=true optimizer.momentum=0": "optimizer.nesterov=True: needs a momentum above 0",
@@ -143,7 +143,7 @@ REFUSED_WHEN_BUILT = {
     "method.task_weights=[1]": "method.task_weights=[1.0]: must be 3 weights, one for each task (task.num_tasks=3)",
     "method.task_weights=[1,1,1,1]": "method.task_weights=[1.0, 1.0, 1.0, 1.0]: must be 3 weights",
     "task=permuted_mnist task.padding=0 method.task_weights=[0]": "method.task_weights=[0.0]: must be 3 weights",
-    "bn.stats=batch method.importance=fisher": "method.importance=fisher: needs batch norm whose statistics don't depend on the",
+    "bn.stats=batch method.importance=fisher": "method.importance=fisher: needs batch norm whose statistics don't depend on",
     "scenario=class inference=agreement hnet=direct": "inference=agreement: DirectHyperNetwork has no task embeddings to put "
     "noise on; allowed: confidence, entropy",
 }

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,7 @@ def test_the_classes_are_the_labels_that_training_images_have(
     for split in ("train", "test"):
         numbers, before = getattr(images, f"{split}_labels"), getattr(plain, f"{split}_labels")
         assert [images.classes[k] for k in numbers.tolist()] == [classes[k] for k in before.tolist()]
-    sequence = split_sequence(images, num_tasks=3, val_size=20)
+    sequence = split_sequence(lambda _: images, num_tasks=3, val_size=20)
     assert all(sorted(task.train.labels.unique().tolist()) == [0, 1] for task in sequence.tasks)
     assert all(sorted(task.test.labels.unique().tolist()) == [0, 1] for task in sequence.tasks)
     assert sequence.manifest()["left_out"] == list(left_out)
@@ -105,7 +106,7 @@ def test_a_label_of_10_to_the_8_is_a_name_like_any_other(write: Write) -> None:
     started = time.perf_counter()
     images = load_images("tiny", write([0, 1, 2, 3, 10**8, 10**18]))
     assert images.classes == ("0", "1", "2", "3", str(10**8), str(10**18))
-    assert split_sequence(images, 3, val_size=20)[2].classes == (str(10**8), str(10**18))
+    assert split_sequence(lambda _: images, num_tasks=3, val_size=20)[2].classes == (str(10**8), str(10**18))
     assert time.perf_counter() - started < 5  # not a measurement: it took 20 seconds and all memory
 
 
@@ -226,9 +227,9 @@ def test_what_is_refused_leaves_no_directory(
 
 def test_a_class_that_no_task_has_needs_no_test_images(write: Write, data_root: Path) -> None:
     images = load_images("tiny", write(**some("test", lambda y: y < 4, data_root)))
-    assert len(split_sequence(images, num_tasks=2, val_size=20)) == 2
+    assert len(split_sequence(lambda _: images, num_tasks=2, val_size=20)) == 2
     with pytest.raises(ArgumentError, match="task 2 has no test images of classes '4', '5'"):
-        split_sequence(images, num_tasks=3, val_size=20)
+        split_sequence(lambda _: images, num_tasks=3, val_size=20)
 
 
 def test_classes_that_are_left_out_are_told(write: Write, tiny: list[str], compose: Compose, tmp_path: Path) -> None:
@@ -260,6 +261,10 @@ def test_names_that_look_like_markup_are_shown_as_they_are(write: Write, tiny: l
     assert "%s {0}, 犬" in (run / "train.log").read_text(encoding="utf-8")
 
 
+def _same(images: Images, _: str) -> Images:
+    return images
+
+
 def test_pixels_are_standardized_by_the_training_images_of_the_tasks(write: Write, data_root: Path) -> None:
     """Those held out count, so that val_size moves nothing; classes that no task has, and test images, don't."""
     plain = load_images("tiny", data_root)
@@ -268,14 +273,15 @@ def test_pixels_are_standardized_by_the_training_images_of_the_tasks(write: Writ
     white_test = torch.full_like(plain.test_images, 255)
     other = load_images("tiny", write(train_images=white, test_images=white_test))
     for val_size in (0, 50):
-        first, second = (split_sequence(images, num_tasks=2, val_size=val_size) for images in (plain, other))
+        first, second = (split_sequence(partial(_same, images), num_tasks=2, val_size=val_size) for images in (plain, other))
         used = plain.train_images[plain.train_labels < 4].double() / 255
         for sequence in (first, second):
             assert float(sequence[1].preprocess.mean) == pytest.approx(float(used.mean()), abs=1e-7)
             assert float(sequence[1].preprocess.std) == pytest.approx(float(used.std(correction=0)), abs=1e-7)
         assert first.manifest()["tasks"][0]["mean"] == second.manifest()["tasks"][0]["mean"]
-    assert float(split_sequence(other, 3, val_size=0)[0].preprocess.mean) > float(first[0].preprocess.mean) + 0.05
-    permuted = permuted_sequence(plain, num_tasks=2, padding=2, val_size=20)
+    third = split_sequence(lambda _: other, num_tasks=3, val_size=0)
+    assert float(third[0].preprocess.mean) > float(first[0].preprocess.mean) + 0.05
+    permuted = permuted_sequence(lambda _: plain, num_tasks=2, padding=2, val_size=20)
     assert float(permuted[1].preprocess.mean) == pytest.approx(float(plain.train_images.double().mean() / 255), abs=1e-7)
 
 
@@ -284,7 +290,7 @@ def test_every_channel_has_its_own_constants(data_root: Path) -> None:
     flat = torch.full_like(plain.train_images, 7)
     colour = torch.cat([plain.train_images, 255 - plain.train_images, flat], 1)
     images = Images("colour", colour, plain.train_labels, colour, plain.train_labels, plain.classes)
-    preprocess = split_sequence(images, 3, val_size=0)[0].preprocess
+    preprocess = split_sequence(lambda _: images, num_tasks=3, val_size=0)[0].preprocess
     mean, std = preprocess.mean.flatten().tolist(), preprocess.std.flatten().tolist()
     assert mean == pytest.approx([mean[0], 1 - mean[0], 7 / 255])
     assert std == pytest.approx([std[0], std[0], 1 / 255])  # never below one grey level

@@ -28,7 +28,7 @@ ELSEWHERE = {
     "pip install hydra-optuna-sweeper": "is among what tests need",
     "tensorboard --logdir outputs": "serves until it is stopped; test_tracking.py reads what it would show",
 }
-LISTINGS = ("hnetcl/numbers.py ", "task 0, step 2: ")  # how a block starts that lists files, or shows output, and no commands
+LISTINGS = ("hnetcl/registry.py ", "task 0, step 2: ")  # how a block starts that lists files, or shows output, and no commands
 PYTHONS = ("python", ".venv/bin/python")
 TRAIN = [
     "trainer.steps=2",
@@ -138,7 +138,7 @@ def test_every_command_and_block_of_a_page_runs(page: Path, folder: Path, tmp_pa
     told = [(f"{page.name}: DIR", [str(ROOT / "scripts" / "train.py"), *same, f"run.dir={run}"])]
     blocks = [(first, lines) for language, first, lines in fences(page) if language == "python"]
     for _, lines in blocks:
-        if any("register_net" in line for line in lines):  # the page tells to save it
+        if any('register("net"' in line for line in lines):  # the page tells to save it
             (cwd / "my_nets.py").write_text("\n".join(lines), encoding="utf-8")
     if blocks:
         code = "\n".join(line for _, lines in blocks for line in lines).replace('"DIR"', repr(str(run)))

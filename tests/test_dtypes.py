@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -63,7 +64,7 @@ def _seed() -> None:
 @pytest.mark.parametrize("init", ["own", "given", "fan_in"])
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @member
-def test_written_in_the_parameters_dtype(make: partial[BaseHyperNetwork], dtype: torch.dtype, init: str) -> None:
+def test_written_in_the_parameters_dtype(make: partial[BaseHyperNetwork], dtype: torch.dtype, init: Any) -> None:
     """As the module computes with these values, gradients too; all tasks in one pass; in double precision afterwards."""
     net, x, tolerance = Odd(dtype), torch.randn(5, 6, dtype=dtype), TOLERANCE[dtype]
     expected, shapes = net(x).detach(), {name: p.shape for name, p in net.named_parameters()}
@@ -98,7 +99,7 @@ def test_written_in_the_parameters_dtype(make: partial[BaseHyperNetwork], dtype:
 @pytest.mark.parametrize("init", ["own", "given", "fan_in"])
 @pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128], ids=str)
 @member
-def test_complex_parameters_are_two_real_numbers_each(make: partial[BaseHyperNetwork], dtype: torch.dtype, init: str) -> None:
+def test_complex_parameters_are_two_real_numbers_each(make: partial[BaseHyperNetwork], dtype: torch.dtype, init: Any) -> None:
     net, x = Complex(dtype), torch.randn(20, 6)
     expected = net(x).detach()
     model = hnetcl.wrap(net, 2, init=init, **make.keywords)
@@ -182,6 +183,6 @@ def test_parameters_that_cant_be_written() -> None:
     net = nn.Linear(3, 2)
     net.register_parameter("codes", nn.Parameter(torch.arange(3), requires_grad=False))
     with pytest.raises(ArgumentError, match=r"generate=\['codes'\]: codes is of torch.int64, which can't be learned"):
-        hnetcl.wrap(net, 2, ["codes"])
+        hnetcl.wrap(net, 2, generate=["codes"])
     with pytest.raises(ArgumentError, match=r"module=Sequential: 0.weight has no size yet"):
         hnetcl.wrap(nn.Sequential(nn.LazyLinear(3)), 2)

@@ -19,7 +19,7 @@ from hnetcl.config import Config
 from hnetcl.errors import ArgumentError
 from hnetcl.hnets import HyperNetwork
 from hnetcl.inference import candidates, compare_tasks
-from hnetcl.methods import OutputRegularizer
+from hnetcl.methods.output_regularizer import OutputRegularizer
 from hnetcl.metrics import summary
 from hnetcl.model import HyperModel
 from hnetcl.nets import MLP
@@ -27,7 +27,6 @@ from hnetcl.nets.blocks import MaxPool
 from hnetcl.tasks import TaskSequence, load_images, permuted_sequence
 from hnetcl.training import (
     Observer,
-    OptimizerFactory,
     Protocol,
     Result,
     RunDirectory,
@@ -36,13 +35,14 @@ from hnetcl.training import (
     accuracies,
     statistics_report,
 )
+from hnetcl.training.optimizers import adam
 
 TASKS = 4
 
 
 @pytest.fixture
 def sequence(data_root: Path) -> TaskSequence:
-    return permuted_sequence(load_images("tiny", data_root), TASKS, val_size=10)
+    return permuted_sequence(lambda _: load_images("tiny", data_root), num_tasks=TASKS, val_size=10)
 
 
 class Reports(Observer):
@@ -57,15 +57,14 @@ class Reports(Observer):
 
 def trainer(sequence: TaskSequence, **options: Any) -> Trainer:
     torch.manual_seed(0)
-    net = MLP(sequence.in_shape, sequence.num_classes, (16,), norm=BatchNormLayer)
+    net = MLP(sequence.in_shape, sequence.num_classes, hidden=(16,), norm=BatchNormLayer)
     initial = {name: value.detach().clone() for name, value in net.named_parameters()}
     shapes = {name: value.shape for name, value in initial.items()}
     model = HyperModel(
         net, HyperNetwork(shapes, len(sequence), initial=initial, hidden=(16,), embedding_dim=8, chunk_embedding_dim=8)
     )
-    adam = OptimizerFactory("adam", lr=0.01, schedule="cosine", weight_decay=0.0, options={})
     generator = torch.Generator().manual_seed(0)
-    return Trainer(model, sequence, OutputRegularizer(0.1), adam, generator, steps=15, batch_size=16, **options)
+    return Trainer(model, sequence, OutputRegularizer(beta=0.1), adam(lr=0.01), generator, steps=15, batch_size=16, **options)
 
 
 def filled(result: Result) -> list[list[int]]:
@@ -99,7 +98,7 @@ def test_the_least_is_each_task_at_its_own_end_and_all_at_the_last(sequence: Tas
 @pytest.mark.parametrize(("which", "told"), [("each", [0, 1, 2, 3]), ("last", [3]), ("none", [])])
 def test_statistics_are_compared_after_these_tasks(which: str, told: list[int], sequence: TaskSequence) -> None:
     reports = Reports()
-    trainer(sequence, statistics=which, observers=[reports]).fit()
+    trainer(sequence, statistics=which).fit(observers=[reports])
     assert reports.told == told
 
 

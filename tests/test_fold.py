@@ -168,7 +168,17 @@ def test_rows_are_refused(row: int | None, message: str) -> None:
 @every_algebra
 def test_parameters_from_outside(algebra: Any) -> None:
     """With tensors that a hypernetwork wrote, the result is what `functional_call` with them gives."""
-    net = used(LeNet((1, 16, 16), 3, (8, 8), (8,), algebra, norm=lambda width: BatchNormLayer(width, algebra=algebra)), rows=2)
+    net = used(
+        LeNet(
+            (1, 16, 16),
+            3,
+            channels=(8, 8),
+            hidden=(8,),
+            algebra=algebra,
+            norm=lambda width: BatchNormLayer(width, algebra=algebra),
+        ),
+        rows=2,
+    )
     params = {name: torch.randn_like(value) / 4 for name, value in net.named_parameters()}
     folded, x = fold_batchnorm(net, 1, params), torch.randn(3, 1, 16, 16).double()
     assert not norms(folded)
@@ -192,7 +202,7 @@ def test_parameters_are_refused(params: dict[str, Tensor], message: str) -> None
 @every_algebra
 def test_our_networks(algebra: Any) -> None:
     """The networks of this package fold whole."""
-    net = used(MLP((1, 4, 4), 3, (8, 16), algebra, norm=lambda width: BatchNormLayer(width, algebra=algebra)))
+    net = used(MLP((1, 4, 4), 3, hidden=(8, 16), algebra=algebra, norm=lambda width: BatchNormLayer(width, algebra=algebra)))
     folded = fold_batchnorm(net)
     assert not norms(folded)
     assert_same(folded, net, torch.randn(5, 1, 4, 4))

@@ -16,7 +16,7 @@ from hnetcl import registry
 from hnetcl.bn import BatchNormLayer
 from hnetcl.errors import ArgumentError
 from hnetcl.hnets import BaseHyperNetwork, Generator, HyperNetwork, initial_parameters
-from hnetcl.methods import OutputRegularizer
+from hnetcl.methods.output_regularizer import OutputRegularizer
 from hnetcl.model import HyperModel
 
 Shapes = Mapping[str, Sequence[int]]
@@ -70,7 +70,7 @@ def small_net() -> nn.Sequential:
 def train(model: HyperModel, method: OutputRegularizer, task: int, optimizer: torch.optim.Optimizer, steps: int) -> None:
     """Steps on the task, with the penalty that holds the old ones."""
     x, y = torch.randn(20, 6) + task, torch.arange(20) % 3
-    method.start_task(model.hnet, task, optimizer, torch.Generator().manual_seed(0))
+    method.hold(model.hnet, task, optimizer, torch.Generator().manual_seed(0))
     for _ in range(steps):
         optimizer.zero_grad()
         F.cross_entropy(model.train()(x, task), y).backward()

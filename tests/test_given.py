@@ -14,7 +14,7 @@ import hnetcl
 from hnetcl.bn import BatchNormLayer
 from hnetcl.errors import ArgumentError
 from hnetcl.hnets import BaseHyperNetwork, DirectHyperNetwork, HyperNetwork, make_hypernetwork
-from hnetcl.methods import OutputRegularizer
+from hnetcl.methods.output_regularizer import OutputRegularizer
 from hnetcl.model import HyperModel
 from hnetcl.vision import import_torchvision
 
@@ -152,7 +152,7 @@ def test_the_output_regularizer_holds_old_tasks(make: partial[BaseHyperNetwork])
     learn(model, x, y, 0, 20)
     method = OutputRegularizer(beta=1.0)
     optimizer = torch.optim.Adam(model.hnet.parameters())
-    method.start_task(model.hnet, 1, optimizer, torch.Generator())
+    method.hold(model.hnet, 1, optimizer, torch.Generator())
     before = model.hnet.flat(torch.arange(1)).detach()
     penalty = method.penalty(model.hnet)
     assert penalty is not None
@@ -205,8 +205,8 @@ def test_a_trained_module_without_init_is_refused(converted: bool) -> None:
     )
     for generate in ("all", "norm", ["0.weight"], ["*.weight"]):
         with refused:
-            hnetcl.wrap(net(), 2, generate, hidden=[4])
-    hnetcl.wrap(net(), 2, ["2.*"], hidden=[4])
+            hnetcl.wrap(net(), 2, generate=generate, hidden=[4])
+    hnetcl.wrap(net(), 2, generate=["2.*"], hidden=[4])
     hnetcl.wrap(net(), 2, hnet=DirectHyperNetwork, per_task=["2.*"])
     for init in ("own", "given", "fan_in"):
         hnetcl.wrap(net(), 2, init=init, hidden=[4])
@@ -232,7 +232,7 @@ def test_numbers_off_zero_start_where_they_are() -> None:
 
 @pytest.mark.parametrize("shared", ["trained", "trained_once", "fixed"])
 @pytest.mark.parametrize("generate", ["all", "norm"])
-def test_frozen_parameters_stay(generate: str, shared: str) -> None:
+def test_frozen_parameters_stay(generate: str, shared: Any) -> None:
     """They are not written, and no task moves them; a pattern that names one writes it."""
 
     def net() -> nn.Sequential:
@@ -241,7 +241,7 @@ def test_frozen_parameters_stay(generate: str, shared: str) -> None:
             made.get_parameter(name).requires_grad_(False)
         return made
 
-    model = hnetcl.wrap(net(), 2, generate, shared, hnet="full")
+    model = hnetcl.wrap(net(), 2, generate=generate, shared=shared, hnet="full")
     before = {name: model.net.get_parameter(name).clone() for name in ("0.weight", "1.bias")}
     assert not before.keys() & model.hnet.shapes.keys()
     for task in range(2):
@@ -249,11 +249,11 @@ def test_frozen_parameters_stay(generate: str, shared: str) -> None:
         learn(model, torch.randn(9, 6), torch.arange(9) % 3, task, 3)
     assert all(torch.equal(model.net.get_parameter(name), value) for name, value in before.items())
     assert {f"net.{name}" for name in before} <= model.saved_tensors().keys()
-    assert list(hnetcl.wrap(net(), 2, ["0.weight"], shared, hnet="full").hnet.shapes) == ["0.weight"]
+    assert list(hnetcl.wrap(net(), 2, generate=["0.weight"], shared=shared, hnet="full").hnet.shapes) == ["0.weight"]
 
 
 @pytest.mark.parametrize("generate", ["all", "norm"])
 def test_everything_frozen(generate: str) -> None:
     with pytest.raises(ArgumentError, match=f"^generate={generate}: all are frozen in Sequential") as caught:
-        hnetcl.wrap(trained_net().requires_grad_(False), 2, generate)
+        hnetcl.wrap(trained_net().requires_grad_(False), 2, generate=generate)
     assert "\n" not in str(caught.value)

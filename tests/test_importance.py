@@ -16,7 +16,8 @@ from hnetcl.cli.jobs import train
 from hnetcl.config import Config
 from hnetcl.errors import ArgumentError
 from hnetcl.hnets import BaseHyperNetwork, DirectHyperNetwork, HyperNetwork
-from hnetcl.methods import OutputRegularizer, fisher_information, head_masks
+from hnetcl.importance import fisher_information, head_masks
+from hnetcl.methods.output_regularizer import OutputRegularizer
 from hnetcl.model import HyperModel
 from hnetcl.nets import MLP, LeNet
 from hnetcl.training import RunDirectory, Trainer
@@ -28,8 +29,8 @@ def _seed() -> None:
 
 
 NETS: dict[str, Callable[..., nn.Module]] = {
-    "mlp": lambda **options: MLP((1, 16, 16), 3, (8,), **options),
-    "lenet": lambda **options: LeNet((1, 16, 16), 3, (4, 4), (8,), **options),
+    "mlp": lambda **options: MLP((1, 16, 16), 3, hidden=(8,), **options),
+    "lenet": lambda **options: LeNet((1, 16, 16), 3, channels=(4, 4), hidden=(8,), **options),
 }
 
 
@@ -215,16 +216,16 @@ def test_hypnettorch_agrees(lookahead: bool, fisher: bool, heads: bool, task_wei
     outputs = [[0, 1], [2, 3], [4, 5]]
 
     method = OutputRegularizer(
-        1.0,
+        beta=1.0,
         task_weights=task_weights,
         lookahead=lookahead,
         importance="fisher" if fisher else "none",
         masks=head_masks(shapes, outputs=outputs) if heads else None,
     )
     if fisher:
-        method.load_state({"fisher": torch.stack([torch.cat([v.flatten() for v in each]) for each in theirs])})
+        method.load_state_dict({"fisher": torch.stack([torch.cat([v.flatten() for v in each]) for each in theirs])})
     optimizer = torch.optim.SGD(hnet.parameters(), 0.1)
-    method.start_task(hnet, 2, optimizer, torch.Generator())
+    method.hold(hnet, 2, optimizer, torch.Generator())
     targets = get_current_targets(2, inner)
     with torch.no_grad():
         for p in hnet.parameters():

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import cache, partial
+from typing import Any
 
 import pytest
 import torch
@@ -28,10 +29,16 @@ MEMBERS: dict[str, Callable[..., BaseHyperNetwork]] = {
     "direct": partial(DirectHyperNetwork, per_task=("*",)),
 }
 NETS: dict[str, Callable[[], nn.Module]] = {
-    "MLP": partial(MLP, (1, 12, 12), 10, (40, 40)),
-    "LeNet": partial(LeNet, (1, 28, 28), 10, (8, 12), (60,)),
+    "MLP": partial(MLP, (1, 12, 12), 10, hidden=(40, 40)),
+    "LeNet": partial(LeNet, (1, 28, 28), 10, channels=(8, 12), hidden=(60,)),
     "quaternion LeNet with norm layers": partial(
-        LeNet, (1, 28, 28), 10, (8, 12), (60,), "quaternion", partial(BatchNormLayer, algebra="quaternion")
+        LeNet,
+        (1, 28, 28),
+        10,
+        partial(BatchNormLayer, algebra="quaternion"),
+        channels=(8, 12),
+        hidden=(60,),
+        algebra="quaternion",
     ),
     "resnet18": lambda: import_torchvision().models.resnet18(num_classes=10),
 }
@@ -144,7 +151,7 @@ COMPUTED: dict[str, Callable[[nn.Module], nn.Module]] = {
 @pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
 @pytest.mark.parametrize("init", INITS)
 @pytest.mark.parametrize("computed", COMPUTED.values(), ids=COMPUTED.keys())
-def test_layers_whose_weight_is_computed_keep_their_draw(computed: Callable[[nn.Module], nn.Module], init: str) -> None:
+def test_layers_whose_weight_is_computed_keep_their_draw(computed: Callable[[nn.Module], nn.Module], init: Any) -> None:
     """All of it; a plain layer beside it is drawn. The whole learns."""
     net = nn.Sequential(computed(nn.Linear(6, 8)), nn.Linear(8, 4))
     own = {name: value.detach().clone() for name, value in net.named_parameters()}

@@ -61,17 +61,17 @@ def test_trains_evaluates_and_sweeps_from_another_folder(site: Path, tiny: list[
 def test_takes_a_net_and_an_experiment_from_the_users_folder(site: Path, tiny: list[str], tmp_path: Path) -> None:
     (tmp_path / "my_nets.py").write_text(
         "import torch\n"
-        "from hnetcl import register_net\n"
-        "@register_net('two_layers')\n"
-        "def two_layers(in_shape, num_classes, width=8):\n"
+        "from hnetcl import register\n"
+        "@register('net', 'two_layers')\n"
+        "def two_layers(in_shape, num_outputs, *, width=8):\n"
         "    size = in_shape[0] * in_shape[1] * in_shape[2]\n"
-        "    layers = torch.nn.Linear(size, width), torch.nn.BatchNorm1d(width), torch.nn.Linear(width, num_classes)\n"
+        "    layers = torch.nn.Linear(size, width), torch.nn.BatchNorm1d(width), torch.nn.Linear(width, num_outputs)\n"
         "    return torch.nn.Sequential(torch.nn.Flatten(), *layers)\n"
     )
     (tmp_path / "mine" / "experiment").mkdir(parents=True)
     (tmp_path / "mine" / "experiment" / "short.yaml").write_text("# @package _global_\ntrainer:\n  batch_size: 4\n")
     words = [value for value in tiny if not value.startswith(("net.", "trainer.batch_size"))]
-    words += ["imports=[my_nets.py]", "net=custom", "net.model=two_layers", "trainer.steps=2", "run.dir=run"]
+    words += ["imports=[my_nets.py]", "net=two_layers", "net.width=4", "trainer.steps=2", "run.dir=run"]
     call(site, tmp_path, str(site / "bin" / "hnetcl"), "train", "--config-dir", "mine", "experiment=short", *words)
     assert "batch_size: 4\n" in (tmp_path / "run" / "config.yaml").read_text()
     told = call(site, tmp_path, str(site / "bin" / "hnetcl"), "evaluate", "run=run", "imports=[my_nets.py]")

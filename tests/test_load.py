@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 
 import hnetcl
+from hnetcl import registry
 from hnetcl.bn import batchnorm_layers
 from hnetcl.cli.jobs import train
 from hnetcl.config import Config
@@ -19,27 +20,28 @@ from hnetcl.errors import ArgumentError
 from hnetcl.tasks import image_set, load_images, split_sequence
 from hnetcl.training import RunDirectory
 
+pytestmark = pytest.mark.usefixtures("users_parts")
 NET = """
 import hnetcl
 from torch import nn
 
 
-@hnetcl.register_net("spectral")
-def spectral(in_shape, num_classes):
+@hnetcl.register("net", "spectral")
+def spectral(in_shape, num_outputs):
     first = nn.utils.parametrizations.spectral_norm(nn.Linear(256, 16))
-    return nn.Sequential(nn.Flatten(), first, nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, num_classes))
+    return nn.Sequential(nn.Flatten(), first, nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, num_outputs))
 """
 
 
-@pytest.mark.parametrize("kind", ["bn=quaternion", "bn.stats=distilled", "net=custom", "hnet=direct"])
+@pytest.mark.parametrize("kind", ["bn=quaternion", "bn.stats=distilled", "net=spectral", "hnet=direct"])
 def test_the_model_of_a_run_is_what_the_run_evaluated(
     kind: str, tiny: list[str], data_root: Path, compose: Callable[..., Config], tmp_path: Path
 ) -> None:
     """With the run's directory alone, its data gone: the recorded accuracies, from the model and from each task's network."""
     (tmp_path / "nets.py").write_text(NET)
-    imports = [str(tmp_path / "nets.py")] if kind == "net=custom" else []
-    dropped = {"net=custom": ("net.",), "hnet=direct": ("hnet.",)}.get(kind, ())
-    more = ["net.model=spectral", f"imports={imports}"] if imports else []
+    imports = [str(tmp_path / "nets.py")] if kind == "net=spectral" else []
+    dropped = {"net=spectral": ("net.",), "hnet=direct": ("hnet.",)}.get(kind, ())
+    more = [f"imports={imports}"] if imports else []
     values = [value for value in tiny if not (dropped and value.startswith(dropped))]
     run = train(compose(kind, *values, *more, f"run.dir={tmp_path / 'run'}"))
     directory = RunDirectory(run)
@@ -47,7 +49,7 @@ def test_the_model_of_a_run_is_what_the_run_evaluated(
     model = hnetcl.load(run, imports=imports)
     assert not model.training
     recorded = directory.read_accuracy()[-1]
-    sequence = split_sequence(load_images("tiny", data_root), 3, val_size=20)
+    sequence = split_sequence(lambda _: load_images("tiny", data_root), num_tasks=3, val_size=20)
     for number, task in enumerate(sequence.tasks):
         facts = directory.read_tasks()[number]
         x = (task.test.images / 255 - facts["mean"][0]) / facts["std"][0]
@@ -130,11 +132,9 @@ def test_a_network_of_the_users_own_must_be_registered(tiny: list[str], compose:
     (tmp_path / "nets.py").write_text(NET.replace('"spectral"', '"gone"'))
     values = [value for value in tiny if not value.startswith("net.")]
     imports = f"imports=[{tmp_path / 'nets.py'}]"
-    run = train(compose("net=custom", "net.model=gone", imports, *values, "trainer.steps=2", f"run.dir={tmp_path / 'run'}"))
-    from hnetcl.nets.modules import REGISTERED
-
-    del REGISTERED["gone"]
-    with pytest.raises(ArgumentError, match=r"^net.model=gone: is not registered .* the run had imports=\[.*nets.py\]"):
+    run = train(compose("net=gone", imports, *values, "trainer.steps=2", f"run.dir={tmp_path / 'run'}"))
+    del registry._registered["net"]["gone"]
+    with pytest.raises(ArgumentError, match=r"^net.name=gone: allowed: .*torchvision.*; the run had imports=\[.*nets.py\]"):
         hnetcl.load(run)
 
 

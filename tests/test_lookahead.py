@@ -29,8 +29,8 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from hnetcl.errors import ArgumentError
 from hnetcl.hnets import HyperNetwork
-from hnetcl.methods.lookahead import Gradients, Lookahead, evaluate
-from hnetcl.training import OPTIMIZERS
+from hnetcl.lookahead import Gradients, Lookahead, evaluate
+from hnetcl.registry import find, names
 
 TOLERANCES = {torch.float32: 1e-6, torch.float64: 1e-12}
 
@@ -286,10 +286,10 @@ def test_what_is_refused() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("name", names("optimizer"))
 def test_a_look_never_waits_for_the_gpu(name: str) -> None:
     params = [nn.Parameter(p.detach().cuda()) for p in parameters()]
-    optimizer = OPTIMIZERS[name](params, lr=math.pi / 100, weight_decay=0.1)
+    optimizer = find("optimizer", name)(lr=math.pi / 100).kind(params, lr=math.pi / 100, weight_decay=0.1)
     lookahead = Lookahead(optimizer)
     for count in range(4):
         gradients = draw(params)

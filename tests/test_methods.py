@@ -1,18 +1,32 @@
 """What methods add to the loss."""
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
+import torch.nn.functional as F
+from choices import allowed
+from steps import run_of
+from torch import Tensor, nn
 
-from hnetcl.choices import TARGETS
+from hnetcl import wrap
 from hnetcl.errors import ArgumentError
 from hnetcl.hnets import HyperNetwork
-from hnetcl.methods import Finetune, Joint, Method, OutputRegularizer
+from hnetcl.methods import Draw, Inputs, Losses, Run
+from hnetcl.methods.finetune import Finetune
+from hnetcl.methods.joint import Joint
+from hnetcl.methods.output_regularizer import OutputRegularizer
+from hnetcl.model import HyperModel
+from hnetcl.tasks import load_images, split_sequence
+from hnetcl.training import Trainer
+from hnetcl.training.optimizers import adam
 
 SHAPES = {"weight": (4, 5), "bias": (4,)}
 
 
-def start(method: Method, hnet: HyperNetwork, task: int) -> None:
-    method.start_task(hnet, task, torch.optim.Adam(hnet.parameters()), torch.Generator().manual_seed(0))
+def start(method: OutputRegularizer, hnet: HyperNetwork, task: int) -> None:
+    method.hold(hnet, task, torch.optim.Adam(hnet.parameters()), torch.Generator().manual_seed(0))
 
 
 def moved(tasks: int) -> tuple[HyperNetwork, OutputRegularizer, torch.Tensor]:
@@ -47,7 +61,7 @@ def test_the_output_regularizer_is_the_papers_formula(tasks: int) -> None:
 def test_a_sample_of_old_tasks_is_unbiased(sample: int) -> None:
     """The mean over many draws is the penalty of all tasks; no task is drawn twice."""
     hnet, _, _ = moved(4)
-    every, some = OutputRegularizer(0.3), OutputRegularizer(0.3, sample=sample)
+    every, some = OutputRegularizer(beta=0.3), OutputRegularizer(beta=0.3, sample=sample)
     for method in (every, some):
         start(method, hnet, 4)
     with torch.no_grad():
@@ -65,7 +79,8 @@ def test_a_sample_of_old_tasks_is_unbiased(sample: int) -> None:
 @pytest.mark.parametrize("sample", [None, 2])
 def test_online_targets_are_the_stored_ones(sample: int | None) -> None:
     hnet, _, _ = moved(4)
-    methods = [OutputRegularizer(0.3, sample, targets, task_weights=[1, 0.5, 2, 0]) for targets in TARGETS]
+    kinds: list[Any] = allowed("method", "output_regularizer", "targets")
+    methods = [OutputRegularizer(beta=0.3, sample=sample, targets=kind, task_weights=[1, 0.5, 2, 0]) for kind in kinds]
     for method in methods:
         start(method, hnet, 4)
     with torch.no_grad():
@@ -79,7 +94,7 @@ def test_online_targets_are_the_stored_ones(sample: int | None) -> None:
 
 def test_task_weights_scale_their_tasks() -> None:
     hnet, _, before = moved(2)
-    method = OutputRegularizer(0.3, task_weights=[0.5, 3.0])
+    method = OutputRegularizer(beta=0.3, task_weights=[0.5, 3.0])
     start(method, hnet, 2)
     assert method.record is not None
     method.record = type(method.record)([before[:2]], [])
@@ -92,7 +107,7 @@ def test_task_weights_scale_their_tasks() -> None:
 def test_task_weights_must_be_as_many_as_old_tasks() -> None:
     hnet, _, _ = moved(2)
     with pytest.raises(ArgumentError, match=r"task_weights=\[1.0\]: there are 2 old tasks"):
-        start(OutputRegularizer(0.3, task_weights=[1.0]), hnet, 2)
+        start(OutputRegularizer(beta=0.3, task_weights=[1.0]), hnet, 2)
 
 
 def test_the_penalty_is_zero_before_the_first_step_and_absent_for_the_first_task() -> None:
@@ -115,13 +130,76 @@ def test_targets_carry_no_graph() -> None:
 @pytest.mark.parametrize("beta", [-1, float("nan"), float("inf")])
 def test_beta_has_bounds(beta: float) -> None:
     with pytest.raises(ArgumentError, match="beta="):
-        OutputRegularizer(beta)
+        OutputRegularizer(beta=beta)
 
 
 def test_baselines() -> None:
-    hnet = HyperNetwork(SHAPES, 5, "full", hidden=(6,))
-    assert Finetune().penalty(hnet) is None
-    assert Joint().penalty(hnet) is None
-    assert Finetune().state() == Joint().state() == {}
-    assert [Finetune().batch_task(3, step) for step in range(3)] == [3, 3, 3]
-    assert [Joint().batch_task(2, step) for step in range(5)] == [0, 1, 2, 0, 1]
+    """Neither adds anything to the loss, nor keeps anything; joint training draws from all tasks so far, in turn."""
+    model = HyperModel(nn.Linear(5, 4), HyperNetwork(SHAPES, 5, "full", hidden=(6,)))
+    optimizer = torch.optim.Adam(model.hnet.parameters())
+    x, y = torch.randn(3, 5), torch.arange(3)
+    for method, tasks in ((Finetune(), [2, 2, 2, 2, 2]), (Joint(), [0, 1, 2, 0, 1])):
+        run = run_of(model, 2, optimizer)
+        method.start_task(run)
+        drawn: list[int] = []
+
+        def draw(of: int = 2, drawn: list[int] = drawn) -> tuple[Tensor, Tensor]:
+            drawn.append(of)
+            return x + of, y
+
+        for run.step in range(5):
+            inputs = method.inputs(run, draw)
+            losses = method.loss(model, inputs)
+            assert losses.total == F.cross_entropy(model(inputs.x, inputs.task), y)
+            assert inputs.task == tasks[run.step]
+            assert torch.equal(inputs.x, x + inputs.task)
+            assert method.after_backward(run, inputs) == {}
+        method.end_task(run)
+        assert drawn == tasks
+        assert method.state_dict() == {}
+
+
+def test_old_data_is_for_methods_that_say_so(data_root: Path) -> None:
+    """A method that asks for them without a word ends the run; the trainer gives a method what its step needs, in order."""
+
+    class Told(Finetune):
+        def __init__(self) -> None:
+            self.told: list[str] = []
+
+        def start_task(self, run: Run) -> None:
+            self.told.append(f"start {run.task}")
+
+        def inputs(self, run: Run, draw: Draw) -> Inputs:
+            self.told.append(f"inputs {run.step}")
+            return super().inputs(run, draw)
+
+        def after_backward(self, run: Run, inputs: Inputs) -> dict[str, Tensor]:
+            assert all(p.grad is not None for p in run.model.hnet.parameters())
+            self.told.append("backward")
+            return {"own": torch.ones(())}
+
+        def after_step(self, run: Run, inputs: Inputs, losses: Losses) -> None:
+            assert losses.parts.keys() == {"loss", "own"}
+            self.told.append("step")
+
+        def end_task(self, run: Run) -> None:
+            assert run.data is sequence[run.task]
+            self.told.append("end")
+
+    class Curious(Finetune):
+        def inputs(self, run: Run, draw: Draw) -> Inputs:
+            x, y = draw(0)
+            return Inputs(x, y, run.task)
+
+    sequence = split_sequence(lambda _: load_images("tiny", data_root), num_tasks=2, val_size=20)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(256, 2))
+    for method in (Told(), Curious()):
+        model = wrap(net, 2, hnet="full", hidden=[4])
+        trainer = Trainer(model, sequence, method, adam(), torch.Generator(), steps=2, batch_size=8)
+        if isinstance(method, Told):
+            trainer.fit()
+            steps = ["inputs 0", "backward", "step", "inputs 1", "backward", "step"]
+            assert method.told == ["start 0", *steps, "end", "start 1", *steps, "end"]
+        else:
+            with pytest.raises(ValueError, match="Curious asks for data of task 0 in task 1, but does not say `sees_old_data"):
+                trainer.fit()

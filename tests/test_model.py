@@ -71,9 +71,9 @@ def test_all_tasks_in_one_pass(algebra: Any, stats: Any, kind: str) -> None:
         return BatchNormLayer(width, algebra=algebra, stats=stats)
 
     if kind == "mlp":
-        net: nn.Module = MLP((1, 4, 4), 3, (8, 8), algebra, norm)
+        net: nn.Module = MLP((1, 4, 4), 3, hidden=(8, 8), algebra=algebra, norm=norm)
     else:
-        net = LeNet((1, 16, 16), 3, (4, 8), (8,), algebra, norm)
+        net = LeNet((1, 16, 16), 3, channels=(4, 8), hidden=(8,), algebra=algebra, norm=norm)
     initial = {name: value.detach().clone() for name, value in writable_parameters(net).items()}
     shapes = {name: value.shape for name, value in initial.items()}
     model, x = HyperModel(net, HyperNetwork(shapes, 3, "full", hidden=(5,), initial=initial)), torch.randn(10, *net_input(kind))

@@ -9,20 +9,19 @@ import torch
 from torch import Tensor, nn
 
 import hnetcl
-from hnetcl import register_net
 from hnetcl.bn import BATCH, BatchNormLayer, using_task
 from hnetcl.errors import ArgumentError
 from hnetcl.hnets import DirectHyperNetwork
-from hnetcl.methods import OutputRegularizer
-from hnetcl.methods.fisher import fisher_information
+from hnetcl.importance import fisher_information
+from hnetcl.methods.output_regularizer import OutputRegularizer
 from hnetcl.model import HyperModel
-from hnetcl.nets import custom_net
-from hnetcl.nets.modules import REGISTERED
+from hnetcl.nets import require_logits
 from hnetcl.tasks import TaskSequence, load_images, split_sequence
-from hnetcl.training import OptimizerFactory, Protocol, Trainer, accuracies, accuracy
+from hnetcl.training import Protocol, Trainer, accuracies, accuracy
+from hnetcl.training.optimizers import adam
 from hnetcl.training.statistics import statistics_report
 
-ADAM = OptimizerFactory("adam", lr=0.01, schedule="cosine", weight_decay=0.0, options={})
+ADAM = adam(lr=0.01)
 PROTOCOL = Protocol(batch_size=50)
 
 
@@ -45,7 +44,7 @@ class Stops(nn.Module):
 
 @pytest.fixture
 def sequence(data_root: Path) -> TaskSequence:
-    return split_sequence(load_images("tiny", data_root), num_tasks=3, val_size=20)
+    return split_sequence(lambda _: load_images("tiny", data_root), num_tasks=3, val_size=20)
 
 
 @pytest.fixture
@@ -101,7 +100,7 @@ def test_training_respects_single_layers_and_starts_what_is_in_evaluation_as_a_w
     if whole:
         model.net.eval()
     before = modes(model)
-    Trainer(model, sequence, OutputRegularizer(0.1), ADAM, torch.Generator(), steps=3, batch_size=16).fit()
+    Trainer(model, sequence, OutputRegularizer(beta=0.1), ADAM, torch.Generator(), steps=3, batch_size=16).fit()
     frozen, other = (model.get_submodule(f"net.{k}") for k in (5, 2))
     assert isinstance(frozen, BatchNormLayer)
     assert isinstance(other, BatchNormLayer)
@@ -110,18 +109,13 @@ def test_training_respects_single_layers_and_starts_what_is_in_evaluation_as_a_w
     assert whole or modes(model) == before
 
 
-def test_a_network_of_ones_own_may_come_with_frozen_layers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hnetcl.nets.modules.REGISTERED", dict(REGISTERED))
-
-    @register_net("frozen")
-    def frozen(in_shape: tuple[int, ...], num_classes: int, whole: bool) -> nn.Module:
-        net = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(4), nn.Linear(4, num_classes))
-        net[1].eval()
-        return net.eval() if whole else net
-
-    net = custom_net((1, 2, 2), 2, "frozen", {"whole": False})
+def test_a_network_of_ones_own_may_come_with_frozen_layers() -> None:
+    net = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    net[1].eval()
+    require_logits(net, "frozen", (1, 2, 2), 2)
     assert list(modes(net).values()) == [True, True, False, True]
-    assert all(modes(custom_net((1, 2, 2), 2, "frozen", {"whole": True})).values())
+    require_logits(net.eval(), "frozen", (1, 2, 2), 2)
+    assert all(modes(net).values())
 
 
 @pytest.mark.parametrize("kind", [np.int64, np.uint8, np.int32])
@@ -158,6 +152,6 @@ def test_what_gives_no_logit_for_each_class_is_refused(form: Callable[[Tensor], 
     """One logit has no cross entropy, and its accuracy would be that of class 0."""
     model = hnetcl.wrap(Formed(form), 3, hnet=DirectHyperNetwork, per_task=[])
     with pytest.raises(ArgumentError, match=r"logits=\[.+\]: must be \[2, K\] with K at least 2, for the task has 2 classes"):
-        Trainer(model, sequence, OutputRegularizer(0.1), ADAM, torch.Generator(), steps=1)
+        Trainer(model, sequence, OutputRegularizer(beta=0.1), ADAM, torch.Generator(), steps=1)
     with pytest.raises(ArgumentError, match=r"K at least 2"):
         accuracy(model, 0, sequence[0], sequence[0].test, PROTOCOL)

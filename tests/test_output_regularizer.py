@@ -1,7 +1,9 @@
 """Every option of the output regularizer, alone and together, is the formula, written task by task."""
 
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from copy import deepcopy
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -9,21 +11,26 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from choices import allowed
+from steps import run_of
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from hnetcl.bn import BatchNormLayer
-from hnetcl.choices import TARGET_DTYPES, TARGETS
 from hnetcl.errors import ArgumentError
 from hnetcl.hnets import BaseHyperNetwork, DirectHyperNetwork, HyperNetwork
-from hnetcl.methods import OutputRegularizer
+from hnetcl.methods import Inputs
+from hnetcl.methods.output_regularizer import OutputRegularizer
 from hnetcl.model import HyperModel
 from hnetcl.nets import MLP
 from hnetcl.tasks import Batches, TaskSequence, load_images, split_sequence
-from hnetcl.training import OptimizerFactory, Trainer
+from hnetcl.training import Trainer
+from hnetcl.training.optimizers import adam, sgd
 
 SHAPES = {"body.weight": (20, 30), "body.bias": (20,), "head.weight": (4, 20), "head.bias": (4,)}
 OLD, P = 4, 704
+TARGETS = allowed("method", "output_regularizer", "targets")
+TARGET_DTYPES = allowed("method", "output_regularizer", "targets_dtype")
 HNETS: dict[str, Callable[[], BaseHyperNetwork]] = {
     "full": lambda: HyperNetwork(SHAPES, 6, "full", hidden=(6,)),
     "factors": lambda: HyperNetwork(SHAPES, 6, "chunked", hidden=(4,), chunk_size=50),
@@ -67,10 +74,10 @@ def stepped(hnet: BaseHyperNetwork, optimizer: Optimizer) -> BaseHyperNetwork:
 
 def started(hnet: BaseHyperNetwork, optimizer: Optimizer | None = None, **options: Any) -> OutputRegularizer:
     """A method that has seen the hypernetwork before task OLD."""
-    method = OutputRegularizer(0.3, **options)
+    method = OutputRegularizer(beta=0.3, **options)
     if options.get("importance") == "fisher":
-        method.load_state({"fisher": torch.rand(OLD + 1, P, dtype=torch.float64)})
-    method.start_task(hnet, OLD, optimizer or torch.optim.Adam(hnet.parameters()), torch.Generator().manual_seed(0))
+        method.load_state_dict({"fisher": torch.rand(OLD + 1, P, dtype=torch.float64)})
+    method.hold(hnet, OLD, optimizer or torch.optim.Adam(hnet.parameters()), torch.Generator().manual_seed(0))
     return method
 
 
@@ -88,7 +95,7 @@ def penalty(method: OutputRegularizer, hnet: BaseHyperNetwork) -> Tensor:
 @pytest.mark.parametrize("importance", ["none", "masks", "fisher", "fisher and masks"])
 def test_all_options_together_are_the_formula(
     kind: str,
-    targets: str,
+    targets: Any,
     lookahead: bool,
     tasks_at_once: int | None,
     sample: int | None,
@@ -100,7 +107,7 @@ def test_all_options_together_are_the_formula(
     move(hnet)
     optimizer = OPTIMIZERS["sgd" if sample else "adam"](hnet.parameters())
     masks = torch.rand(OLD + 1, P) > 0.3 if "masks" in importance else None
-    name = "fisher" if "fisher" in importance else "none"
+    name: Any = "fisher" if "fisher" in importance else "none"
     method = started(
         hnet,
         optimizer,
@@ -136,12 +143,23 @@ def test_all_options_together_are_the_formula(
         optimizer.step()
 
 
+def model_of(hnet: BaseHyperNetwork) -> HyperModel:
+    net = nn.Sequential(OrderedDict(body=nn.Linear(30, 20), head=nn.Linear(20, 4)))
+    return HyperModel(net.to(next(hnet.parameters()).dtype), hnet)
+
+
+def inputs_of(method: OutputRegularizer, model: HyperModel) -> Inputs:
+    """Of a step on a fixed batch."""
+    x, y = torch.linspace(-1, 1, 180, dtype=next(model.hnet.parameters()).dtype).reshape(6, 30), torch.arange(6) % 4
+    return method.inputs(run_of(model, OLD, torch.optim.Adam(model.hnet.parameters())), lambda: (x, y))
+
+
 @pytest.mark.parametrize("kind", HNETS)
 @pytest.mark.parametrize("targets", TARGETS)
 @pytest.mark.parametrize("sample", [None, 1, 3])
 @pytest.mark.parametrize("importance", ["none", "fisher"])
-def test_beside_the_parameters_it_is_the_same(kind: str, targets: str, sample: int | None, importance: str) -> None:
-    """Parameters, penalty and gradients of one forward are those of two."""
+def test_the_loss_is_cross_entropy_and_penalty(kind: str, targets: str, sample: int | None, importance: str) -> None:
+    """Parameters and penalty are written in one forward: the sum and its gradients are those of two."""
     hnet = HNETS[kind]().double()
     move(hnet)
     options: dict[str, Any] = {"targets": targets, "sample": sample, "task_weights": [1, 0.5, 2, 3], "importance": importance}
@@ -150,27 +168,49 @@ def test_beside_the_parameters_it_is_the_same(kind: str, targets: str, sample: i
     torch.manual_seed(0)
     two = started(hnet, **options)
     move(hnet)
-    beside = one.beside(hnet)
-    assert beside is not None
-    params, rows = beside.write(hnet, torch.tensor(OLD), beside.by_task, beside.common)
-    torch.testing.assert_close(params, hnet(OLD))
-    penalties = beside.total(rows), penalty(two, hnet)
-    torch.testing.assert_close(*penalties)
-    losses = (torch.cat([value.flatten() for value in written.values()]).square().sum() for written in (params, hnet(OLD)))
-    sums = [loss + penalty for loss, penalty in zip(losses, penalties, strict=True)]
-    torch.testing.assert_close(*(gradients(value, hnet) for value in sums))
+    model = model_of(hnet)
+    inputs = inputs_of(one, model)
+    losses = one.loss(model, replace(inputs, task=torch.tensor(OLD)))
+    logits = model(inputs.x, OLD)
+    expected, far = F.cross_entropy(logits, inputs.y), penalty(two, hnet)
+    assert losses.parts.keys() == {"loss", "penalty"}
+    torch.testing.assert_close(losses.parts["loss"], expected)
+    torch.testing.assert_close(losses.parts["penalty"], far)
+    torch.testing.assert_close(losses.total, expected + far)
+    torch.testing.assert_close(losses.logits, logits)
+    torch.testing.assert_close(*(gradients(value, hnet) for value in (losses.total, expected + far)))
 
 
 @pytest.mark.parametrize("options", [{"lookahead": True}, {"tasks_at_once": 2}, {"tasks_at_once": 2, "sample": 3}])
 def test_what_comes_after_the_loss(options: dict[str, Any]) -> None:
-    """Lookahead, which needs the loss's gradients, and forwards whose graphs are dropped."""
+    """Lookahead, which needs the loss's gradients, and forwards whose graphs are dropped: their gradients are added."""
+    torch.manual_seed(0)
     hnet = HNETS["full"]()
-    assert started(hnet, **options).beside(hnet) is None
-    assert started(hnet, tasks_at_once=2, sample=2).beside(hnet) is not None
+    one, two = started(hnet, **options), started(hnet, **options)
+    move(hnet)
+    model = model_of(hnet)
+    inputs = inputs_of(one, model)
+    assert not inputs.old
+    losses = one.loss(model, replace(inputs, task=torch.tensor(OLD)))
+    assert losses.parts.keys() == {"loss"}
+    losses.total.backward()
+    before = [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in hnet.parameters()]
+    expected = penalty(two, hnet)
+    added = gradients(expected, hnet)
+    parts = one.after_backward(run_of(model, OLD, torch.optim.Adam(hnet.parameters())), inputs)
+    assert parts.keys() == {"penalty"}
+    assert not parts["penalty"].requires_grad
+    torch.testing.assert_close(parts["penalty"], expected.detach())
+    for p, old, new in zip(hnet.parameters(), before, added, strict=True):
+        torch.testing.assert_close(torch.zeros_like(p) if p.grad is None else p.grad, old + new)
+    together = started(hnet, tasks_at_once=2, sample=2)
+    inputs = inputs_of(together, model)
+    assert inputs.old
+    assert together.after_backward(run_of(model, OLD, torch.optim.Adam(hnet.parameters())), inputs) == {}
 
 
 def sequence_of(data_root: Path) -> TaskSequence:
-    return split_sequence(load_images("tiny", data_root), num_tasks=3, val_size=20)
+    return split_sequence(lambda _: load_images("tiny", data_root), num_tasks=3, val_size=20)
 
 
 @pytest.mark.parametrize("name", ["sgd", "adam"])
@@ -178,7 +218,7 @@ def sequence_of(data_root: Path) -> TaskSequence:
 def test_a_whole_training_with_lookahead(name: str, kind: str, data_root: Path) -> None:
     """Three tasks, each step: the loss's gradient, plus the penalty's where a copy has stepped to by it."""
     sequence, steps = sequence_of(data_root), 4
-    net = MLP(sequence.in_shape, sequence.num_classes, (8,), norm=BatchNormLayer)
+    net = MLP(sequence.in_shape, sequence.num_classes, hidden=(8,), norm=BatchNormLayer)
     initial = {key: value.detach().clone() for key, value in net.named_parameters()}
     shapes = {key: value.shape for key, value in initial.items()}
     hnet: BaseHyperNetwork = DirectHyperNetwork(shapes, 3, initial=initial)
@@ -187,8 +227,8 @@ def test_a_whole_training_with_lookahead(name: str, kind: str, data_root: Path) 
     reference = HyperModel(net, hnet)
     ends = []
     for lookahead in (True, False):
-        model, method = deepcopy(reference), OutputRegularizer(0.5, lookahead=lookahead)
-        factory = OptimizerFactory(name, 0.02, "constant", 0.0, {"momentum": 0.9} if name == "sgd" else {})
+        model, method = deepcopy(reference), OutputRegularizer(beta=0.5, lookahead=lookahead)
+        factory = sgd(lr=0.02, schedule="constant", momentum=0.9) if name == "sgd" else adam(lr=0.02, schedule="constant")
         Trainer(model, sequence, method, factory, torch.Generator().manual_seed(5), steps=steps, batch_size=16).fit()
         ends.append([p.detach() for p in model.hnet.parameters()])
 
@@ -217,7 +257,7 @@ def test_a_whole_training_with_lookahead(name: str, kind: str, data_root: Path) 
 
 @pytest.mark.parametrize("kind", HNETS)
 @pytest.mark.parametrize("dtype", TARGET_DTYPES)
-def test_targets_of_another_dtype_are_rounded_targets(kind: str, dtype: str) -> None:
+def test_targets_of_another_dtype_are_rounded_targets(kind: str, dtype: Any) -> None:
     """Compared in the hypernetwork's own dtype: the penalty is that of the record, rounded once."""
     hnet = HNETS[kind]()
     move(hnet)
@@ -286,7 +326,7 @@ def test_no_more_tasks_at_once_than_allowed(
         ({"tasks_at_once": 0}, "tasks_at_once=0: must be at least 1"),
         ({"fisher_samples": 0}, "fisher_samples=0: must be at least 1"),
         ({"importance": "fischer"}, "importance=fischer: did you mean fisher?"),
-        ({"targets_dtype": "int8"}, "targets_dtype=int8: allowed: None, bfloat16"),
+        ({"targets_dtype": "int8"}, "targets_dtype=int8: allowed: bfloat16"),
         ({"targets_device": "gpu"}, "targets_device=gpu: "),
         ({"targets": "online", "targets_dtype": "float16"}, "targets_dtype=float16: targets=online stores no targets"),
         ({"targets": "online", "targets_device": "cpu"}, "targets_device=cpu: targets=online stores no targets"),
@@ -294,7 +334,7 @@ def test_no_more_tasks_at_once_than_allowed(
 )
 def test_refused_options(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ArgumentError) as caught:
-        OutputRegularizer(0.3, **options)
+        OutputRegularizer(beta=0.3, **options)
     assert str(caught.value).startswith(message)
 
 
@@ -302,7 +342,7 @@ def test_importance_must_be_there_for_every_old_task() -> None:
     hnet = HNETS["full"]()
     optimizer, generator = torch.optim.Adam(hnet.parameters()), torch.Generator()
     with pytest.raises(ArgumentError, match=r"importance=fisher: end_task was called after 0 of 2 old tasks"):
-        OutputRegularizer(0.3, importance="fisher").start_task(hnet, 2, optimizer, generator)
+        OutputRegularizer(beta=0.3, importance="fisher").hold(hnet, 2, optimizer, generator)
     for shape in ((1, P), (2, P + 1)):
         with pytest.raises(ArgumentError, match=rf"masks=.*: must be of shape \[tasks, {P}\]; there are 2 old tasks"):
-            OutputRegularizer(0.3, masks=torch.ones(shape)).start_task(hnet, 2, optimizer, generator)
+            OutputRegularizer(beta=0.3, masks=torch.ones(shape)).hold(hnet, 2, optimizer, generator)

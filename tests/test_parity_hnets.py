@@ -12,7 +12,7 @@ from benchmarks.peers import copy_hypnettorch, read_as_ours
 from torch import Tensor
 
 from hnetcl.hnets import HyperNetwork
-from hnetcl.methods import OutputRegularizer
+from hnetcl.methods.output_regularizer import OutputRegularizer
 from hnetcl.model import HyperModel
 from hnetcl.nets import MLP
 
@@ -117,8 +117,8 @@ def test_penalty_and_gradients_over_a_training(make: Any, by_factors: bool, dtyp
     """At every step of a task: logits, penalty over all old tasks, all gradients; and the weights after the last."""
     both = pair(make, dtype)
     optimizers = [torch.optim.Adam(h.parameters(), lr=0.01, eps=1e-3) for h in (both.ours, both.theirs)]
-    method = OutputRegularizer(BETA)
-    method.start_task(both.ours, TASKS - 1, optimizers[0], torch.Generator())
+    method = OutputRegularizer(beta=BETA)
+    method.hold(both.ours, TASKS - 1, optimizers[0], torch.Generator())
     old = torch.arange(TASKS - 1)
     if by_factors:
         method.record = both.ours.record(old, at_once=10**6)
@@ -148,8 +148,8 @@ def test_weights_of_tasks_scale_the_terms(dtype: torch.dtype, tolerance: float) 
     """Their `reg_scaling` is our `task_weights`."""
     both = pair(chunked, dtype)
     weights = [0.5, 2.0, 0.0]
-    method = OutputRegularizer(BETA, task_weights=weights)
-    method.start_task(both.ours, TASKS - 1, torch.optim.Adam(both.ours.parameters()), torch.Generator())
+    method = OutputRegularizer(beta=BETA, task_weights=weights)
+    method.hold(both.ours, TASKS - 1, torch.optim.Adam(both.ours.parameters()), torch.Generator())
     targets = peer("utils.hnet_regularizer").get_current_targets(TASKS - 1, both.theirs)
     both.move()
     _, reg = both.their_outcome(targets, reg_scaling=weights)

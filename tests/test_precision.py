@@ -7,22 +7,23 @@ from typing import Any
 
 import pytest
 import torch
+from steps import run_of, take
 from torch import Tensor, nn
 
 from hnetcl.algebra import ALGEBRAS
 from hnetcl.bn import BatchNormLayer
 from hnetcl.cli.jobs import evaluate, train
-from hnetcl.cli.parse import parse_evaluation
-from hnetcl.config import Config
+from hnetcl.config import Config, parse_evaluation
 from hnetcl.errors import ArgumentError
 from hnetcl.hnets import HyperNetwork
-from hnetcl.methods import OutputRegularizer
+from hnetcl.methods.output_regularizer import OutputRegularizer
 from hnetcl.model import HyperModel
 from hnetcl.nets import LeNet
-from hnetcl.training import OptimizerFactory, TrainingStep
+from hnetcl.training import TrainingStep
+from hnetcl.training.optimizers import sgd
 
 
-def model(precision: str, algebra: Any = "real") -> HyperModel:
+def model(precision: Any, algebra: Any = "real") -> HyperModel:
     torch.manual_seed(0)
     net = LeNet((1, 16, 16), 3, algebra=algebra, hidden=(8,), norm=lambda width: BatchNormLayer(width, algebra=algebra))
     initial = {name: value.detach().clone() for name, value in net.named_parameters()}
@@ -42,17 +43,17 @@ def test_the_network_computes_in_bfloat16_and_all_that_is_kept_is_float32(algebr
     x, y = torch.randn(32, 1, 16, 16), torch.randint(3, (32,))
     penalties = []
     for each in (low, high):
-        method = OutputRegularizer(0.1)
+        method = OutputRegularizer(beta=0.1)
         step = TrainingStep(each, method, torch.device("cpu"), "off")
-        optimizer, _ = OptimizerFactory("sgd", 0.1, "constant", 0.0, {}).make(each, 1)
-        method.start_task(each.hnet, 1, optimizer, torch.Generator())
+        optimizer, _ = sgd(lr=0.1, schedule="constant").make(each, 1)
+        run = run_of(each, 1, optimizer)
+        method.start_task(run)
         with torch.no_grad():
             each.hnet.embeddings.add_(0.01)  # type: ignore[union-attr]
-        losses = step(x, y, 1, optimizer)
-        assert losses.logits.dtype == losses.loss.dtype == torch.float32
+        losses, _ = take(step, run, x, y)
+        assert losses.logits.dtype == losses.total.dtype == losses.parts["loss"].dtype == torch.float32
         assert all(p.grad is None or p.grad.dtype == torch.float32 for p in each.parameters())
-        assert losses.penalty is not None
-        penalties.append(losses.penalty)
+        penalties.append(losses.parts["penalty"])
     assert set(inside) == {torch.bfloat16}
     assert penalties[0] == penalties[1] > 0
     assert {value.dtype for value in low.saved_tensors().values() if value.is_floating_point()} == {torch.float32}

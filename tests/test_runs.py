@@ -20,9 +20,9 @@ import hnetcl
 from hnetcl.choices import STATS
 from hnetcl.cli.jobs import evaluate, train
 from hnetcl.cli.main import CONF
-from hnetcl.cli.parse import parse_evaluation
-from hnetcl.config import Config
+from hnetcl.config import Config, parse_evaluation
 from hnetcl.errors import ArgumentError
+from hnetcl.methods import Run
 from hnetcl.training import RunDirectory, Trainer
 
 FIGURES = [f"{name}.{kind}" for name in ("accuracy_matrix", "accuracy_curves", "row_statistics") for kind in ("png", "pdf")]
@@ -231,9 +231,9 @@ def test_a_resumed_run_has_every_event_once(
     died = tmp_path / "died"
     tell, save = Trainer._tell, RunDirectory.save_checkpoint
 
-    def dies_in_a_step(self: Trainer, number: int, step: int, *rest: Any) -> None:
-        tell(self, number, step, *rest)
-        if (moment, number, step) == ("step", task, 11):
+    def dies_in_a_step(self: Trainer, run: Run, *rest: Any) -> None:
+        tell(self, run, *rest)
+        if (moment, run.task, run.step) == ("step", task, 10):
             raise KilledError
 
     def dies_before_a_checkpoint(self: RunDirectory, state: dict[str, Any]) -> None:

@@ -129,7 +129,7 @@ def test_torchvision_can_be_imported_beside_this_torch() -> None:
 
 
 def test_split_mnist_is_the_published_one(mnist: Images) -> None:
-    sequence = split_sequence(mnist)
+    sequence = split_sequence(lambda _: mnist)
     assert sequence.name == "split_mnist"
     assert sequence.in_shape == (1, 28, 28)
     assert (len(sequence), sequence.num_classes) == (5, 2)
@@ -139,7 +139,7 @@ def test_split_mnist_is_the_published_one(mnist: Images) -> None:
 
 
 def test_splits_partition_the_images(images: Images) -> None:
-    sequence = split_sequence(images, num_tasks=3, val_size=20, class_order="random", seed=3)
+    sequence = split_sequence(lambda _: images, num_tasks=3, val_size=20, class_order="random", seed=3)
     order = sequence.facts["class_order"]
     assert sorted(order) == list(range(6))
     for t, task in enumerate(sequence.tasks):
@@ -155,18 +155,21 @@ def test_splits_partition_the_images(images: Images) -> None:
 
 
 def test_sequences_depend_on_the_seed_alone(images: Images) -> None:
+    def load(_: str) -> Images:
+        return images
+
     for make in (split_sequence, permuted_sequence):
         arguments: dict[str, Any] = {"num_tasks": 3, "val_size": 20}
         if make is split_sequence:
             arguments["class_order"] = "random"
-        first = make(images, seed=0, **arguments).manifest()
+        first = make(load, seed=0, **arguments).manifest()
         torch.rand(10)
-        assert make(images, seed=0, **arguments).manifest() == first
-        assert make(images, seed=1, **arguments).manifest() != first
+        assert make(load, seed=0, **arguments).manifest() == first
+        assert make(load, seed=1, **arguments).manifest() != first
 
 
 def test_permuted_tasks_permute_padded_pixels(images: Images) -> None:
-    sequence = permuted_sequence(images, num_tasks=4, padding=2, val_size=20)
+    sequence = permuted_sequence(lambda _: images, num_tasks=4, padding=2, val_size=20)
     assert sequence.in_shape == (1, 20, 20)
     inputs = [task.preprocess(task.test.images[:8]) for task in sequence.tasks]
     for one in inputs:
@@ -176,7 +179,7 @@ def test_permuted_tasks_permute_padded_pixels(images: Images) -> None:
 
 
 def test_preprocessing_standardizes(images: Images) -> None:
-    task = split_sequence(images, num_tasks=3, val_size=0).tasks[0]
+    task = split_sequence(lambda _: images, num_tasks=3, val_size=0).tasks[0]
     x = task.preprocess(images.train_images)
     assert float(x.mean()) == pytest.approx(0, abs=1e-4)
     assert float(x.std(correction=0)) == pytest.approx(1, abs=1e-4)
@@ -194,17 +197,18 @@ def test_preprocessing_standardizes(images: Images) -> None:
 )
 def test_refused_split_arguments(images: Images, arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ArgumentError, match=message):
-        split_sequence(images, **{"num_tasks": 3, "val_size": 20, **arguments})
+        split_sequence(lambda _: images, **{"num_tasks": 3, "val_size": 20, **arguments})
 
 
 def test_refused_permuted_arguments(images: Images) -> None:
-    for arguments in ({"num_tasks": 0}, {"padding": -1}, {"val_size": 10**6}):
+    cases: list[dict[str, Any]] = [{"num_tasks": 0}, {"padding": -1}, {"val_size": 10**6}]
+    for arguments in cases:
         with pytest.raises(ArgumentError, match=f"{next(iter(arguments))}="):
-            permuted_sequence(images, **arguments)
+            permuted_sequence(lambda _: images, **arguments)
 
 
 def test_batches_cover_an_epoch_without_repeats(images: Images) -> None:
-    task = split_sequence(images, num_tasks=3, val_size=0).tasks[0]
+    task = split_sequence(lambda _: images, num_tasks=3, val_size=0).tasks[0]
     batches = Batches(task, 50, torch.Generator().manual_seed(0))
     assert batches.per_epoch == 2
     sums = [float(image.double().sum()) for _ in range(2) for image in batches.draw()[0]]
@@ -215,7 +219,7 @@ def test_batches_cover_an_epoch_without_repeats(images: Images) -> None:
 
 
 def test_batches_follow_their_generator(images: Images) -> None:
-    task = split_sequence(images, num_tasks=3, val_size=0).tasks[0]
+    task = split_sequence(lambda _: images, num_tasks=3, val_size=0).tasks[0]
     generator = torch.Generator().manual_seed(5)
     state = generator.get_state()
     first = Batches(task, 1000, generator).draw()

@@ -26,7 +26,7 @@ def sequence(names: list[str]) -> TaskSequence:
     labels = torch.arange(len(names)).repeat(3)
     pixels = torch.zeros(len(labels), 1, 4, 4, dtype=torch.uint8)
     images = Images("set", pixels, labels, pixels, labels, tuple(names))
-    return split_sequence(images, num_tasks=2, classes_per_task=len(names) // 2, val_size=0)
+    return split_sequence(lambda _: images, num_tasks=2, classes_per_task=len(names) // 2, val_size=0)
 
 
 def test_the_result_table_shows_every_number_whatever_the_classes_are_called() -> None:
@@ -185,7 +185,7 @@ def test_progress_is_quiet_where_nobody_watches(terminal: bool) -> None:
         assert "nan" not in screen.getvalue()
         assert "loss" not in screen.getvalue()
     progress.on_tick(7)
-    progress.on_step(Step(0, 10, 10, 0.5, 0.1, 0.75, 1.0, 0.1))
+    progress.on_step(Step(0, 10, 10, {"loss": 0.5, "penalty": 0.1}, 0.75, 1.0, 0.1))
     if terminal:
         progress.bar.refresh()
     progress.on_phase("evaluating")

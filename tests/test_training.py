@@ -15,14 +15,15 @@ from hnetcl.bn import BATCH, BatchNormLayer, auxiliary_loss, row_parameters, wri
 from hnetcl.bn.gaussian import distance
 from hnetcl.errors import ArgumentError
 from hnetcl.hnets import BaseHyperNetwork, DirectHyperNetwork, HyperNetwork
-from hnetcl.methods import Finetune, Method, OutputRegularizer
+from hnetcl.methods import Method
+from hnetcl.methods.finetune import Finetune
+from hnetcl.methods.output_regularizer import OutputRegularizer
 from hnetcl.model import HyperModel
 from hnetcl.nets import MLP
+from hnetcl.registry import find, names
 from hnetcl.tasks import Split, TaskSequence, load_images, split_sequence
 from hnetcl.training import (
-    OPTIMIZERS,
     Observer,
-    OptimizerFactory,
     Protocol,
     RunDirectory,
     Step,
@@ -33,19 +34,20 @@ from hnetcl.training import (
     resolve_device,
 )
 from hnetcl.training.evaluation import batch_sizes
+from hnetcl.training.optimizers import adam, sgd
 from hnetcl.training.statistics import statistics_report
 
-ADAM = OptimizerFactory("adam", lr=0.01, schedule="cosine", weight_decay=0.0, options={})
+ADAM = adam(lr=0.01)
 
 
 @pytest.fixture
 def sequence(data_root: Path) -> TaskSequence:
-    return split_sequence(load_images("tiny", data_root), num_tasks=3, val_size=20)
+    return split_sequence(lambda _: load_images("tiny", data_root), num_tasks=3, val_size=20)
 
 
 def model(sequence: TaskSequence) -> HyperModel:
     torch.manual_seed(0)
-    net = MLP(sequence.in_shape, sequence.num_classes, (16,), norm=BatchNormLayer)
+    net = MLP(sequence.in_shape, sequence.num_classes, hidden=(16,), norm=BatchNormLayer)
     initial = {name: value.detach().clone() for name, value in net.named_parameters()}
     shapes = {name: value.shape for name, value in initial.items()}
     return HyperModel(
@@ -56,7 +58,7 @@ def model(sequence: TaskSequence) -> HyperModel:
 def trainer(sequence: TaskSequence, method: Method | None = None, **options: Any) -> Trainer:
     generator = torch.Generator().manual_seed(0)
     options = {"steps": 20, "batch_size": 16, "log_every": 8, **options}
-    return Trainer(model(sequence), sequence, method or OutputRegularizer(0.1), ADAM, generator, **options)
+    return Trainer(model(sequence), sequence, method or OutputRegularizer(beta=0.1), ADAM, generator, **options)
 
 
 def same(found: torch.Tensor, expected: torch.Tensor) -> None:
@@ -82,14 +84,14 @@ class Listener(Observer):
 
 def test_observers_hear_every_event_in_order(sequence: TaskSequence) -> None:
     listener = Listener()
-    result = trainer(sequence, observers=[listener]).fit()
+    result = trainer(sequence).fit(observers=[listener])
     assert [event for event in listener.told if isinstance(event, tuple)] == [(0, 20, 0), (1, 20, 20), (2, 20, 40)]
     steps = [event for event in listener.told if isinstance(event, Step)]
     assert [(s.task, s.step) for s in steps] == [(t, s) for t in range(3) for s in (1, 9, 17, 20)]
     assert steps[0].learning_rate == 0.01
     assert steps[3].learning_rate < 0.001
-    assert [s.penalty > 0 for s in steps[:4]] == [False] * 4
-    assert steps[7].penalty > 0
+    assert [s.losses.keys() for s in steps[:4]] == [{"loss"}] * 4
+    assert steps[7].losses["penalty"] > 0
     assert all(s.gradient_norm > 0 and s.loss > 0 and 0 <= s.accuracy <= 1 for s in steps)
     ends = [event for event in listener.told if isinstance(event, TaskEnd)]
     same(ends[-1].matrix, result.matrix)
@@ -99,15 +101,15 @@ def test_observers_hear_every_event_in_order(sequence: TaskSequence) -> None:
 
 
 def test_listening_changes_nothing(sequence: TaskSequence) -> None:
-    silent, heard = trainer(sequence), trainer(sequence, observers=[Listener()], log_every=1)
-    same(silent.fit().matrix, heard.fit().matrix)
+    silent, heard = trainer(sequence), trainer(sequence, log_every=1)
+    same(silent.fit().matrix, heard.fit(observers=[Listener()]).matrix)
     for name, value in silent.model.saved_tensors().items():
         assert torch.equal(value, heard.model.saved_tensors()[name])
 
 
 def test_epochs_are_passes_over_a_tasks_own_images(sequence: TaskSequence) -> None:
     listener = Listener()
-    result = trainer(sequence, steps=None, epochs=2, batch_size=30, observers=[listener]).fit()
+    result = trainer(sequence, steps=None, epochs=2, batch_size=30).fit(observers=[listener])
     assert listener.told[0] == (0, 2 * (100 // 30), 0)
     assert result.steps == 18
 
@@ -130,7 +132,7 @@ def test_accuracy_counts_by_hand(sequence: TaskSequence) -> None:
 def test_a_checkpoint_is_plain_and_keeps_the_one_before(sequence: TaskSequence, tmp_path: Path) -> None:
     directory = RunDirectory(tmp_path)
     directory.create()
-    trainer(sequence, directory=directory, steps=2).fit()
+    trainer(sequence, steps=2).fit(directory)
     newest, before = (torch.load(path, weights_only=True) for path in (directory.checkpoint, directory.previous))
     assert (newest["done"], before["done"]) == (3, 2)
     assert not list(tmp_path.rglob("*.tmp"))
@@ -142,7 +144,7 @@ def test_a_checkpoint_is_plain_and_keeps_the_one_before(sequence: TaskSequence, 
         ({"epochs": 1}, "steps=20: give steps or epochs"),
         ({"steps": None}, "steps=None: give steps or epochs"),
         ({"steps": 0}, "steps=0: must be at least 1"),
-        ({"batch_size": 0}, "batch_size=0: must be at least 1"),
+        ({"batch_size": 0}, "batch_size=0: must be at least 2"),
         ({"log_every": 0}, "log_every=0: must be at least 1"),
     ],
 )
@@ -152,18 +154,20 @@ def test_refused_trainer_arguments(sequence: TaskSequence, options: dict[str, An
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("maker", "options", "message"),
     [
-        ({"name": "adm"}, r"name=adm: did you mean adam\?"),
-        ({"lr": 0}, "lr=0: must be positive"),
-        ({"schedule": "linear"}, "schedule=linear: allowed: constant, cosine"),
-        ({"weight_decay": -1}, "weight_decay=-1"),
+        (adam, {"lr": 0}, "lr=0: must be greater than 0"),
+        (adam, {"lr": float("nan")}, "lr=nan: must be a finite number, greater than 0"),
+        (adam, {"schedule": "linear"}, "schedule=linear: allowed: constant, cosine"),
+        (adam, {"weight_decay": -1}, "weight_decay=-1: must be at least 0"),
+        (sgd, {"nesterov": True}, "nesterov=True: needs a momentum above 0"),
     ],
 )
-def test_refused_optimizer_arguments(changes: dict[str, Any], message: str) -> None:
-    values = {"name": "adam", "lr": 0.1, "schedule": "constant", "weight_decay": 0.0, "options": {}}
-    with pytest.raises(ArgumentError, match=message):
-        OptimizerFactory(**{**values, **changes})
+def test_refused_optimizer_arguments(maker: Any, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ArgumentError, match=f"^{message}"):
+        maker(**options)
+    with pytest.raises(ArgumentError, match=r"^optimizer=adm: did you mean adam\?"):
+        find("optimizer", "adm")
 
 
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -173,7 +177,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize(("name", "options"), [(name, OPTIONS.get(name, {})) for name in OPTIMIZERS])
+@pytest.mark.parametrize(("name", "options"), [(name, OPTIONS.get(name, {})) for name in names("optimizer")])
 def test_weight_decay_leaves_other_tasks_alone(name: str, options: dict[str, Any]) -> None:
     """What belongs to a task moves only when that task is trained, rows of learnable statistics included."""
     net = nn.Sequential(OrderedDict(body=nn.Linear(3, 3), norm=BatchNormLayer(3, stats="learnable"), head=nn.Linear(3, 2)))
@@ -181,7 +185,7 @@ def test_weight_decay_leaves_other_tasks_alone(name: str, options: dict[str, Any
     model = HyperModel(net, hnet)
     rows = [value.detach().clone() for value in row_parameters(net).values()]
     own, shared = hnet.own.detach().clone(), hnet.shared.detach().clone()
-    optimizer, schedule = OptimizerFactory(name, 0.01, "constant", 0.5, options).make(model, 5)
+    optimizer, schedule = find("optimizer", name)(lr=0.01, schedule="constant", weight_decay=0.5, **options).make(model, 5)
     for _ in range(5):
         optimizer.zero_grad()
         outputs = model(torch.randn(8, 3) + 1, 1)
@@ -240,10 +244,10 @@ def test_a_resumed_run_draws_what_it_would_have_drawn(sequence: TaskSequence, tm
 
     def fit(directory: RunDirectory, *observers: Observer) -> dict[str, Tensor]:
         with engine(seed=3):
-            training = trainer(sequence, directory=directory, observers=observers)
+            training = trainer(sequence)
             training.model.net.body.append(Noise())  # type: ignore[operator, union-attr]
             torch.manual_seed(3)
-            training.fit()
+            training.fit(directory, observers)
             return training.model.saved_tensors()
 
     expected = fit(directories[0])
@@ -266,11 +270,11 @@ def test_devices() -> None:
 def test_finetuning_overwrites_what_the_regularizer_holds(sequence: TaskSequence) -> None:
     """The main point of the whole package, at its smallest: what is written for the first task while others are trained."""
     moved = []
-    for method in (OutputRegularizer(1.0), Finetune()):
+    for method in (OutputRegularizer(beta=1.0), Finetune()):
         listener = Written()
-        training = trainer(sequence, method, steps=60, observers=[listener])
+        training = trainer(sequence, method, steps=60)
         listener.hnet = training.model.hnet
-        training.fit()
+        training.fit(observers=[listener])
         first, *_, last = listener.told
         moved.append(float((last - first).norm()))
     assert moved[0] < 0.2 * moved[1]

@@ -4,8 +4,9 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,15 +14,15 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from hnetcl import register_net
+from hnetcl import register, registry
 from hnetcl.bn import batchnorm_layers
 from hnetcl.build import Parts, build
 from hnetcl.cli.jobs import evaluate, train
 from hnetcl.cli.main import CONF
 from hnetcl.config import Config, EvaluationConfig
 from hnetcl.errors import ArgumentError
-from hnetcl.nets.modules import REGISTERED
 
+pytestmark = pytest.mark.usefixtures("users_parts")
 CPU = torch.device("cpu")
 SMALL = ["hnet.hidden=[8]", "hnet.embedding_dim=8", "hnet.chunk_embedding_dim=8", "hnet.chunk_size=20000"]
 TASKS = ["task.num_tasks=2", "task.classes_per_task=2", "trainer.batch_size=16", "trainer.log_every=10"]
@@ -29,24 +30,11 @@ Compose = Callable[..., Config]
 Evaluation = Callable[..., EvaluationConfig]
 
 
-@pytest.fixture(autouse=True)
-def _nothing_registered_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Names, modules and the path are as they were, whatever a test imports."""
-    modules, registered = set(sys.modules), dict(REGISTERED)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    REGISTERED.clear()
-    yield
-    REGISTERED.clear()
-    REGISTERED.update(registered)
-    for name in {n for n in sys.modules if n.startswith("imported from") or n == "my_nets"} - modules:
-        del sys.modules[name]
-
-
 @pytest.fixture
 def my_nets(tmp_path: Path) -> Path:
     """The README's module of a user's own."""
     readme = (CONF.parent / "README.md").read_text()
-    code = next(c for c in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if "register_net" in c)
+    code = next(c for c in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if 'register("net"' in c)
     assert len(code.splitlines()) < 15
     path = tmp_path / "my_nets.py"
     path.write_text(code)
@@ -92,7 +80,7 @@ def test_a_network_from_outside_trains_on_two_tasks_and_reloads(
 ) -> None:
     """Each of its batch-norm layers keeps a row per task; a fresh process prints the same numbers to the last digit."""
     own = [f"imports=[{my_nets}]"] if kind == "tower" else []
-    net = [*own, "net=custom" if own else "net=torchvision", f"net.model={kind}"]
+    net = [*own, "net=tower"] if own else ["net=torchvision", f"net.model={kind}"]
     run = train(compose(*net, *images, *SMALL, "trainer.steps=4", f"run.dir={tmp_path / 'run'}"))
     rows = {name: value for name, value in load_file(run / "model.safetensors").items() if name.endswith("running_mean")}
     assert len(rows) == layers
@@ -104,18 +92,15 @@ def test_a_network_from_outside_trains_on_two_tasks_and_reloads(
 
 
 def test_the_readmes_commands(my_nets: Path, tiny: list[str], tmp_path: Path) -> None:
-    """Options need no plus sign; a module is found in the current directory; the options reach the network."""
-    net = ["imports=[my_nets]", "net=custom", "net.model=tower", "net.options.width=12", "hnet.chunk_size=1000"]
+    """Keys need no plus sign and no YAML; a module is found in the current directory; the values reach the network."""
+    net = ["imports=[my_nets]", "net=tower", "net.width=12", "hnet.chunk_size=1000"]
     values = [value for value in tiny if not value.startswith("net.")]
     process = script("train", *net, *values, "trainer.steps=2", f"run.dir={tmp_path / 'run'}", cwd=tmp_path)
     assert process.returncode == 0, process.stderr
     assert len(load_file(tmp_path / "run" / "model.safetensors")["net.1.running_mean"][0]) == 12
     process = script("evaluate", f"run={tmp_path / 'run'}", cwd=tmp_path)
     assert process.returncode == 2
-    assert process.stderr == (
-        "net.model=tower: is not registered (registered: none); imports=[MODULE] names what registers it; "
-        "the run had imports=[my_nets]\n"
-    )
+    assert process.stderr == "net.name=tower: allowed: lenet, mlp, torchvision; the run had imports=[my_nets]\n"
 
 
 def test_a_saved_run_imports_nothing(
@@ -123,7 +108,7 @@ def test_a_saved_run_imports_nothing(
 ) -> None:
     """Neither evaluation nor resumption follows what config.yaml names; another name of the same module serves as well."""
     values = [value for value in tiny if not value.startswith("net.")]
-    net = ["net=custom", "net.model=tower", "+net.options.width=8", "hnet.chunk_size=1000", "trainer.steps=2"]
+    net = ["net=tower", "net.width=8", "hnet.chunk_size=1000", "trainer.steps=2"]
     run = train(compose(f"imports=[{my_nets}]", *net, *values, f"run.dir={tmp_path / 'run'}"))
     trap = tmp_path / "trap.py"
     trap.write_text(f"import pathlib; pathlib.Path({str(tmp_path / 'sprung')!r}).touch()\n{my_nets.read_text()}")
@@ -131,10 +116,10 @@ def test_a_saved_run_imports_nothing(
     OmegaConf.save(saved, run / "config.yaml")
     assert evaluate(compose_evaluation(f"run={run}", f"imports=[{my_nets}]")) == recorded(run)
     train(compose(f"imports=[{my_nets}]", *net, *values, f"run.dir={run}", "resume=true"))
-    REGISTERED.clear()
-    with pytest.raises(ArgumentError, match=r"net\.model=tower: is not registered"):
+    del registry._registered["net"]["tower"]
+    with pytest.raises(ArgumentError, match=r"^net\.name=tower: allowed: lenet, mlp, torchvision; the run had imports=\[.*"):
         evaluate(compose_evaluation(f"run={run}"))
-    with pytest.raises(ArgumentError, match=r"net\.model=tower: is not registered"):
+    with pytest.raises(ArgumentError, match=r"^net\.name=tower: allowed: lenet, mlp, torchvision"):
         train(compose(*net, *values, f"run.dir={run}", "resume=true"))
     assert not (tmp_path / "sprung").exists()
 
@@ -161,15 +146,17 @@ def test_modules_that_cant_be_imported(code: str | None, line: str, tmp_path: Pa
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["net=custom", "net.model=towr"], r"net.model=towr: is not registered \(registered: list, mute, tower, wide\)"),
-        (["net=custom", "net.model=tower", "+net.options.widht=3"], r"net.options={'widht': 3}: .*width: int = 8"),
-        (["net=custom", "net.model=list"], "net.model=list: must make a torch.nn.Module, not list"),
-        (["net=custom", "net.model=mute"], "net.model=mute: can't take images of shape .*forward"),
-        (["net=custom", "net.model=wide"], r"net.model=wide: .* of shape \(2, 2\), not \(2, 7\)"),
-        (["net=custom", "net.model=tower", "bn=quaternion", "+net.options.width=6"], "bn.algebra=quaternion: .*6 channels"),
+        (["net=mlp", "net.name=towr"], r"net.name=towr: did you mean tower\? allowed: asking, lenet, list, mlp, mute, torch"),
+        (["net=tower", "net.widht=3"], r"net.widht=3: .*did you mean net.width\? allowed: net.name, net.width \(net=tower\)"),
+        (["net=tower", "net.width=wide"], "net.width=wide: must be of type int"),
+        (["net=asking"], r"net=asking: .*'depth'; a net is given in_shape, num_outputs, norm, and arguments behind \* are its"),
+        (["net=list"], "net=list: must make a torch.nn.Module, not list"),
+        (["net=mute"], "net=mute: can't take images of shape .*forward"),
+        (["net=wide"], r"net=wide: .* of shape \(2, 2\), not \(2, 7\)"),
+        (["net=tower", "bn=quaternion", "net.width=6"], "bn.algebra=quaternion: tower has a batch-norm layer of 6 channels"),
         (["net=torchvision", "net.model=resnet81"], "net.model=resnet81: did you mean resnet18"),
         (["net=torchvision"], r"net.model=resnet18: can't take images of shape \(1, 16, 16\) .*3 channels"),
-        (["net=torchvision", "+net.options.weights=DEFAULT"], "net.options={'weights': 'DEFAULT'}: .* refuses them"),
+        (["net=torchvision", "net.options.weights=DEFAULT"], "net.options={'weights': 'DEFAULT'}: .* refuses them"),
         (["generate=[hed.*]"], r"generate=\['hed.\*'\]: 'hed.\*' matches none of body.1.weight"),
         (["generate=norm", "net.norm=none"], "generate=norm: MLP has no norm layer"),
         (
@@ -179,31 +166,54 @@ def test_modules_that_cant_be_imported(code: str | None, line: str, tmp_path: Pa
     ],
 )
 def test_refused(overrides: list[str], message: str, tiny: list[str], compose: Compose) -> None:
-    @register_net("tower")
-    def tower(in_shape: tuple[int, ...], num_classes: int, width: int = 8) -> nn.Module:
-        return nn.Sequential(nn.Flatten(), nn.LazyLinear(width), nn.BatchNorm1d(width), nn.Linear(width, num_classes))
+    @register("net", "tower")
+    def tower(in_shape: tuple[int, ...], num_outputs: int, *, width: int = 8) -> nn.Module:
+        return nn.Sequential(nn.Flatten(), nn.LazyLinear(width), nn.BatchNorm1d(width), nn.Linear(width, num_outputs))
 
-    register_net("list")(lambda in_shape, num_classes: [])  # type: ignore[type-var]
-    register_net("mute")(lambda in_shape, num_classes: nn.Module())
-    register_net("wide")(lambda in_shape, num_classes: nn.Sequential(nn.Flatten(), nn.LazyLinear(7)))
+    register("net", "asking")(lambda in_shape, depth: nn.Module())
+    register("net", "list")(lambda in_shape, num_outputs: [])
+    register("net", "mute")(lambda in_shape, num_outputs: nn.Module())
+    register("net", "wide")(lambda in_shape, num_outputs: nn.Sequential(nn.Flatten(), nn.LazyLinear(7)))
     dropped = ("net.",) if overrides[0].startswith("net=") else ("hnet.",) if "hnet=direct" in overrides else ()
     with pytest.raises(ArgumentError, match=f"^{message}") as caught:
         parts(compose(*[value for value in tiny if not value.startswith(dropped)], *overrides))
     assert "\n" not in str(caught.value)
 
 
+def test_a_network_may_ask_for_norm_layers(tiny: list[str], compose: Compose) -> None:
+    """It is given what makes one of a width, as `bn` says, or None where `net.norm=none`, which only these have."""
+    given: list[Callable[[int], nn.Module] | None] = []
+
+    @register("net", "asks")
+    class Asks(nn.Sequential):
+        def __init__(
+            self, norm: Callable[[int], nn.Module] | None, num_outputs: int, *, widths: Sequence[int] = (8,), power: Any = 1
+        ) -> None:
+            given.append(norm)
+            hidden = [layer for width in widths for layer in (nn.LazyLinear(width), *([norm(width)] if norm else []))]
+            super().__init__(nn.Flatten(), *hidden, nn.LazyLinear(num_outputs))
+
+    values = [value for value in tiny if not value.startswith("net.")]
+    for norm, kinds in (("batch", [("complex", 3), ("complex", 3)]), ("none", [])):
+        config = compose(*values, "net=asks", "net.widths=[8,4]", "bn=complex", f"net.norm={norm}")
+        assert config.net == {"name": "asks", "widths": [8, 4], "power": 1, "norm": norm}
+        layers = batchnorm_layers(parts(config).model.net).values()
+        assert [(layer.algebra.name, layer.num_stats) for layer in layers] == kinds
+    assert [norm is None for norm in given] == [False, True]
+
+
 def test_batch_norm_of_others_follows_the_group(tiny: list[str], compose: Compose) -> None:
     """What `bn` says holds for their layers, too; without Gamma and beta they stay unless `bn` speaks of them."""
 
-    @register_net("pair")
-    def pair(in_shape: tuple[int, ...], num_classes: int) -> nn.Module:
+    @register("net", "pair")
+    def pair(in_shape: tuple[int, ...], num_outputs: int) -> nn.Module:
         norms = nn.BatchNorm1d(8, eps=1e-3, momentum=0.5), nn.BatchNorm1d(8, affine=False)
-        return nn.Sequential(nn.Flatten(), nn.LazyLinear(8), *norms, nn.Linear(8, num_classes))
+        return nn.Sequential(nn.Flatten(), nn.LazyLinear(8), *norms, nn.Linear(8, num_outputs))
 
     values = [value for value in tiny if not value.startswith("net.")]
     bn = ["bn=complex", "bn.stats=learnable", "bn.momentum=0.2", "bn.eps=1e-4", "bn.whitening=cholesky"]
     for affine in (True, False):
-        model = parts(compose(*values, "net=custom", "net.model=pair", *bn, f"bn.affine={affine}")).model
+        model = parts(compose(*values, "net=pair", *bn, f"bn.affine={affine}")).model
         layers = batchnorm_layers(model.net)
         for layer in layers.values():
             assert (layer.algebra.name, layer.stats, layer.momentum) == ("complex", "learnable", 0.2)
@@ -283,20 +293,20 @@ from hnetcl.vision import import_torchvision
 from torch import nn
 
 
-@hnetcl.register_net("small")
-def small(in_shape, num_classes):
-    return nn.Sequential(nn.Flatten(), nn.LazyLinear(4), nn.ReLU(), nn.LazyLinear(num_classes))
+@hnetcl.register("net", "small")
+def small(in_shape, num_outputs):
+    return nn.Sequential(nn.Flatten(), nn.LazyLinear(4), nn.ReLU(), nn.LazyLinear(num_outputs))
 
 
-@hnetcl.register_net("vit")
-def vit(in_shape, num_classes):
-    return import_torchvision().models.VisionTransformer(16, 8, 1, 2, 16, 16, num_classes=num_classes)
+@hnetcl.register("net", "vit")
+def vit(in_shape, num_outputs):
+    return import_torchvision().models.VisionTransformer(16, 8, 1, 2, 16, 16, num_classes=num_outputs)
 
 
-@hnetcl.register_net("pretrained")
-def pretrained(in_shape, num_classes):
+@hnetcl.register("net", "pretrained")
+def pretrained(in_shape, num_outputs):
     convolution = nn.Conv2d(in_shape[0], 8, 3)
-    net = nn.Sequential(convolution, nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.LazyLinear(num_classes))
+    net = nn.Sequential(convolution, nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.LazyLinear(num_outputs))
     net(torch.randn(4, *in_shape))
     return net
 """
@@ -319,7 +329,7 @@ def colour(data_root: Path, tmp_path: Path) -> list[str]:
 @pytest.mark.parametrize(
     ("net", "methods", "heads"),
     [
-        ("custom", ["finetune", "joint"], {"small": 4 * 2 + 2, "vit": 16 * 2 + 2}),
+        ("", ["finetune", "joint"], {"small": 4 * 2 + 2, "vit": 16 * 2 + 2}),
         ("torchvision", ["finetune"], {"resnet18": 512 * 2 + 2}),
     ],
 )
@@ -327,7 +337,8 @@ def test_baselines_train_networks_of_others(
     net: str, methods: list[str], heads: dict[str, int], others: Path, colour: list[str], tmp_path: Path
 ) -> None:
     """With no word about heads: each task has the layer that makes the logits for itself, all else is shared."""
-    choices = [f"imports=[{others}]", f"net={net}", f"net.model={','.join(heads)}", f"method={','.join(methods)}"]
+    names = [f"net={net}", f"net.model={','.join(heads)}"] if net else [f"net={','.join(heads)}"]
+    choices = [f"imports=[{others}]", *names, f"method={','.join(methods)}"]
     process = script("train", "-m", *choices, *colour, f"hydra.sweep.dir={tmp_path / 'sweep'}", cwd=tmp_path)
     assert process.returncode == 0, process.stderr
     for job in range(len(heads) * len(methods)):
@@ -335,12 +346,12 @@ def test_baselines_train_networks_of_others(
         config = OmegaConf.load(run / "config.yaml")
         assert (run / "metrics.json").exists()
         assert config.hnet.per_task is None
-        assert load_file(run / "model.safetensors")["hnet.own"].shape == (2, heads[config.net.model])
+        assert load_file(run / "model.safetensors")["hnet.own"].shape == (2, heads[config.net.get("model", config.net.name)])
 
 
 def test_a_small_network_at_the_defaults(others: Path, colour: list[str], tmp_path: Path) -> None:
     """The screen says what became of the wanted ratio; one that was typed is refused."""
-    values = [f"imports=[{others}]", "net=custom", "net.model=small", *colour, f"run.dir={tmp_path / 'run'}"]
+    values = [f"imports=[{others}]", "net=small", *colour, f"run.dir={tmp_path / 'run'}"]
     process = script("train", *values, cwd=tmp_path)
     assert process.returncode == 0, process.stderr
     assert "no chunk size comes to compression 0.95: taken is the smallest in reach" in process.stdout
@@ -353,7 +364,7 @@ def test_a_small_network_at_the_defaults(others: Path, colour: list[str], tmp_pa
 @pytest.mark.parametrize("bn", [[], ["bn=quaternion"]])
 def test_a_pretrained_network(bn: list[str], others: Path, colour: list[str], tmp_path: Path, compose: Compose) -> None:
     """Its owner says whether its weights are kept; the baselines, which hold weights as they are, need not be told."""
-    values = [f"imports=[{others}]", "net=custom", "net.model=pretrained", *colour, *bn, f"run.dir={tmp_path / 'run'}"]
+    values = [f"imports=[{others}]", "net=pretrained", *colour, *bn, f"run.dir={tmp_path / 'run'}"]
     with pytest.raises(ArgumentError, match=r"^init=None: Sequential has been trained .*; given keeps its weights, own draws"):
         train(compose(*values))
     written = {}

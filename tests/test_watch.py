@@ -11,17 +11,20 @@ from typing import Any
 
 import pytest
 import torch
+from steps import run_of, take
 from torch import Tensor, nn
 
 from hnetcl.bn import BatchNormLayer
 from hnetcl.bn.gaussian import distance
 from hnetcl.cli.main import CONF
 from hnetcl.errors import DivergedError
-from hnetcl.hnets import BaseHyperNetwork, DirectHyperNetwork
-from hnetcl.methods import Finetune
+from hnetcl.hnets import DirectHyperNetwork
+from hnetcl.methods import Inputs, Losses, Run
+from hnetcl.methods.finetune import Finetune
 from hnetcl.model import HyperModel
+from hnetcl.registry import find
 from hnetcl.tasks import TaskSequence, load_images, split_sequence
-from hnetcl.training import Losses, Observer, OptimizerFactory, RunDirectory, Step, Trainer, TrainingStep
+from hnetcl.training import Observer, RunDirectory, Step, Trainer, TrainingStep
 from hnetcl.training.watch import Watch
 
 CPU = torch.device("cpu")
@@ -29,7 +32,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def sequence(data_root: Path) -> TaskSequence:
-    return split_sequence(load_images("tiny", data_root), num_tasks=3, val_size=20)
+    return split_sequence(lambda _: load_images("tiny", data_root), num_tasks=3, val_size=20)
 
 
 class Faulty(nn.Module):
@@ -56,7 +59,7 @@ def model(last: nn.Module | None = None) -> HyperModel:
 def trainer(
     sequence: TaskSequence, net: HyperModel, method: Any = None, name: str = "sgd", lr: float = 0.1, **options: Any
 ) -> Trainer:
-    factory = OptimizerFactory(name, lr=lr, schedule="constant", weight_decay=0.0, options={})
+    factory = find("optimizer", name)(lr=lr, schedule="constant")
     generator = torch.Generator().manual_seed(0)
     options = {"steps": 5, "batch_size": 16, "log_every": 1, **options}
     return Trainer(net, sequence, method or Finetune(), factory, generator, **options)
@@ -108,9 +111,9 @@ def test_the_line_names_step_and_layer_and_observers_hear_of_no_such_number(sequ
     directory, heard = RunDirectory(tmp_path), Heard()
     directory.create()
     with pytest.raises(DivergedError, match=r"task 1, step 3: the output of layer last \(Faulty\) is not finite"):
-        trainer(sequence, model(Faulty(5 + 2)), directory=directory, observers=[heard]).fit()
+        trainer(sequence, model(Faulty(5 + 2))).fit(directory, [heard])
     assert len(heard.steps) == 5 + 2
-    assert all(math.isfinite(value) for step in heard.steps for value in vars(step).values())
+    assert all(math.isfinite(value) for step in heard.steps for value in ({**vars(step), "losses": 0} | step.losses).values())
     saved = torch.load(directory.checkpoint, weights_only=True)
     assert saved["done"] == 1
     assert all(value.isfinite().all() for value in saved["model"].values())
@@ -123,8 +126,10 @@ class Penalty(Finetune):
     def __init__(self, value: float) -> None:
         self.value = value
 
-    def penalty(self, hnet: BaseHyperNetwork) -> Tensor:
-        return self.value * hnet.flat(torch.arange(1)).square().sum()
+    def after_backward(self, run: Run, inputs: Inputs) -> dict[str, Tensor]:
+        penalty = self.value * run.model.hnet.flat(torch.arange(1)).square().sum()
+        penalty.backward()
+        return {"penalty": penalty.detach()}
 
 
 class Wrong(torch.autograd.Function):
@@ -179,7 +184,7 @@ def test_infinite_masks_are_no_fault(sequence: TaskSequence) -> None:
 
 def test_what_a_method_learns_is_looked_at(sequence: TaskSequence) -> None:
     class Learns(Finetune):
-        def state(self) -> dict[str, Tensor]:
+        def state_dict(self) -> dict[str, Tensor]:
             return {"importance": torch.tensor([1.0, math.nan])}
 
     with pytest.raises(DivergedError, match=r"task 0, after its last step: what the method keeps \(importance\) is not finite"):
@@ -190,12 +195,12 @@ def test_what_a_method_learns_is_looked_at(sequence: TaskSequence) -> None:
 def test_the_latch_of_a_gpu(name: str) -> None:
     """Fused optimizers stand still from the bad step on, and `read` tells which it was: here on a CPU."""
     net = model()
-    optimizer, _ = OptimizerFactory(name, 0.1, "constant", 0.0, {}).make(net, 5)
+    optimizer, _ = find("optimizer", name)(lr=0.1, schedule="constant").make(net, 5)
     watch, step = Watch(net, 0, optimizer, CPU, latch=True), TrainingStep(net, Finetune(), CPU)
     written = []
     for number in range(5):
         x = torch.randn(8, 1, 16, 16) * (math.nan if number == 2 else 1)
-        watch.look(step(x, torch.zeros(8, dtype=torch.long), 0, optimizer), x, 0)
+        watch.look(*take(step, run_of(net, 0, optimizer), x, torch.zeros(8, dtype=torch.long)))
         optimizer.step()
         written.append(net.hnet.flat(torch.arange(1)).detach())
         if number < 2:
@@ -210,12 +215,13 @@ def test_the_latch_of_a_gpu(name: str) -> None:
 
 def test_looking_changes_nothing_and_gives_the_norm() -> None:
     net = model()
-    optimizer, _ = OptimizerFactory("sgd", 0.1, "constant", 0.0, {}).make(net, 5)
+    optimizer, _ = find("optimizer", "sgd")(lr=0.1, schedule="constant").make(net, 5)
     for parameter in net.hnet.parameters():
         parameter.grad = torch.full_like(parameter, 2.0)
-    losses = Losses(torch.ones(()), None, torch.zeros(1, 2))
+    losses = Losses(torch.ones(()), {"loss": torch.ones(())}, torch.zeros(1, 2))
+    inputs = Inputs(torch.zeros(1, 1, 16, 16), torch.zeros(1, dtype=torch.long), 0)
     for latch in (False, True):
-        norm = Watch(net, 0, optimizer, CPU, latch).look(losses, torch.zeros(1, 1, 16, 16), 0)
+        norm = Watch(net, 0, optimizer, CPU, latch).look(losses, inputs)
         torch.testing.assert_close(norm, torch.tensor(2 * math.sqrt(net.hnet.num_trainable)))
 
 

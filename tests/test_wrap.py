@@ -1,6 +1,7 @@
 """Any module under a hypernetwork."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import pytest
 import torch
@@ -108,12 +109,12 @@ def test_only_norm_layers_are_written() -> None:
 @pytest.mark.parametrize(
     ("shared", "moves"), [("trained", [True, True]), ("trained_once", [True, False]), ("fixed", [False, False])]
 )
-def test_what_is_not_written_is_shared(shared: str, moves: list[bool]) -> None:
+def test_what_is_not_written_is_shared(shared: Any, moves: list[bool]) -> None:
     """Shared parameters learn with every task, with the first, or never; they are saved and come back."""
 
     def build() -> HyperModel:
         net = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Linear(8, 2))
-        return hnetcl.wrap(net, 2, ["2.*"], shared, hnet=DirectHyperNetwork, per_task=["*"])
+        return hnetcl.wrap(net, 2, generate=["2.*"], shared=shared, hnet=DirectHyperNetwork, per_task=["*"])
 
     model, x = build(), torch.randn(8, 6)
     for task in range(2):
@@ -136,7 +137,7 @@ def test_small_networks_at_the_defaults(net: nn.Module) -> None:
 
 @pytest.mark.parametrize("generate", [("0.*",), {"0.weight", "0.bias"}, iter(["0.*"])])
 def test_patterns_in_any_collection(generate: Iterable[str]) -> None:
-    model = hnetcl.wrap(nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2)), 2, generate)
+    model = hnetcl.wrap(nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2)), 2, generate=generate)
     assert list(model.hnet.shapes) == ["0.weight", "0.bias"]
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from hnetcl.bn import BATCH, batchnorm_layers, recalibrate
 from hnetcl.build import Parts, build, named
 from hnetcl.cli.call import PYTHON, Call, environment
-from hnetcl.cli.reload import load_weights, saved_config, told_of_imports
+from hnetcl.cli.reload import load_weights, saved_config
 from hnetcl.config import Config, EvaluationConfig, all_keys
 from hnetcl.errors import ArgumentError, one_line
 from hnetcl.memory import allocating
@@ -124,7 +124,7 @@ def evaluate(config: EvaluationConfig) -> list[float]:
     trained = saved_config(directory, "run")
     trained.data["root"] = config.data["root"] or trained.data["root"]
     with engine(trained.seed, threads=trained.trainer["threads"], deterministic=trained.trainer["deterministic"]):
-        parts = _rebuild(trained, config)
+        parts = build(trained, resolve_device(config.device))
         sequence, model = parts.sequence, parts.model
         _check_data(directory, parts, "run")
         try:
@@ -162,14 +162,6 @@ def evaluate(config: EvaluationConfig) -> list[float]:
     if own and found != [recorded[t] for t in tasks]:
         print("these are not the recorded numbers: another device, or another version of torch?")
     return found
-
-
-def _rebuild(trained: Config, config: EvaluationConfig) -> Parts:
-    """The parts of a run, with the modules that the evaluation was told to import, not those that the run names."""
-    try:
-        return build(trained, resolve_device(config.device))
-    except ArgumentError as error:
-        raise told_of_imports(error, trained) from error
 
 
 def describe(parts: Parts, device: torch.device, config: Config) -> str:

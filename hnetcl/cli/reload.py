@@ -18,6 +18,7 @@ from hnetcl.errors import ArgumentError, one_line
 from hnetcl.model import HyperModel
 from hnetcl.training import RunDirectory, engine, resolve_device
 
+BY_NAME = ("observers", "inference", "optimized_metric")  # other keys whose values imported modules register
 LARGEST = 10**9  # numbers in an image; no image set is so large
 
 
@@ -48,8 +49,8 @@ def load(run: str | Path, device: str = "auto", imports: Sequence[str] = ()) -> 
             outputs = len(tasks[0]["classes"]) * (len(tasks) if config.chosen_head == "all" else 1)
             model = build_model(config, tasks[0]["shape"], outputs, len(tasks))
         load_weights(model, directory)
-    except ArgumentError as error:
-        raise told_of_imports(error, config) from error
+    except ArgumentError:
+        raise
     except ValueError as error:
         raise ArgumentError("run", run, f"can't be reloaded: {one_line(error)}") from error
     return model.to(where).eval()
@@ -92,25 +93,24 @@ def _are(kind: type, values: Any, least: int) -> bool:
     return isinstance(values, list) and len(values) >= least and all(type(value) is kind for value in values)
 
 
-def told_of_imports(error: ArgumentError, config: Config) -> ArgumentError:
-    """The error with what the run imported, where that may be what is missing."""
-    if not error.name.endswith(".name") or not config.imports:
-        return error
-    return ArgumentError(error.name, error.value, f"{error.allowed}; the run had imports=[{','.join(config.imports)}]")
-
-
 def saved_config(directory: RunDirectory, name: str) -> Config:
     """The configuration that a run was started with.
 
     Raises:
-        ArgumentError: of that name; the file is missing or damaged.
+        ArgumentError: of that name; the file is missing or damaged. Of a part's own where the run imported what registers it.
     """
+    imports = None
     try:
         text = directory.read_text(directory.config)
         if not isinstance(yaml.compose(text, yaml.SafeLoader), yaml.MappingNode):
             raise ValueError("it holds no keys")
-        return parse(to_plain(OmegaConf.create(text)))
+        values = to_plain(OmegaConf.create(text))
+        imports = values.get("imports")
+        return parse(values)
     except ArgumentError as error:
+        if imports and (error.name.endswith(".name") or error.name in BY_NAME):
+            rule = f"{error.allowed}; the run had imports=[{','.join(map(str, imports))}]"
+            raise ArgumentError(error.name, error.value, rule) from error
         rule = f"config.yaml is damaged, or can't be used here ({one_line(error)})"
         raise ArgumentError(name, directory.path, rule) from error
     except (ValueError, yaml.YAMLError, OmegaConfBaseException) as error:

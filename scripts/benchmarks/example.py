@@ -40,7 +40,7 @@ class Example:
 
     def model(self, tasks: int, device: torch.device, norm: Callable[[int], nn.Module] | None = None) -> HyperModel:
         """Ours; what the main network starts with is random in all parameters, so that weights can be copied."""
-        net = MLP((1, SIDE, SIDE), CLASSES, self.hidden, norm=norm)
+        net = MLP((1, SIDE, SIDE), CLASSES, hidden=self.hidden, norm=norm)
         initial = {name: torch.randn(p.shape) for name, p in net.named_parameters()}
         shapes = {name: value.shape for name, value in initial.items()}
         widths = {"embedding_dim": self.embedding_dim, "chunk_embedding_dim": self.embedding_dim, "chunk_size": self.chunk_size}

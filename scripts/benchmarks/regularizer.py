@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import product
 from statistics import median
+from typing import Any
 
 import torch
 
@@ -22,8 +23,10 @@ from benchmarks.contenders import Contender, Field, Report, build
 from benchmarks.example import BETA, Example
 from benchmarks.measure import in_turn, median_ratio, peak_bytes
 from benchmarks.train import OurStep
-from hnetcl.choices import TARGETS
 from hnetcl.methods.output_regularizer import OutputRegularizer
+from hnetcl.registry import options, words
+
+TARGETS = words(options("method", "output_regularizer")["targets"].type)
 
 
 @dataclass(frozen=True)
@@ -82,10 +85,12 @@ def field(arguments: Namespace, device: torch.device) -> Field:
     return Field(contenders, asked, measure_all)
 
 
-def training(sizes: Example, tasks: int, sample: int | None, targets: str, batch: int, device: torch.device) -> OurStep:
+def training(sizes: Example, tasks: int, sample: int | None, targets: Any, batch: int, device: torch.device) -> OurStep:
     """Of the last task."""
     model = sizes.model(tasks, device)
-    return OurStep(model, OutputRegularizer(BETA, sample, targets), example.batches(batch, device), tasks - 1)
+    return OurStep(
+        model, OutputRegularizer(beta=BETA, sample=sample, targets=targets), example.batches(batch, device), tasks - 1
+    )
 
 
 def held_bytes(method: OutputRegularizer) -> int:

@@ -20,10 +20,12 @@ from benchmarks.example import BETA, LR, PEER, Example
 from benchmarks.measure import Step
 from benchmarks.peers import is_installed, peer
 from hnetcl.hnets import BaseHyperNetwork
+from hnetcl.methods import Run
 from hnetcl.methods.output_regularizer import OutputRegularizer
 from hnetcl.model import HyperModel
+from hnetcl.tasks import TaskSequence
 from hnetcl.tasks.batches import Batches
-from hnetcl.training.optimizers import OptimizerFactory
+from hnetcl.training.optimizers import adam
 from hnetcl.training.step import TrainingStep
 from hnetcl.training.watch import Watch
 
@@ -40,20 +42,21 @@ class OurStep:
     """
 
     def __init__(self, model: HyperModel, method: OutputRegularizer, batches: Batches, task: int, compile: str = "off") -> None:
-        self.model, self.method, self.batches, self.task = model.train(), method, batches, task
-        self.optimizer, self.schedule = OptimizerFactory("adam", LR, "constant", 0.0, {}).make(model, 1)
+        self.model, self.method, self.batches = model.train(), method, batches
+        self.optimizer, self.schedule = adam(lr=LR, schedule="constant").make(model, 1)
         self.step = TrainingStep(model, method, batches.generator.device, compile)
         self.watch = Watch(model, task, self.optimizer, batches.generator.device)
-        method.start_task(model.hnet, task, self.optimizer, batches.generator)
+        self.run = Run(model, task, TaskSequence("random", (batches.task,) * (task + 1)), self.optimizer, batches.generator)
+        method.start_task(self.run)
 
     def __call__(self) -> Tensor:
         """The loss without the penalty."""
-        x, y = self.batches.draw()
-        losses = self.step(x, y, self.task, self.optimizer)
-        self.watch.look(losses, x, self.task)
+        inputs = self.method.inputs(self.run, self.batches.draw)
+        losses = self.step(self.run, inputs)
+        self.watch.look(losses, inputs)
         self.optimizer.step()
         self.schedule.step()
-        return losses.loss
+        return losses.parts["loss"]
 
     def penalty(self) -> None:
         """The penalty's part of the step, its gradients included."""
@@ -84,7 +87,7 @@ class Training:
             need_compiler(self.device)
         model = self.sizes.model(self.tasks, self.device)
         self.sizes.start_alike(model, self.tasks)
-        method, batches = OutputRegularizer(beta, sample), example.batches(self.batch, self.device)
+        method, batches = OutputRegularizer(beta=beta, sample=sample), example.batches(self.batch, self.device)
         step = OurStep(model, method, batches, self.tasks - 1, compile)
         if by_numbers:
             old = torch.arange(self.tasks - 1, device=self.device)
