@@ -118,8 +118,8 @@ def _torch_batch_norm(
     dtype = sum_dtype(x.dtype)
     given = mean, var, None if gamma is None else gamma.reshape(-1), beta
     # torch's backward takes them to be contiguous, and reads past an expanded one
-    vectors = [None if v is None else v.to(dtype).contiguous() for v in given]
-    return F.batch_norm(x, *vectors, training, 1.0, eps)
+    mean_of, var_of, weight, bias = (None if v is None else v.to(dtype).contiguous() for v in given)
+    return F.batch_norm(x, mean_of, var_of, weight, bias, training, 1.0, eps)
 
 
 # Forward and backward as plain functions of numbers x [N, d, Q, S], of which the autograd functions here and in `conv_bn` are
