@@ -31,9 +31,13 @@ def fences(page: Path) -> Iterator[tuple[str, int, list[str]]]:
 
 
 def file_name(language: str, lines: list[str]) -> str | None:
-    """The file that a block is to be saved as: its first line, `# NAME.py` or `# FOLDER/NAME.yaml`; None where it names none."""
-    found = re.fullmatch(rf"# (\S+\.{'py' if language == 'python' else language})", lines[0])
-    return None if found is None else found[1]
+    """The file that a block is to be saved as; None where it names none.
+
+    Its first line says so, `# NAME.py` or `# FOLDER/NAME.yaml`; the second where `# @package` must be the first.
+    """
+    line = lines[1] if lines[0].startswith("# @package") else lines[0]
+    found = re.fullmatch(r"# (\S+\.(\w+))", line)
+    return found[1] if found is not None and found[2] == {"python": "py"}.get(language, language) else None
 
 
 def files(page: Path) -> dict[str, str]:
