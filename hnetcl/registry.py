@@ -256,11 +256,20 @@ def _declared_given(module: str, name: str) -> tuple[str, ...]:
     return () if node is None else tuple(argument.arg for argument in node.args.args if argument.arg != "self")
 
 
-class _Unread:
-    """In place of a type that is not read."""
+class _AnyName(type):
+    """Of a class that has every attribute, and every kind of elements: itself."""
 
-    def __class_getitem__(cls, item: Any) -> type:
+    def __getattr__(cls, name: str) -> type:
+        if name.startswith("__"):
+            raise AttributeError(name)
         return cls
+
+    def __getitem__(cls, item: Any) -> type:
+        return cls
+
+
+class _Unread(metaclass=_AnyName):
+    """In place of a type that is not read."""
 
 
 class _Names(dict[str, Any]):

@@ -190,9 +190,7 @@ def test_observers_by_name_hear_of_figures(tmp_path: Path) -> None:
     figures.on_task_end(end_of(1, 2))
     assert [(name, trained) for name, _, trained in seeing.seen] == [("accuracy_matrix", 2), ("accuracy_curves", 2)]
     assert all(min(size) > 100 for _, size, _ in seeing.seen)
-    with pytest.raises(
-        ArgumentError, match=r"^observer=asking: missing .*'telephone'; a observer is given "
-    ):
+    with pytest.raises(ArgumentError, match=r"^observer=asking: missing .*'telephone'; a observer is given "):
         observers(["asking"], directory=directory)
     with pytest.raises(ArgumentError, match=r"^observer=figure: did you mean figures\?"):
         observers(["figure"])

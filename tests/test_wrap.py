@@ -159,7 +159,7 @@ def test_patterns_in_any_collection(generate: Iterable[str]) -> None:
         ({"num_tasks": 2.0}, "num_tasks=2.0: must be a whole number"),
         ({"num_tasks": True}, "num_tasks=True: must be a whole number"),
         ({"hidden": 3}, r"hidden=3: must be of type list\[int\]"),
-        ({"hidden": "33"}, r"hidden='33': must be of type list\[int\]"),
+        ({"hidden": "33"}, r"hidden=33: must be of type list\[int\]"),
         ({"hidden": [3.0]}, r"hidden=\[3.0\]: must be of type list\[int\]"),
     ],
 )

@@ -79,7 +79,7 @@ def train(config: Config, call: Call = PYTHON) -> Path:
 
         console = Console()
         with log_to(console, directory.log) as log, ExitStack() as closing:
-            log.info(describe(parts, device))
+            log.info(describe(parts, device, config))
             what = _flatten({key: value for key, value in config.values().items() if key not in MAY_DIFFER})
             offered = {"console": console, "directory": directory, "config": what, "keys": all_keys(), "run_name": call.name()}
             listening = observers(config.observers, **offered)
@@ -164,12 +164,12 @@ def evaluate(config: EvaluationConfig) -> list[float]:
     return found
 
 
-def describe(parts: Parts, device: torch.device) -> str:
+def describe(parts: Parts, device: torch.device, config: Config) -> str:
     """What is about to be trained, in one line; and in a second one which classes of the data are not there."""
     hnet, left_out = parts.model.hnet, parts.sequence.facts.get("left_out")
     return (
-        f"{parts.sequence.name}, {len(parts.sequence)} tasks, on {device}: {type(hnet).__name__} with "
-        f"{hnet.num_trainable:,} trainable parameters writes {hnet.num_generated:,} (compression {hnet.compression:.3f})"
+        f"{parts.sequence.name}, {len(parts.sequence)} tasks, on {device}: hnet={config.hnet['name']} with "
+        f"{hnet.num_trainable:,} trainable parameters generates {hnet.num_generated:,} (compression {hnet.compression:.3f})"
         f"{hnet.note and f'; {hnet.note}'}"
     ) + (f"\nleft out, for there are no training images: {listed(left_out)}" if left_out else "")
 

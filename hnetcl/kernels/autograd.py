@@ -20,10 +20,12 @@ def is_mapped(*tensors: Tensor | None) -> bool:
     """Whether any tensor stands for the slices of one that torch.func.vmap maps over; such tensors can't be written into."""
     if torch.compiler.is_compiling():
         return False
-    return any(t is not None and _is_mapped(t) for t in tensors)
+    return any(map(_is_mapped, tensors))
 
 
-def _is_mapped(t: Tensor) -> bool:
+def _is_mapped(t: Tensor | None) -> bool:
+    if t is None:
+        return False
     while torch._C._functorch.is_gradtrackingtensor(t):  # torch.func.grad wraps what vmap has wrapped
         t = torch._C._functorch.get_unwrapped(t)
     return torch._C._functorch.is_batchedtensor(t)

@@ -118,8 +118,8 @@ def _torch_batch_norm(
     dtype = sum_dtype(x.dtype)
     vectors = mean, var, None if gamma is None else gamma.reshape(-1), beta
     # torch's backward takes them to be contiguous, and reads past an expanded one
-    mean_, var_, weight, bias = (None if v is None else v.to(dtype).contiguous() for v in vectors)
-    return F.batch_norm(x, mean_, var_, weight, bias, training, 1.0, eps)
+    mean, var, gamma, beta = [None if v is None else v.to(dtype).contiguous() for v in vectors]
+    return F.batch_norm(x, mean, var, gamma, beta, training, 1.0, eps)
 
 
 # Forward and backward as plain functions of numbers x [N, d, Q, S], of which the autograd functions here and in `conv_bn` are

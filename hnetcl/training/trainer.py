@@ -67,7 +67,7 @@ class Trainer:
         scenario, inference: what R is: see `Protocol`. Tasks that were not trained yet never come into question.
         active_classes: with one head over all classes, those that the loss looks at, see `TaskSequence.active`.
         steps: per task; give them or `epochs`.
-        epochs: per task, over its own training images.
+        epochs: per task, over its own training images; over those of all tasks so far for a method that sees old data.
         batch_size: images in a training step.
         eval_batch_size: images in an evaluation step; None: see `images_at_once`.
         log_every: observers hear the numbers of every so many steps, and only then these travel to the host; None: of
@@ -214,8 +214,9 @@ class Trainer:
             self.directory.save_checkpoint(self._state())  # last: what it counts as done has been told and written
 
     def _steps(self, task: int) -> int:
-        per_epoch = Batches(self.sequence[task], self.batch_size, self.generator).per_epoch
-        return self.steps or (self.epochs or 0) * per_epoch
+        first = 0 if self.method.sees_old_data else task
+        lengths = [Batches(data, self.batch_size, self.generator).per_epoch for data in self.sequence.tasks[first : task + 1]]
+        return self.steps or (self.epochs or 0) * sum(lengths)
 
     def _enter(self, phase: str) -> None:
         for observer in self.observers:
