@@ -116,10 +116,10 @@ def _torch_batch_norm(
     x: Tensor, mean: Tensor, var: Tensor, gamma: Tensor | None, beta: Tensor | None, eps: float, training: bool
 ) -> Tensor:
     dtype = sum_dtype(x.dtype)
-    vectors = mean, var, None if gamma is None else gamma.reshape(-1), beta
+    given = mean, var, None if gamma is None else gamma.reshape(-1), beta
     # torch's backward takes them to be contiguous, and reads past an expanded one
-    mean, var, gamma, beta = [None if v is None else v.to(dtype).contiguous() for v in vectors]
-    return F.batch_norm(x, mean, var, gamma, beta, training, 1.0, eps)
+    mean_of, var_of, weight, bias = (None if v is None else v.to(dtype).contiguous() for v in given)
+    return F.batch_norm(x, mean_of, var_of, weight, bias, training, 1.0, eps)
 
 
 # Forward and backward as plain functions of numbers x [N, d, Q, S], of which the autograd functions here and in `conv_bn` are
