@@ -144,8 +144,8 @@ REFUSED_WHEN_BUILT = {
     "method.task_weights=[1,1,1,1]": "method.task_weights=[1.0, 1.0, 1.0, 1.0]: must be 3 weights",
     "task=permuted_mnist task.padding=0 method.task_weights=[0]": "method.task_weights=[0.0]: must be 3 weights",
     "bn.stats=batch method.importance=fisher": "method.importance=fisher: needs batch norm whose statistics don't depend on",
-    "scenario=class head=task bn.rows=task inference=agreement hnet=direct": "inference=agreement: DirectHyperNetwork has no task "
-    "embeddings to put noise on; allowed: confidence, entropy",
+    "scenario=class head=task bn.rows=task inference=agreement hnet=direct": "inference=agreement: DirectHyperNetwork has no "
+    "task embeddings to put noise on; allowed: confidence, entropy",
 }
 
 
