@@ -1,34 +1,40 @@
-"""Every command and every Python block of README and docs/ runs, from another directory, on small data and for few steps.
+"""Every command and every block of the pages runs, from another directory, on small data and for few steps.
 
+A block of Python or YAML whose first line is a path is saved there, in the directory where the commands run.
 What looks like a command and is neither run here nor named in `ELSEWHERE`, with the reason, fails.
 """
 
 import json
+import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
+from pages import PAGES, ROOT, code, commands, files
 from safetensors.torch import save_file
 
-ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+from hnetcl.registry import KINDS
+
 ELSEWHERE = {
     "python3 -m venv .venv": ".ci/run makes an environment in the same way",
     ".venv/bin/python -m pip install -e .": ".ci/run installs the package, with what tests need",
     ".venv/bin/python -m pip install -e '.[dev]'": "the same",
     ".venv/bin/python -m pytest": "is what runs this test",
+    ".venv/bin/python -m pytest -n 2 tests/test_methods.py": "the same",
     "python -m pytest -m zoo": "takes minutes; .ci/run does it",
     "pip install PATH": "test_installed.py builds a wheel and installs it",
     "pip install hydra-optuna-sweeper": "is among what tests need",
+    "pip install -e '.[peers]'": ".ci/run installs them",
+    "pip install mlflow": "is none of what tests need; tests/standins takes its place",
+    "pip install wandb": "the same",
     "tensorboard --logdir outputs": "serves until it is stopped; test_tracking.py reads what it would show",
 }
-LISTINGS = ("hnetcl/registry.py ", "task 0, step 2: ")  # how a block starts that lists files, or shows output, and no commands
+AS_THEY_ARE = {"--help", "--cfg", "-cp", "resume=true"}  # a command with one of these words takes no values to make it small
 PYTHONS = ("python", ".venv/bin/python")
 TRAIN = [
     "trainer.steps=2",
@@ -46,54 +52,6 @@ BENCHMARK = {  # the same for each subject
 }
 
 
-@dataclass(frozen=True)
-class Found:
-    """Something to run, and where it stands."""
-
-    page: str
-    line: int
-    text: str
-
-    def __str__(self) -> str:
-        return f"{self.page}:{self.line}: {self.text}"
-
-
-def fences(page: Path) -> Iterator[tuple[str, int, list[str]]]:
-    """The blocks of a page: language, number of the first line, lines."""
-    lines = page.read_text(encoding="utf-8").splitlines()
-    marks = [i for i, line in enumerate(lines) if line.startswith("```")]
-    for start, end in zip(marks[::2], marks[1::2], strict=True):
-        yield lines[start][3:], start + 2, lines[start + 1 : end]
-
-
-def commands(page: Path) -> list[Found]:
-    """All commands of a page, in order: lines of blocks, code within the text, cells of tables that hold overrides."""
-    found = []
-    for language, first, lines in fences(page):
-        assert language in ("", "python"), f"{page.name}:{first}: no rule for blocks of {language}"
-        if not language and not lines[0].startswith(LISTINGS):
-            texts = ((first + i, part.strip()) for i, line in enumerate(lines) for part in line.split("&&"))
-            found += [Found(page.name, number, text) for number, text in texts]
-    inside, column = False, -1
-    for number, line in enumerate(page.read_text(encoding="utf-8").splitlines(), 1):
-        inside ^= line.startswith("```")
-        if inside:
-            continue
-        codes = re.findall(r"`([^`]+)`", line)
-        found += [
-            Found(page.name, number, c)
-            for c in codes
-            if re.match(r"(\S*python\S* |scripts/|hnetcl |pip |tensorboard )", c) and " " in c
-        ]
-        cells = [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
-        column = -1 if not cells else column
-        if column >= 0 and cells[column].startswith("`"):
-            found.append(Found(page.name, number, f"python scripts/train.py {cells[column].strip('`')}"))
-        for title in ("command", "say"):
-            column = cells.index(title) if title in cells else column
-    return sorted(found, key=lambda one: one.line)
-
-
 def runnable(text: str, places: dict[str, str]) -> list[str]:
     """A text as script and arguments: with what stands for DIR, FOLDER and `...` put in, and made small."""
     words = shlex.split(
@@ -106,7 +64,7 @@ def runnable(text: str, places: dict[str, str]) -> list[str]:
     name, script, words = Path(words[0]).stem, str(ROOT / words[0]), words[1:]
     if name == "benchmark":
         return [script, *words, *BENCHMARK[words[0]]]
-    if name == "evaluate" or any(word.startswith("--") or word == "resume=true" for word in words):
+    if name == "evaluate" or AS_THEY_ARE & set(words):
         return [script, *words]
     words = [re.sub(r"(n_trials=)\d+$", r"\g<1>2", word) for word in words]
     few = [re.sub(r"=([^,\[(]+),(.*,)?([^,]+)$", r"=\1" if "seed" in word else r"=\1,\3", word) for word in words]
@@ -136,13 +94,14 @@ def test_every_command_and_block_of_a_page_runs(page: Path, folder: Path, tmp_pa
     run, same = tmp_path / "run", ["task=split_mnist", "bn=quaternion", *TRAIN, f"data.root={folder}"]
     places = {"DIR": str(run), "FOLDER": str(folder), "...": " ".join(same)}
     told = [(f"{page.name}: DIR", [str(ROOT / "scripts" / "train.py"), *same, f"run.dir={run}"])]
-    blocks = [(first, lines) for language, first, lines in fences(page) if language == "python"]
-    for _, lines in blocks:
-        if any('register("net"' in line for line in lines):  # the page tells to save it
-            (cwd / "my_nets.py").write_text("\n".join(lines), encoding="utf-8")
-    if blocks:
-        code = "\n".join(line for _, lines in blocks for line in lines).replace('"DIR"', repr(str(run)))
-        (cwd / "blocks.py").write_text(code, encoding="utf-8")
+    for path in (ROOT / "tests" / "standins").glob("*.py"):
+        shutil.copy(path, cwd)
+    for name, text in files(page).items():
+        (cwd / name).parent.mkdir(parents=True, exist_ok=True)
+        (cwd / name).write_text(text, encoding="utf-8")
+    if code(page):
+        text = re.sub(r"\bsteps( ?= ?)\d+", r"steps\g<1>2", code(page)).replace('"DIR"', repr(str(run)))
+        (cwd / "blocks.py").write_text(text, encoding="utf-8")
         told.append((f"{page.name}: Python", [str(cwd / "blocks.py")]))
     told += [(str(one), runnable(one.text, places)) for one in commands(page) if one.text not in ELSEWHERE]
     told = [one for i, one in enumerate(told) if one[1] not in [words for _, words in told[:i]]]
@@ -161,7 +120,48 @@ def test_the_pages_hold_what_is_looked_for() -> None:
     assert {".venv/bin/python scripts/train.py task=split_mnist bn=quaternion", "python scripts/evaluate.py run=DIR"} <= texts
     assert {"python scripts/train.py experiment=permuted_mnist_10", "python scripts/train.py method=finetune"} <= texts
     assert {f"python scripts/benchmark.py {kind}" for kind in BENCHMARK} <= {text.partition(" --")[0] for text in texts}
-    assert len(texts) > 35
+    assert len(texts) > 50
+    saved = {name for page in PAGES for name in files(page)}
+    assert {"my_nets.py", "mas.py", "my_mlflow.py", "mine/experiment/rotated_ewc.yaml"} <= saved
+
+
+def test_the_files_of_contributing_work_in_the_house(folder: Path, tmp_path: Path) -> None:
+    """A part's file in the room that the page names, and its YAML in conf/, make it a part like all others."""
+    page = ROOT / "CONTRIBUTING.md"
+    house, cwd = tmp_path / "house", tmp_path / "elsewhere"
+    cwd.mkdir()
+    for name in ("hnetcl", "conf"):
+        shutil.copytree(ROOT / name, house / name, ignore=shutil.ignore_patterns("__pycache__"))
+    rows = re.findall(r"^\| \[(\w+)\]\(#[\w-]+\) \| `(\S+)` \|", page.read_text(encoding="utf-8"), re.MULTILINE)
+    places, kinds = dict(rows), set()
+    for name, text in files(page).items():
+        if name.endswith(".yaml"):
+            target, text = house / name.replace("mine/", "conf/"), text.partition("\n")[2]
+        else:
+            ((kind, part),) = re.findall(r'^@register\("(\w+)", "(\w+)"\)', text, re.MULTILINE)
+            kinds.add(kind)
+            target = house / places[kind].replace("NAME", part)
+        before = target.read_text(encoding="utf-8") + "\n\n" if target.exists() else ""
+        target.write_text(before + text, encoding="utf-8")
+    assert kinds == set(KINDS)
+    chosen = [
+        "task=blurred",
+        "bn=continual",
+        "net=all_conv",
+        "method=mas",
+        "hnet=templates",
+        "optimizer=nadam",
+        "scenario=class",
+    ]
+    chosen += ["inference=energy", "optimized_metric=remembering", "observers=[losses]", "method.samples=4"]
+    words = [*chosen, *TRAIN, f"data.root={folder}", "run.dir=run"]
+    told = [sys.executable, "-m", "hnetcl", "train", *words]
+    done = subprocess.run(
+        told, cwd=cwd, env={**os.environ, "PYTHONPATH": str(house)}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "remembering" in json.loads((cwd / "run" / "metrics.json").read_text())
+    assert len((cwd / "run" / "losses.csv").read_text().splitlines()) == 1 + 2 * 2 + 2  # a penalty in the second task
 
 
 @pytest.mark.parametrize("text", ["pip install other", "python scripts/report.py", "hnetcl report"])

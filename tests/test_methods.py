@@ -1,5 +1,6 @@
 """What methods add to the loss."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from hnetcl.hnets import HyperNetwork
 from hnetcl.methods import Draw, Inputs, Losses, Run
 from hnetcl.methods.finetune import Finetune
 from hnetcl.methods.joint import Joint
+from hnetcl.methods.lwf import LwF
 from hnetcl.methods.output_regularizer import OutputRegularizer
 from hnetcl.model import HyperModel
 from hnetcl.tasks import load_images, split_sequence
@@ -202,3 +204,23 @@ def test_old_data_is_for_methods_that_say_so(data_root: Path) -> None:
         else:
             with pytest.raises(ValueError, match="Curious asks for data of task 0 in task 1, but does not say `sees_old_data"):
                 trainer.fit()
+
+
+@pytest.mark.parametrize("rows", ["task", "shared"])
+def test_lwf_leaves_the_logits_of_current_classes_free(rows: Any, data_root: Path) -> None:
+    """With one head over all classes: what the model before made of classes that it had not learned is held by nothing."""
+    sequence = replace(split_sequence(lambda _: load_images("tiny", data_root), num_tasks=3, val_size=20), head="all")
+    net = nn.Sequential(nn.Flatten(), nn.Linear(256, 8), nn.BatchNorm1d(8), nn.Linear(8, 6))
+    model, method = wrap(net, 3, hnet="direct", per_task=[], rows=rows), LwF(lambda_=1.0)
+    assert model.is_conditioned == (rows == "task")
+    run = Run(model, 1, sequence, torch.optim.Adam(model.hnet.parameters()), torch.Generator())
+    method.check(model, sequence)
+    method.start_task(run)
+    inputs = method.inputs(run, lambda: (torch.randn(5, 1, 16, 16), torch.tensor([2, 3, 2, 3, 2])))
+    held = []
+    for change in ([0, 0, 3, -2, 5, 1], [1, -1, 0, 0, 0, 0]):
+        with torch.no_grad():
+            model.hnet.get_parameter("shared")[-6:] += torch.tensor(change)  # the head's bias
+        held.append(method.loss(model, inputs).parts["distillation"].item())
+    assert held[0] == pytest.approx(0, abs=1e-6)
+    assert held[1] > 0.01

@@ -33,6 +33,8 @@ PACKAGE = Path(__file__).resolve().parents[1]
 CONF = next(folder / "conf" for folder in (PACKAGE, PACKAGE.parent) if (folder / "conf").is_dir())  # installed, or a checkout
 USAGE_ERROR = 2
 INTERRUPTED = 130
+PRIMARY = ("-cp", "--config-path", "-cn", "--config-name")  # Hydra's flags for another primary configuration
+OF_OURS = ("hydra.output_subdir=null", "hydra.run.dir=.", "hydra/job_logging=none", "imports=[]")
 Job = Callable[[DictConfig, Call], float | None]
 
 
@@ -54,7 +56,7 @@ def run(config_name: str, job: Job) -> None:
         try:
             options = option_names(config_name)
             add_parts(sys.argv[1:], options)
-            sys.argv[1:] = prepared(sys.argv[1:], options)
+            sys.argv[1:] = from_a_file(prepared(sys.argv[1:], options))
             task = _guarded(job, typed, faults)
             hydra.main(version_base="1.3", config_path=search_folder(config_name), config_name=config_name)(task)()
         except (ArgumentError, HydraException, OmegaConfBaseException) as error:
@@ -85,6 +87,27 @@ def search_folder(config_name: str) -> str | None:
         return str(CONF)
     ConfigStore.instance().store(config_name, OmegaConf.load(CONF / f"{config_name}.yaml"))
     return None
+
+
+def from_a_file(words: Sequence[str]) -> list[str]:
+    """The words, where they name a primary configuration in place of ours (`-cp DIR -cn config` repeats the run in DIR).
+
+    What ours says about Hydra's own files is then said here: it leaves none. A path is one from the current directory, not
+    from this file. As ever, a file imports nothing: `imports` must be typed.
+    """
+    made = list(words)
+    for place, word in enumerate(made):
+        flag, equals, _ = word.partition("=")
+        if flag in PRIMARY and equals:
+            made[place : place + 1] = word.split("=", 1)
+    flags = [place for place, word in enumerate(made) if word in PRIMARY]
+    if not flags:
+        return list(words)
+    for place in flags:
+        if made[place] in PRIMARY[:2] and place + 1 < len(made):
+            made[place + 1] = os.path.abspath(os.path.expanduser(made[place + 1]))
+    typed = {word.partition("=")[0].lstrip("+~") for word in words}
+    return [*made, *(word for word in OF_OURS if word.partition("=")[0] not in typed)]
 
 
 def add_parts(words: Sequence[str], options: Mapping[str, Sequence[str]]) -> None:

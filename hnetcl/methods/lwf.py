@@ -57,21 +57,19 @@ class LwF(Method):
             tasks = torch.arange(run.task, device=inputs.y.device)
             inputs.old = {"tasks": tasks, "logits": self._old_logits(self.before, inputs.x, tasks)}
         else:
-            logits = main_logits(self.before.run(self.before.hnet(0), inputs.x, 0, BATCH))
-            inputs.tensors["logits"] = logits
-            if run.sequence.head == "all":
-                outputs = torch.arange(logits.shape[1], device=logits.device)
-                inputs.tensors["old"] = outputs < run.sequence.first_output(run.task)
+            inputs.tensors["logits"] = main_logits(self.before.run(self.before.hnet(0), inputs.x, 0, BATCH))
+        if run.sequence.head == "all":  # what the model before says of the current classes it has not learned
+            outputs = torch.arange(run.sequence.num_outputs, device=inputs.y.device)
+            inputs.tensors["old"] = outputs < run.sequence.first_output(run.task)
         return inputs
 
     def loss(self, model: HyperModel, inputs: Inputs) -> Losses:
-        task = super().loss(model, inputs)
+        task, among = super().loss(model, inputs), inputs.tensors.get("old")
         if inputs.old:
             tasks, before = inputs.old["tasks"], inputs.old["logits"]
-            drift = inputs.weighted(self._divergence(before, self._old_logits(model, inputs.x, tasks))).sum()
+            drift = inputs.weighted(self._divergence(before, self._old_logits(model, inputs.x, tasks), among)).sum()
         elif inputs.tensors:
-            logits, old = task.logits, inputs.tensors.get("old")
-            drift = self._divergence(inputs.tensors["logits"], logits, old)
+            drift = self._divergence(inputs.tensors["logits"], task.logits, among)
         else:
             return task
         drift = self.lambda_ * drift
