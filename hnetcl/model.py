@@ -58,8 +58,7 @@ class HyperModel(nn.Module):
         rows: of batch-norm statistics: "task", one for each task; "shared", one that all tasks update, as ordinary batch norm.
 
     Raises:
-        ArgumentError: `shared` or `precision` is none of these, or the network keeps state that is no tensor
-            (`get_extra_state`).
+        ArgumentError: an option is none of these, or the network keeps state that is no tensor (`get_extra_state`).
         ValueError: the hypernetwork writes a parameter that the network has not, or of another shape.
     """
 
@@ -84,9 +83,7 @@ class HyperModel(nn.Module):
             if isinstance(module, torch.jit.ScriptModule):
                 raise ArgumentError("net", name or type(net).__name__, "is TorchScript, in which weights can't be replaced")
         for each in held(net, [parameter for name, parameter in parameters.items() if name in hnet.shapes]):
-            rule = (
-                "holds a parameter that is to be written also in a plain attribute or container, where it would stay as it is"
-            )
+            rule = "holds a parameter that is to be written in a plain attribute or container too, where it would stay as it is"
             raise ArgumentError("net", each.module or type(net).__name__, rule)
         self.net, self.hnet, self.shared, self.precision, self.rows = net, hnet, shared, precision, rows
         self.buffers_by_task = TaskBuffers(hnet.num_tasks)

@@ -69,7 +69,8 @@ def wrap(
     values = initial_parameters(net, init or "own")
     initial = {name: values[name] for name in chosen}
     shapes = {name: value.shape for name, value in initial.items()}
-    made = make_hypernetwork(shapes, num_tasks, hnet, initial=initial, given=init == "given", **options)
+    given = init == "given" or (init is None and hnet == "direct" and bool(trained))
+    made = make_hypernetwork(shapes, num_tasks, hnet, initial=initial, given=given, **options)
     redraws = init is None and not isinstance(made, DirectHyperNetwork)
     if redraws and any(name.rpartition(".")[0] in trained for name in chosen):
         raise untold_init(net)

@@ -133,7 +133,7 @@ class WithWeight(nn.Module):
 
 @pytest.mark.parametrize("hold", [lambda w: [w], lambda w: (w,), lambda w: {0: [w]}], ids=["list", "tuple", "nested"])
 def test_a_parameter_that_a_container_holds_too_is_refused(hold: Callable[[Tensor], Any]) -> None:
-    with pytest.raises(ArgumentError, match="net=WithWeight: holds a parameter that is to be written also in"):
+    with pytest.raises(ArgumentError, match="net=WithWeight: holds a parameter that is to be written in a plain"):
         under(WithWeight(hold))
     assert under(nn.Sequential(nn.LayerNorm(6), WithWeight(hold))[0]).hnet.shapes  # alone it is no fault
 

@@ -111,7 +111,7 @@ def test_tensors_of_wrong_types_are_told(tiny: list[str], compose: Callable[...,
     (tmp_path / "nets.py").write_text(NET)
     imports = [str(tmp_path / "nets.py")]
     values = [value for value in tiny if not value.startswith("net.")]
-    more = ["net=custom", "net.model=spectral", f"imports={imports}", "trainer.steps=2", f"run.dir={tmp_path / 'run'}"]
+    more = ["net=spectral", f"imports={imports}", "trainer.steps=2", f"run.dir={tmp_path / 'run'}"]
     run = train(compose(*more, *values))
     path = run / "model.safetensors"
     tensors = load_file(path)

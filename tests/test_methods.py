@@ -194,9 +194,8 @@ def test_old_data_is_for_methods_that_say_so(data_root: Path) -> None:
             return Inputs(x, y, run.task)
 
     sequence = split_sequence(lambda _: load_images("tiny", data_root), num_tasks=2, val_size=20)
-    net = nn.Sequential(nn.Flatten(), nn.Linear(256, 2))
     for method in (Told(), Curious()):
-        model = wrap(net, 2, hnet="full", hidden=[4])
+        model = wrap(nn.Sequential(nn.Flatten(), nn.Linear(256, 2)), 2, hnet="full", hidden=[4])
         trainer = Trainer(model, sequence, method, adam(), torch.Generator(), steps=2, batch_size=8)
         if isinstance(method, Told):
             trainer.fit()

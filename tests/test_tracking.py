@@ -11,12 +11,14 @@ from matplotlib.text import Text
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from hnetcl.errors import ArgumentError
+from hnetcl.registry import register
 from hnetcl.tasks import Images, TaskSequence, split_sequence
-from hnetcl.tracking import Progress, comparison_table, log_to, result_table
+from hnetcl.tracking import Progress, comparison_table, log_to, observers, result_table
 from hnetcl.tracking.figures import accuracy_curves, accuracy_matrix, row_statistics, to_image, to_pdf, to_png
 from hnetcl.tracking.figurewriter import FigureWriter
 from hnetcl.tracking.tensorboard import TensorBoard
-from hnetcl.training import RunStart, Step, TaskEnd
+from hnetcl.training import Observer, RunDirectory, RunStart, Step, TaskEnd
 
 MATRIX = torch.tensor([[0.9, 0.5], [0.75, 1.0]], dtype=torch.float64)
 UNTRAINED = torch.tensor([0.5, 0.25], dtype=torch.float64)
@@ -162,6 +164,36 @@ def test_figures_are_drawn_at_the_end_and_before_only_where_that_is_cheap(
     assert {path.name for path in tmp_path.iterdir()} == {
         f"accuracy_{k}.{s}" for k in ("matrix", "curves") for s in ("png", "pdf")
     }
+
+
+@pytest.mark.usefixtures("users_parts")
+def test_observers_by_name_hear_of_figures(tmp_path: Path) -> None:
+    """Whatever the order of the names, those that look at others come last; nobody is there twice, or asks for what is not."""
+
+    @register("observer", "seeing")
+    class Seeing(Observer):
+        def __init__(self) -> None:
+            self.seen: list[tuple[str, tuple[int, int], int]] = []
+
+        def on_figure(self, name: str, png: bytes, size: tuple[int, int], trained: int) -> None:
+            assert png.startswith(b"\x89PNG")
+            self.seen.append((name, size, trained))
+
+    @register("observer", "asking")
+    class Asking(Observer):
+        def __init__(self, telephone: object) -> None: ...
+
+    directory = RunDirectory(tmp_path)
+    directory.create()
+    seeing, figures = observers(["figures", "seeing", "seeing"], directory=directory)
+    assert isinstance(seeing, Seeing)
+    figures.on_task_end(end_of(1, 2))
+    assert [(name, trained) for name, _, trained in seeing.seen] == [("accuracy_matrix", 2), ("accuracy_curves", 2)]
+    assert all(min(size) > 100 for _, size, _ in seeing.seen)
+    with pytest.raises(ArgumentError, match=r"^observer=asking: missing .*'telephone'; a observer is given "):
+        observers(["asking"], directory=directory)
+    with pytest.raises(ArgumentError, match=r"^observer=figure: did you mean figures\?"):
+        observers(["figure"])
 
 
 @pytest.mark.parametrize("done", [2, 5])

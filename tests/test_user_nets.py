@@ -161,7 +161,7 @@ def test_modules_that_cant_be_imported(code: str | None, line: str, tmp_path: Pa
         (["generate=norm", "net.norm=none"], "generate=norm: MLP has no norm layer"),
         (
             ["generate=norm", "hnet=direct"],
-            "hnet.per_task=None: no linear or convolution layer of 2 outputs is written",
+            "hnet.per_task=None: no linear or convolution layer of 2 outputs is generated",
         ),
     ],
 )

@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 from hnetcl import inference, metrics
 from hnetcl.cli.main import CONF
 from hnetcl.methods import Method
+from hnetcl.registry import names
 from hnetcl.training import Observer, OptimizerFactory
 
 ROOT = CONF.parent
@@ -119,7 +120,7 @@ def test_a_run_of_the_users_own_parts(parts: Path, tiny: list[str], tmp_path: Pa
     lines = [
         "method.strength=-1: must be at least 0",
         "method.strenth=1: there is no such key; did you mean method.strength? allowed: method.name, method.str",
-        "method.name=l22: did you mean l2? allowed: finetune, joint, l2, output_regularizer",
+        f"method.name=l22: did you mean l2? allowed: {', '.join(sorted([*names('method'), 'l2']))}",
         "observers=['printr']: printr: did you mean printer? allowed: figures, printer, progress, tensorboard",
         "inference=margn: did you mean margin? allowed: agreement, confidence, entropy, margin",
         "optimizer.gamma=1: there is no such key; allowed: optimizer.beta, optimizer.lr, optimizer.name (optimizer=adamax)",

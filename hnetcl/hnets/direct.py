@@ -1,6 +1,7 @@
 """The direct hypernetwork: holds the weights themselves. This is how methods without a hypernetwork run."""
 
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,12 +19,15 @@ class DirectHyperNetwork(BaseHyperNetwork):
 
     Args:
         shapes, num_tasks, initial: as for every hypernetwork; the parameters start at `initial`.
-        given: changes nothing: every task starts at `initial` in any case.
+        given: whether every task starts at `initial` exactly, whatever `heads` says.
         num_outputs: K, logits per task, by which the layer that makes them is found; None where they are not known.
         head: "task", "shared" or "all": which logits the network has.
         per_task: name patterns (as in a shell) of the parameters that each task has for itself. ("head.*",) is the multi-head
             network of task-incremental baselines, ("*",) a network per task. None: with head "task" those of the layer that
             makes the logits, see `logits_layer`; with any other head none.
+        heads: how a task's own parameters start. "same": at `initial`, for all tasks. "drawn": each task at another draw, the
+            values of `initial` in another order, as published baselines have it: heads that start as one go on to use the same
+            directions of their input, and a new task then pulls the old ones with it. An added task starts at the newest one.
 
     Raises:
         ArgumentError: a pattern that no name matches; or no pattern is given and no layer makes the logits.
@@ -39,6 +43,7 @@ class DirectHyperNetwork(BaseHyperNetwork):
         head: str = "task",
         *,
         per_task: Sequence[str] | None = None,
+        heads: Literal["same", "drawn"] = "same",
     ) -> None:
         super().__init__(shapes, num_tasks, initial)
         values = default_values(self.shapes) if initial is None else initial
@@ -51,8 +56,9 @@ class DirectHyperNetwork(BaseHyperNetwork):
         flat = {name: flat_numbers(values[name]) for name in names}
         empty = [torch.zeros(0)]
         self.shared = nn.Parameter(torch.cat(empty + [v for name, v in flat.items() if not self.is_own[name]]))
-        newest = torch.cat(empty + [v for name, v in flat.items() if self.is_own[name]])
-        self.own = nn.Parameter(newest.repeat(num_tasks, 1))
+        first = [v for name, v in flat.items() if self.is_own[name]]
+        draws = [[v if t == 0 or given or heads == "same" else _drawn(v) for v in first] for t in range(num_tasks)]
+        self.own = nn.Parameter(torch.stack([torch.cat(empty + draw) for draw in draws]))
 
     @property
     def embeddings(self) -> None:
@@ -70,6 +76,11 @@ class DirectHyperNetwork(BaseHyperNetwork):
         shared = iter(self.shared.split([n for name, n in sizes.items() if not self.is_own[name]]))
         own = iter(self.own.index_select(0, tasks).split([n for name, n in sizes.items() if self.is_own[name]], 1))
         return {name: next(own) if self.is_own[name] else next(shared).expand(len(tasks), -1) for name in sizes}
+
+
+def _drawn(values: Tensor) -> Tensor:
+    """Another draw like this one: its values in another order."""
+    return values[torch.randperm(len(values))]
 
 
 def logits_layer(shapes: Mapping[str, torch.Size], num_outputs: int | None = None) -> list[str]:

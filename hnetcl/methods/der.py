@@ -28,7 +28,7 @@ class DER(Replay):
     """
 
     def __init__(
-        self, *, size: Annotated[int, Ge(1)] = 2000, alpha: Annotated[float, Ge(0)] = 0.5, beta: Annotated[float, Ge(0)] = 0.5
+        self, *, size: Annotated[int, Ge(1)] = 2000, alpha: Annotated[float, Ge(0)] = 0.1, beta: Annotated[float, Ge(0)] = 1.0
     ) -> None:
         super().__init__(size=size, weight=beta)
         self.alpha = alpha

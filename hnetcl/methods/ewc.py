@@ -36,9 +36,9 @@ class EWC(QuadraticPenalty):
     def __init__(
         self,
         *,
-        lambda_: Annotated[float, Ge(0)] = 1000.0,
+        lambda_: Annotated[float, Ge(0)] = 10000.0,
         labels: Literal["exact", "sampled", "empirical"] = "exact",
-        samples: Annotated[int, Ge(1)] = 1000,
+        samples: Annotated[int, Ge(1)] = 500,
         decay: Annotated[float, Ge(0), Le(1)] = 1.0,
     ) -> None:
         super().__init__(lambda_ / 2)

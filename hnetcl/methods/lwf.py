@@ -26,7 +26,8 @@ class LwF(Method):
     with predictions p softened by the temperature tau. With one head over all classes it is one distribution over those of all
     old tasks. No old data are kept.
 
-    Batch norm: for an old task both models normalize by the batch, and no row of statistics moves: they are of old images.
+    Batch norm: for an old task both models normalize by the batch, and no row of statistics moves: they are of old images. A
+    network with batch norm and heads per task can't be compiled as one graph.
 
     Args:
         lambda_: strength.

@@ -28,7 +28,7 @@ class SI(QuadraticPenalty):
     Source: Zenke et al. 2017 (arXiv:1703.04200), equations 4 and 5.
     """
 
-    def __init__(self, *, c: Annotated[float, Ge(0)] = 0.1, xi: Annotated[float, Gt(0)] = 0.1) -> None:
+    def __init__(self, *, c: Annotated[float, Ge(0)] = 1.0, xi: Annotated[float, Gt(0)] = 0.1) -> None:
         super().__init__(c)
         self.xi = xi
         self.start: dict[str, Tensor] = {}

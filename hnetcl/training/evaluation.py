@@ -119,6 +119,7 @@ def accuracy(
             x = task.preprocess(images)
             if among is None:
                 logits = _run(model, params, x, number, stats)
+                _require_classes(logits, labels, task)
                 own = logits[:, first : first + classes] if protocol.head == "all" else logits
                 found = torch.full_like(labels, number)
                 if protocol.head == "all" and not told:

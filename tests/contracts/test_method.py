@@ -1,0 +1,204 @@
+"""What every method must do. A new method is a row of `METHODS`, and is then tested like all others."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from hnetcl.build import Parts, build
+from hnetcl.cli.jobs import evaluate, train
+from hnetcl.config import Config, EvaluationConfig
+from hnetcl.methods import Inputs, Losses, Method, Run
+from hnetcl.registry import find, names, register
+from hnetcl.tasks import Batches
+from hnetcl.training import Observer
+from hnetcl.training.step import TrainingStep
+
+METHODS: dict[str, list[str]] = {  # name -> what makes it small
+    "der": ["method.size=30"],
+    "ewc": ["method.samples=10", "method.lambda_=100"],
+    "finetune": [],
+    "joint": [],
+    "lwf": [],
+    "output_regularizer": ["method.importance=fisher", "method.fisher_samples=10", "method.sample=1"],
+    "replay": ["method.size=30"],
+    "si": ["method.c=10"],
+}
+MODELS = {  # what a method must be able to train
+    "heads": ["hnet=direct", "bn=quaternion"],
+    "one_head": ["hnet=direct", "scenario=class", "bn=real"],
+    "domain": ["hnet=direct", "scenario=domain", "net.norm=none", "bn=real"],
+    "hypernetwork": ["hnet=chunked", "bn=complex"],
+}
+STEPS = 6
+CPU = torch.device("cpu")
+
+EachMethod = pytest.mark.parametrize("method", METHODS)
+EachModel = pytest.mark.parametrize("model", MODELS)
+Compose = Callable[..., Config]
+
+
+@pytest.fixture
+def words(tiny: list[str]) -> Callable[[str, str], list[str]]:
+    """Method and model -> overrides of a small run."""
+    small = [word for word in tiny if not word.startswith(("hnet.", "trainer.steps", "trainer.batch_size"))]
+
+    def call(method: str, model: str) -> list[str]:
+        sizes = ["hnet.hidden=[16]", "hnet.embedding_dim=8"] if model == "hypernetwork" else []
+        own = [f"method={method}", *METHODS[method], *MODELS[model], *sizes]
+        return [*small, *own, "trainer.batch_size=8", f"trainer.steps={STEPS}", "observers=[]", "trainer.threads=1"]
+
+    return call
+
+
+def test_every_method_is_in_the_table() -> None:
+    assert METHODS.keys() == {n for n in names("method") if find("method", n).__module__.startswith("hnetcl.")}
+
+
+@register("observer", "stops_before_task_2")
+class Stops(Observer):
+    """As Ctrl-C does it: after the checkpoint of task 1."""
+
+    def on_task_start(self, task: int, steps: int, steps_before: int) -> None:
+        if task == 2:
+            raise KeyboardInterrupt
+
+
+@EachMethod
+@EachModel
+def test_a_resumed_run_is_the_undisturbed_one(
+    method: str, model: str, words: Callable[[str, str], list[str]], compose: Compose, tmp_path: Path
+) -> None:
+    """Tensor for tensor, what the method keeps included; and an evaluation from the directory gives the recorded numbers."""
+    own, whole, halves = words(method, model), tmp_path / "whole", tmp_path / "halves"
+    train(compose(*own, f"run.dir={whole}"))
+    with pytest.raises(KeyboardInterrupt):
+        train(compose(*own, f"run.dir={halves}", "observers=[stops_before_task_2]"))
+    train(compose(*own, f"run.dir={halves}", "resume=true"))
+    first, second = (load_file(run / "model.safetensors") for run in (whole, halves))
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert (whole / "accuracy.csv").read_text() == (halves / "accuracy.csv").read_text()
+    kept = [torch.load(run / "checkpoints" / "last.pt", weights_only=True)["method"] for run in (whole, halves)]
+    assert kept[0].keys() == kept[1].keys()
+    assert all(torch.equal(kept[0][name], kept[1][name]) for name in kept[0])
+    values: dict[str, Any] = {"run": str(whole), "task": None, "stats": "own", "scenario": None, "inference": None}
+    found = evaluate(EvaluationConfig(**values, imports=[], device="cpu", data={"root": None}))
+    recorded = json.loads((whole / "metrics.json").read_text())["average_accuracy"]
+    assert sum(found) / len(found) == pytest.approx(recorded, abs=1e-12)
+
+
+class Training:
+    """A method and what it needs, at the start of a task."""
+
+    def __init__(self, config: Config, task: int, compile: str = "off", backend: str = "eager") -> None:
+        torch.manual_seed(0)
+        self.parts: Parts = build(config, CPU)
+        self.method: Method = self.parts.method
+        self.take = TrainingStep(self.parts.model.train(), self.method, CPU, compile, backend)
+        self.generator = torch.Generator().manual_seed(0)
+        for number in range(task + 1):
+            self.start(number)
+            if number < task:
+                self.step()
+                self.method.end_task(self.run)
+
+    def start(self, task: int) -> None:
+        sequence, model = self.parts.sequence, self.parts.model
+        optimizer, _ = self.parts.optimizer.make(model, STEPS)
+        self.asked: list[int] = []  # tasks, of which the method wanted a batch
+        self.run = Run(model, task, sequence, optimizer, self.generator)
+        self.batches = [Batches(data, 8, self.generator, sequence.first_output(t)) for t, data in enumerate(sequence.tasks)]
+        self.method.start_task(self.run)
+
+    def draw(self, of: int | None = None) -> tuple[Tensor, Tensor]:
+        self.asked.append(self.run.task if of is None else of)
+        return self.batches[self.asked[-1]].draw()
+
+    def step(self) -> tuple[Inputs, Losses]:
+        inputs = self.method.inputs(self.run, self.draw)
+        losses = self.take(self.run, inputs)
+        self.run.optimizer.step()
+        self.method.after_step(self.run, inputs, losses)
+        self.run.step += 1
+        return inputs, losses
+
+
+@EachMethod
+@EachModel
+def test_losses_are_sums_of_their_parts(
+    method: str, model: str, words: Callable[[str, str], list[str]], compose: Compose
+) -> None:
+    """The first task is plain training; later parts are finite, and what backward starts from is their sum."""
+    config = compose(*words(method, model))
+    first, later = Training(config, 0), Training(config, 2)
+    _, losses = first.step()
+    assert losses.parts.keys() - {"auxiliary"} == {"loss"}
+    for _ in range(2):
+        inputs, losses = later.step()
+        assert "loss" in losses.parts
+        assert torch.stack(list(losses.parts.values())).isfinite().all()
+        torch.testing.assert_close(torch.stack(list(losses.parts.values())).sum(), losses.total)
+        assert losses.logits.shape == (len(inputs.y), later.parts.sequence.num_outputs)
+    assert (method == "finetune") == (losses.parts.keys() == {"loss"}) or method == "joint"
+    assert later.method.sees_old_data == any(task < 2 for task in later.asked)
+
+
+@EachMethod
+@EachModel
+def test_the_loss_is_a_pure_function(method: str, model: str, words: Callable[[str, str], list[str]], compose: Compose) -> None:
+    """The same inputs give the same loss and gradients, where batch norm does not move its rows in between."""
+    training = Training(compose(*words(method, model), "bn.stats=frozen"), 2)
+    inputs = training.method.inputs(training.run, training.draw)
+    assert isinstance(inputs.task, int)
+    told = replace(inputs, task=torch.tensor(inputs.task))
+    hnet = training.parts.model.hnet
+    found = []
+    for _ in range(2):
+        hnet.zero_grad()
+        losses = training.method.loss(training.parts.model, told)
+        losses.total.backward()
+        found.append([losses.total.detach(), *(p.grad.clone() for p in hnet.parameters() if p.grad is not None)])
+    torch.testing.assert_close(found[1], found[0], rtol=0, atol=0)
+
+
+@EachMethod
+@pytest.mark.filterwarnings("ignore")  # torch's compiler warns of what it does itself
+def test_one_graph_for_all_tasks(method: str, words: Callable[[str, str], list[str]], compose: Compose) -> None:
+    """Compiled, the steps find what uncompiled ones do, and from the third task on nothing is compiled."""
+    compiled: list[int] = []
+
+    def backend(graph: Any, example: Any) -> Any:
+        compiled.append(1)
+        return graph.forward
+
+    config = compose(*words(method, "heads"), "bn=real", "net.norm=none")
+    plain, graphed = Training(config, 2), Training(config, 2, "on", backend)  # type: ignore[arg-type]
+    before = len(compiled)
+    torch.testing.assert_close(plain.step()[1].parts, graphed.step()[1].parts)
+    assert before <= 2
+    assert len(compiled) == before
+
+
+@EachMethod
+def test_the_state_is_all_there_is(method: str, words: Callable[[str, str], list[str]], compose: Compose) -> None:
+    """A fresh object that is given the state goes on as the old one; the state is plain tensors."""
+    config = compose(*words(method, "one_head"))
+    old, new = Training(config, 1), Training(config, 1)
+    old.method.end_task(old.run)
+    state = old.method.state_dict()
+    assert all(isinstance(value, Tensor) and not value.requires_grad for value in state.values())
+    fresh: Method = build(config, CPU).method
+    fresh.load_state_dict({name: value.clone() for name, value in state.items()})
+    new.parts.model.load_state_dict(old.parts.model.state_dict())
+    new.method, new.take = fresh, TrainingStep(new.parts.model, fresh, CPU, "off")
+    for training in (old, new):
+        training.generator.manual_seed(1)
+        training.start(2)
+    torch.testing.assert_close(*(training.step()[1].parts for training in (old, new)), rtol=0, atol=0)
