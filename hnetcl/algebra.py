@@ -83,6 +83,7 @@ COMPLEX = _algebra("complex", "+0 +1 / +1 -0")
 QUATERNION = _algebra("quaternion", "+0 +1 +2 +3 / +1 -0 +3 -2 / +2 -3 -0 +1 / +3 +2 -1 -0")  # Hamilton: ij = k
 
 ALGEBRAS = {algebra.name: algebra for algebra in (REAL, COMPLEX, QUATERNION)}
+ALGEBRA_DIMS = {name: algebra.dim for name, algebra in ALGEBRAS.items()}
 
 
 def as_algebra(algebra: str | Algebra) -> Algebra:

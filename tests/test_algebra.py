@@ -7,8 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hnetcl.algebra import ALGEBRAS, COMPLEX, QUATERNION, REAL, Algebra, as_algebra
-from hnetcl.choices import ALGEBRA_DIMS
+from hnetcl.algebra import ALGEBRA_DIMS, ALGEBRAS, COMPLEX, QUATERNION, REAL, Algebra, as_algebra
 from hnetcl.errors import ArgumentError
 
 every_algebra = pytest.mark.parametrize("algebra", ALGEBRAS.values(), ids=lambda algebra: algebra.name)

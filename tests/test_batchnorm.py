@@ -15,8 +15,9 @@ from torch.func import functional_call
 
 from hnetcl.algebra import ALGEBRAS, Algebra
 from hnetcl.bn import BATCH, BatchNormLayer, ConvBatchNorm, auxiliary_loss, using_task
-from hnetcl.choices import STATS, WHITENINGS
+from hnetcl.bn.statistics import STATS
 from hnetcl.errors import ArgumentError
+from hnetcl.kernels.whitening import WHITENINGS
 
 every_algebra = pytest.mark.parametrize("algebra", ALGEBRAS)
 every_whitener = pytest.mark.parametrize(("algebra", "whitening"), list(product(ALGEBRAS, ("zca", "cholesky"))))

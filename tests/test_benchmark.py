@@ -16,8 +16,9 @@ from benchmarks.compare import compare
 from benchmarks.contenders import Contender, Field
 from benchmarks.measure import Step, in_turn, median_ratio, peak_bytes, resident_bytes, saved_bytes
 
+from hnetcl.algebra import ALGEBRA_DIMS
 from hnetcl.bn import ConvBatchNorm
-from hnetcl.choices import ALGEBRA_DIMS, STATS
+from hnetcl.bn.statistics import STATS
 from hnetcl.errors import ArgumentError
 from hnetcl.layers import Conv2d, Linear
 

@@ -15,8 +15,9 @@ from torch.func import functional_call
 from hnetcl.algebra import ALGEBRAS
 from hnetcl.bn import BATCH, BatchNormLayer, ConvBatchNorm, batchnorm_layers, using_task
 from hnetcl.bn.conv_bn import AnyConv
-from hnetcl.choices import STATS, WHITENINGS
+from hnetcl.bn.statistics import STATS
 from hnetcl.errors import ArgumentError
+from hnetcl.kernels.whitening import WHITENINGS
 from hnetcl.layers import Conv2d
 
 every_algebra = pytest.mark.parametrize("algebra", ALGEBRAS)

@@ -10,12 +10,12 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from hnetcl.choices import WHITENINGS
 from hnetcl.compiling import can_compile
 from hnetcl.kernels import batch_norm as closed_form
 from hnetcl.kernels.backends import REFERENCE, Kernel, fused
 from hnetcl.kernels.conv_bn import Convolution, conv_batch_norm, conv_normalize
 from hnetcl.kernels.passes import BLOCKS, COMPILED, PLAIN, Passes
+from hnetcl.kernels.whitening import WHITENINGS
 
 every_case = pytest.mark.parametrize(("d", "whitening"), list(product([1, 2, 4, 8], WHITENINGS)))
 both_statistics = pytest.mark.parametrize("given", [False, True], ids=["batch", "given"])

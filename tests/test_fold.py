@@ -23,7 +23,7 @@ from hnetcl.bn import (
     reference_pass,
     using_task,
 )
-from hnetcl.choices import WHITENINGS
+from hnetcl.kernels.whitening import WHITENINGS
 from hnetcl.layers import Conv2d, Linear
 from hnetcl.nets import MLP, LeNet
 from hnetcl.vision import import_torchvision

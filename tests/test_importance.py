@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from hnetcl.algebra import ALGEBRAS
 from hnetcl.bn import BatchNormLayer, writable_parameters
-from hnetcl.choices import STATS
+from hnetcl.bn.statistics import STATS
 from hnetcl.cli.jobs import train
 from hnetcl.config import Config
 from hnetcl.errors import ArgumentError

@@ -11,9 +11,9 @@ from torch.nn.utils import prune
 
 from hnetcl.algebra import ALGEBRAS
 from hnetcl.bn import BatchNormLayer
-from hnetcl.choices import INITS
 from hnetcl.errors import ArgumentError
 from hnetcl.hnets import BaseHyperNetwork, DirectHyperNetwork, HyperNetwork, initial_parameters
+from hnetcl.hnets.initial import INITS
 from hnetcl.layers import Conv2d, Linear
 from hnetcl.nets import MLP, LeNet
 from hnetcl.vision import import_torchvision

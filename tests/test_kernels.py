@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from hnetcl.choices import WHITENINGS
 from hnetcl.kernels import batch_norm as closed_form
 from hnetcl.kernels import reference
+from hnetcl.kernels.whitening import WHITENINGS
 
 EPS = 1e-5
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}

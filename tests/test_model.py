@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from hnetcl.algebra import ALGEBRAS
 from hnetcl.bn import BATCH, BatchNormLayer, writable_parameters
-from hnetcl.choices import STATS
+from hnetcl.bn.statistics import STATS
 from hnetcl.hnets import DirectHyperNetwork, HyperNetwork
 from hnetcl.model import HyperModel
 from hnetcl.nets import MLP, LeNet

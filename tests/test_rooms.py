@@ -13,7 +13,6 @@ ROOMS = [
     "values",
     "registry",
     "config",
-    "choices",
     "patterns",
     "modes",
     "memory",

@@ -17,7 +17,7 @@ from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import metadata
 
 import hnetcl
-from hnetcl.choices import STATS
+from hnetcl.bn.statistics import STATS
 from hnetcl.cli.jobs import evaluate, train
 from hnetcl.cli.main import CONF
 from hnetcl.config import Config, parse_evaluation

@@ -23,7 +23,7 @@ from hnetcl.bn import (
     writable_parameters,
 )
 from hnetcl.bn.gaussian import distance, divergence, parameters, statistics
-from hnetcl.choices import STATS
+from hnetcl.bn.statistics import STATS
 from hnetcl.kernels.layout import complex_to_real
 
 every_algebra = pytest.mark.parametrize("algebra", ALGEBRAS)

@@ -17,7 +17,8 @@ from torch.multiprocessing.spawn import spawn
 
 from hnetcl.algebra import ALGEBRAS
 from hnetcl.bn import BatchNormLayer, ConvBatchNorm, auxiliary_loss, batchnorm_layers
-from hnetcl.choices import STATS, WHITENINGS
+from hnetcl.bn.statistics import STATS
+from hnetcl.kernels.whitening import WHITENINGS
 from hnetcl.layers import Conv2d
 
 STEPS = 3

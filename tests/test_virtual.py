@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from hnetcl.algebra import ALGEBRAS
 from hnetcl.bn import BATCH, BatchNormLayer, VirtualBatchNormLayer, norm_layers, reference_pass, using_task
-from hnetcl.choices import WHITENINGS
 from hnetcl.errors import ArgumentError
 from hnetcl.kernels import reference
+from hnetcl.kernels.whitening import WHITENINGS
 
 every_algebra = pytest.mark.parametrize("algebra", ALGEBRAS)
 every_kind = pytest.mark.parametrize(("algebra", "whitening"), list(product(ALGEBRAS, WHITENINGS)))

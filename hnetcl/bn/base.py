@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from hnetcl.algebra import Algebra, as_algebra
-from hnetcl.choices import BACKENDS, WHITENINGS
 from hnetcl.errors import ArgumentError, one_of
 from hnetcl.kernels.autograd import is_mapped
+from hnetcl.kernels.backends import BACKENDS
 from hnetcl.kernels.layout import sum_dtype
+from hnetcl.kernels.whitening import WHITENINGS
 
 BATCH = "batch"  # in place of a row: normalize by the batch's own statistics, in evaluation too
 

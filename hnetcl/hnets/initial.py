@@ -6,12 +6,12 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from hnetcl.bn import writable_parameters
-from hnetcl.choices import INITS
 from hnetcl.errors import one_of
 from hnetcl.layers import Conv2d, Linear
 from hnetcl.numbers import real_view
 
 Layer = Linear | Conv2d | nn.Linear | _ConvNd
+INITS = ("own", "fan_in", "fan_out", "given")
 LAYERS = (Linear, Conv2d, nn.Linear, _ConvNd)
 
 

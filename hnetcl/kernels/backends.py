@@ -26,6 +26,7 @@ from hnetcl.kernels.conv_bn import Convolution
 from hnetcl.kernels.passes import Passes
 from hnetcl.kernels.reference import Normalized
 
+BACKENDS = ("auto", "reference", "closed_form", "compiled")
 AUTO_COMPILED = {"cpu": 2**22, "cuda": 2**20}  # values in x from which "auto" compiles; below, its seconds are hardly won back
 
 

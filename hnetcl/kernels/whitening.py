@@ -15,6 +15,7 @@ from torch import Tensor
 
 from hnetcl.kernels.reference import regularize, trace_share
 
+WHITENINGS = ("zca", "cholesky", "naive")
 TINY = 1e-60  # below any variance that float32 sums can mean; keeps roots and the products of their inverses finite
 
 

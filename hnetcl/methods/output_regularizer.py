@@ -16,7 +16,7 @@ from hnetcl.hnets import BaseHyperNetwork, Record
 from hnetcl.importance import Importance, require_samples
 from hnetcl.lookahead import Lookahead, evaluate
 from hnetcl.methods.base import Draw, Inputs, Losses, Method, Run
-from hnetcl.methods.targets import fetched, joined, kept, sent
+from hnetcl.methods.targets import fetched, joined, moved, prefetchable
 from hnetcl.model import HyperModel
 from hnetcl.registry import register
 from hnetcl.tasks import TaskSequence
@@ -123,7 +123,7 @@ class OutputRegularizer(Method):
             self.weights = torch.tensor(self.task_weights[:task], device=here)
         factors = self.importance.of(task, hnet.num_generated, there)
         if factors is not None:
-            self.factors = kept(Record([factors], []), here)
+            self.factors = prefetchable(Record([factors], []), here)
         if self.lookahead:
             self.ahead = Lookahead(optimizer)
         if self.targets == "online":
@@ -132,7 +132,7 @@ class OutputRegularizer(Method):
             records = (
                 self._written(hnet, tasks) for tasks in torch.arange(task, device=here).split(self.tasks_at_once or task)
             )
-            self.record = kept(joined([record.to(there, self.targets_dtype) for record in records]), here)
+            self.record = prefetchable(joined([record.to(there, self.targets_dtype) for record in records]), here)
 
     def inputs(self, run: Run, draw: Draw) -> Inputs:
         inputs = super().inputs(run, draw)
@@ -219,7 +219,7 @@ class OutputRegularizer(Method):
     def _add(self, inputs: Inputs, hnet: BaseHyperNetwork, places: Tensor) -> None:
         """Adds what is compared, for the old tasks at these places."""
         like = next(hnet.parameters())
-        tasks = sent(places, like.device)
+        tasks = moved(places, like.device)
         if self.record is not None:
             before = fetched(self.record, places, like)
         else:

@@ -20,16 +20,16 @@ def fetched(record: Record, places: Tensor, like: Tensor) -> Record:
     Args:
         places: [K] of the record's B, on its device; B places are taken for all of them in order.
     """
-    rows = record if len(places) == len(record.by_task[0]) else record.of(places)
-    return _each(rows, lambda value: sent(value, like.device).to(like.dtype))
+    chosen = record if len(places) == len(record.by_task[0]) else record.of(places)
+    return _each(chosen, lambda value: moved(value, like.device).to(like.dtype))
 
 
-def kept(record: Record, device: torch.device) -> Record:
+def prefetchable(record: Record, device: torch.device) -> Record:
     """The record ready for a journey to that device at every step."""
     return _each(record, lambda value: _pinned(value, device))
 
 
-def sent(value: Tensor, device: torch.device) -> Tensor:
+def moved(value: Tensor, device: torch.device) -> Tensor:
     """A tensor on a device. Neither the CPU nor a GPU waits for the other."""
     return _pinned(value, device).to(device, non_blocking=True)
 

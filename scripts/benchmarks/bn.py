@@ -18,8 +18,10 @@ from benchmarks import compare, inputs
 from benchmarks.contenders import Absent, Contender, Field, need_compiler
 from benchmarks.measure import Step
 from benchmarks.peers import peer
+from hnetcl.algebra import ALGEBRA_DIMS
 from hnetcl.bn import BatchNormLayer, VirtualBatchNormLayer, reference_pass
-from hnetcl.choices import ALGEBRA_DIMS, BACKENDS, WHITENINGS
+from hnetcl.kernels.backends import BACKENDS
+from hnetcl.kernels.whitening import WHITENINGS
 
 BASE = "torch"
 TORCH = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}

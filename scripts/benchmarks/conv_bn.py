@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from benchmarks import compare, inputs
 from benchmarks.contenders import Contender, Field, need_compiler
 from benchmarks.measure import Step
+from hnetcl.algebra import ALGEBRA_DIMS
 from hnetcl.bn import BatchNormLayer, ConvBatchNorm
-from hnetcl.choices import ALGEBRA_DIMS
 from hnetcl.errors import ArgumentError
 from hnetcl.layers import Conv2d
 

@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from benchmarks.contenders import Absent, Contender, Field, Report, need_compiler
 from benchmarks.inputs import at_least
 from benchmarks.measure import STATM, Step, resident_bytes
+from hnetcl.algebra import ALGEBRA_DIMS
 from hnetcl.bn import BatchNormLayer, ConvBatchNorm, VirtualBatchNormLayer, auxiliary_loss, reference_pass
-from hnetcl.choices import ALGEBRA_DIMS, STATS
+from hnetcl.bn.statistics import STATS
 from hnetcl.errors import ArgumentError
 from hnetcl.layers import Conv2d
 from hnetcl.nets import LeNet

@@ -17,9 +17,11 @@ MODES: dict[str, type[StatisticsMode]] = {
     "distilled": DistilledStatistics,
 }
 """Every mode, by the name that is given as `BatchNormLayer(stats=...)`: the only list of them."""
+STATS = tuple(MODES)
 
 __all__ = [
     "MODES",
+    "STATS",
     "BatchStatistics",
     "DistilledStatistics",
     "FrozenStatistics",
