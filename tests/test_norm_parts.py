@@ -27,6 +27,11 @@ Compose = Callable[..., Config]
 VIRTUAL = ["bn=virtual", "bn.algebra=quaternion", "observers=[]"]
 LENET = ["net=lenet", "net.channels=[4,8]", "hnet.chunk_size=100", "observers=[]"]
 CPU = torch.device("cpu")
+pytestmark = [  # raised inside torch's compiler
+    pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning"),
+]
 assert_equal = partial(torch.testing.assert_close, atol=0, rtol=0)
 
 
@@ -109,7 +114,13 @@ def asks(in_shape, num_outputs, norm, *, uses: bool = True):
 )
 def test_refused_where_it_would_go_unused(words: str, message: str, data_root: Path, compose: Compose, tmp_path: Path) -> None:
     (tmp_path / "nets.py").write_text(NETS)
-    small = [f"imports=[{tmp_path / 'nets.py'}]", f"data.root={data_root}", "task.dataset=tiny", "task.num_tasks=3"]
+    small = [
+        f"imports=[{tmp_path / 'nets.py'}]",
+        f"data.root={data_root}",
+        "task.dataset=tiny",
+        "task.num_tasks=3",
+        "task.val_size=20",
+    ]
     with pytest.raises(ArgumentError) as caught:
         build(compose(*words.split(), *small), CPU)
     assert str(caught.value).startswith(f"bn.name={message}")
@@ -127,7 +138,7 @@ def test_a_users_network_that_asks_for_its_norm_may_be_virtual(tiny: list[str], 
 # ---------------------------------------------------------------------- virtual: runs
 
 
-@pytest.mark.parametrize("extra", [[], ["scenario=class", "method=joint", "head=task"], ["bn.rows=shared"]], ids=str)
+@pytest.mark.parametrize("extra", [[], ["scenario=class", "method=joint"], ["bn.rows=shared"]], ids=str)
 def test_a_run_keeps_its_references(
     extra: list[str], tiny: list[str], compose: Compose, compose_evaluation: Callable[..., Any], tmp_path: Path
 ) -> None:
@@ -138,8 +149,8 @@ def test_a_run_keeps_its_references(
     assert {value for name, value in references(model.net).items() if name.endswith("count") for value in value.tolist()} == {
         16
     }
-    assert evaluate(compose_evaluation(f"run={run}", "device=cpu")) == recorded.tolist()
-    assert recorded.mean() > 0.5
+    assert evaluate(compose_evaluation(f"run={run}", "device=cpu")) == recorded
+    assert sum(recorded) / len(recorded) > 0.5
 
 
 def tiny_for(tiny: list[str], extra: list[str]) -> list[str]:
@@ -320,9 +331,9 @@ def test_fused_networks_compute_what_the_others_do(algebra: Any, training: bool)
     outcomes = []
     for layer in (BatchNormLayer, FusedBatchNormLayer):
         torch.manual_seed(0)
-        net = LeNet((1, 16, 16), 3, partial(layer, algebra=algebra), channels=(4, 8), hidden=(16,), algebra=algebra)
+        net = LeNet((1, 16, 16), 3, partial(layer, algebra=algebra), channels=(4, 8), hidden=(16,), algebra=algebra).double()
         assert sum(isinstance(module, ConvBatchNorm) for module in net.modules()) == (2 if layer is FusedBatchNormLayer else 0)
-        x = torch.randn(6, 1, 16, 16)
+        x = torch.randn(6, 1, 16, 16, dtype=torch.float64)
         net(x)
         y = net.train(training)(x)
         y.square().sum().backward()
@@ -339,7 +350,7 @@ def test_a_fused_run_is_close_to_the_others(extra: list[str], tiny: list[str], c
         run = train(compose(*values, f"bn.name={name}", f"run.dir={tmp_path / name}"))
         found.append((RunDirectory(run).read_accuracy(), list(load_file(run / "model.safetensors").values())))
         assert hnetcl.load(run)
-    torch.testing.assert_close(*(torch.as_tensor(accuracy) for accuracy, _ in found), atol=0.05, rtol=0)
+    torch.testing.assert_close(*(torch.as_tensor(accuracy) for accuracy, _ in found), atol=0.05, rtol=0, equal_nan=True)
     sums = [sum(float(value.double().sum()) for value in values) for _, values in found]
     assert sums[1] == pytest.approx(sums[0], rel=1e-3, abs=1e-3)
 
