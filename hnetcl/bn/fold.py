@@ -35,6 +35,8 @@ def fold_batchnorm(
         fast = fold_batchnorm(net, stats_id=2)
         fast = fold_batchnorm(model.net, 2, model.hnet(2))       # the net of task 2 of a `HyperModel`
 
+    A `ConvBatchNorm` inside becomes the two layers that it is made of, and these are folded.
+
     What can't be folded exactly stays as it is, so that the output is the same in any case: layers that use the batch's own
     statistics, and virtual ones; those whose input is not the output of one linear or convolution layer, of the same width,
     used once and without hooks or parametrizations; and, for d > 1, those after a convolution with groups, which A would mix.

@@ -44,9 +44,7 @@ class LwF(Method):
             rule = "needs a network whose buffers training does not change, batch norm's rows excepted"
             raise ArgumentError("name", "lwf", rule)
         if not model.is_conditioned and any(isinstance(m, VirtualBatchNormLayer) for m in model.net.modules()):
-            rule = (
-                "normalizes by the batch what it compares, and one head for all tasks by bn.name=virtual; allowed: bn.rows=task"
-            )
+            rule = "compares what is normalized by the batch, as bn.name=virtual never is; allowed with it: bn.rows=task"
             raise ArgumentError("name", "lwf", rule)
 
     def start_task(self, run: Run) -> None:
