@@ -149,7 +149,7 @@ def test_the_files_of_contributing_work_in_the_house(folder: Path, tmp_path: Pat
         "bn=continual",
         "net=all_conv",
         "method=mas",
-        "hnet=templates",
+        "hnet=outer",
         "optimizer=nadam",
         "scenario=class",
     ]
