@@ -113,7 +113,10 @@ def test_an_option_has_a_name(word: str) -> None:
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        (["method=finetune", "hnet.hidden=[16]"], "there is no such key; allowed: hnet.heads, hnet.name, hnet.per_task (hnet=direct)"),
+        (
+            ["method=finetune", "hnet.hidden=[16]"],
+            "there is no such key; allowed: hnet.heads, hnet.name, hnet.per_task (hnet=direct)",
+        ),
         (["hnet=low_rank", "hnet.head_scal=own"], "hnet.hidden, hnet.name, hnet.rank (hnet=low_rank)"),
         (["hnett.hiddn=[1]"], "did you mean hnet.hidden?"),
         (["imports=[a=b.py]"], "as text it is \"imports=['a=b.py']\""),
