@@ -92,15 +92,14 @@ def build_net(config: Config, in_shape: Sequence[int], num_outputs: int) -> nn.M
                 size = sum(value.nbytes for value in made().state_dict().values())
             require(*_largest("net", config.net), size)
         net: nn.Module = made()
-    _require_used(config, net)
-    if ours:
-        return net
     try:
-        require_logits(net, name, in_shape, num_outputs)
+        if not ours:
+            require_logits(net, name, in_shape, num_outputs)
     except ArgumentError as error:
         if "model" not in config.net:
             raise
         raise ArgumentError("net.model", config.net["model"], error.allowed) from error
+    _require_used(config, net)
     if takes_norm(name):
         return net
     if config.init is None and not config.holds_directly and config.bn["algebra"] != "real" and trained_layers(net):
