@@ -21,8 +21,8 @@ class Generator(nn.Module, ABC):
     A plain module with such a `forward` and an attribute `embedding_dim` is a generator as well. This class is for those that
     can say more; all of it has a default.
 
-        @register("hnet", "linear")
-        class Linear(Generator):
+        @register("hnet", "affine")
+        class Affine(Generator):
             def __init__(self, shapes, num_tasks, *, embedding_dim: Annotated[int, Ge(1)] = 32) -> None:
                 super().__init__(shapes, embedding_dim)
                 self.linear = nn.Linear(embedding_dim, sum(self.sizes))
