@@ -46,30 +46,12 @@ def compile_step(function: Callable[..., Any], backend: Backend, device: torch.d
     With torch's own backend they run as CUDA graphs on a GPU, and are called from C++ on a CPU.
     """
     if backend != "inductor":
-        return _once_under_checkpoint(compile_whole(function, backend=backend))
+        return compile_whole(function, backend=backend)
     if makes_cuda_graphs(backend, device):
-        return _once_under_checkpoint(compile_whole(function, mode="reduce-overhead"))
-    return _once_under_checkpoint(compile_whole(function, options={"cpp_wrapper": device.type == "cpu"}))
+        return compile_whole(function, mode="reduce-overhead")
+    return compile_whole(function, options={"cpp_wrapper": device.type == "cpu"})
 
 
 def makes_cuda_graphs(backend: Backend, device: torch.device) -> bool:
     """Whether what `compile_step` returns runs as CUDA graphs."""
     return backend == "inductor" and device.type == "cuda"
-
-
-def _once_under_checkpoint(compiled: Callable[..., Any]) -> Callable[..., Any]:
-    """Allows a module under `torch.utils.checkpoint` to leave something in an attribute, as layers leave their auxiliary loss.
-
-    torch refuses that, for a recomputation in backward would not leave it again. Here it must not: it is to count once.
-    """
-    import torch._dynamo
-    from torch._dynamo.exc import TorchDynamoException
-
-    def call(*args: Any) -> Any:
-        try:
-            return compiled(*args)
-        except TorchDynamoException:  # while compiling: nothing has been computed yet
-            with torch._dynamo.config.patch(skip_fwd_side_effects_in_bwd_under_checkpoint=True):
-                return compiled(*args)
-
-    return call
