@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from hnetcl.bn import convert_batchnorm
+from hnetcl.bn import ConvBatchNorm, VirtualBatchNormLayer, convert_batchnorm
 from hnetcl.config import Config, Values, takes_norm
 from hnetcl.errors import ArgumentError
 from hnetcl.memory import allocating, require
@@ -55,7 +55,9 @@ def build_model(config: Config, in_shape: Sequence[int], num_outputs: int, num_t
         net = build_net(config, in_shape, num_outputs)
     options = {key: value for key, value in config.hnet.items() if key != "name"}
     how: dict[str, Any] = {"generate": config.generate, "shared": config.shared, "init": config.init}
-    how |= {"stats": config.bn["stats"], "precision": config.trainer["precision"], "rows": config.chosen_rows}
+    how |= {"precision": config.trainer["precision"], "rows": config.chosen_rows}
+    if "stats" in config.bn:  # not every norm has modes
+        how["stats"] = config.bn["stats"]
     if config.holds_directly:
         how |= {"num_outputs": num_outputs, "head": config.chosen_head}
     with allocating(*_largest("hnet", config.hnet), watch=True):
@@ -79,6 +81,7 @@ def build_sequence(config: Config, device: torch.device) -> TaskSequence:
 
 def build_net(config: Config, in_shape: Sequence[int], num_outputs: int) -> nn.Module:
     """The main network, with batch norm as `bn` says."""
+    _require_norm_layers(config)
     name, values = config.net["name"], {key: value for key, value in config.net.items() if key != "norm"}
     norm = partial(_norm, config.bn) if config.net.get("norm") == "batch" else None
     made = partial(make, "net", values, in_shape=tuple(in_shape), num_outputs=num_outputs, norm=norm)
@@ -89,6 +92,7 @@ def build_net(config: Config, in_shape: Sequence[int], num_outputs: int) -> nn.M
                 size = sum(value.nbytes for value in made().state_dict().values())
             require(*_largest("net", config.net), size)
         net: nn.Module = made()
+    _require_used(config, net)
     if ours:
         return net
     try:
@@ -126,6 +130,34 @@ def named(group: str, **groups: str) -> Iterator[None]:
         if "." in error.name or error.name == where or not where:
             raise
         raise error.within(where) from error
+
+
+def _require_norm_layers(config: Config) -> None:
+    """Refuses another norm than the batch-norm layer for networks that are not built with the norm that is chosen.
+
+    Raises:
+        ArgumentError: the network asks for no norm, or is to have none.
+    """
+    name, net = config.bn["name"], config.net["name"]
+    if name == "layer" or config.net.get("norm") == "batch":
+        return
+    if takes_norm(net):
+        raise ArgumentError("bn.name", name, f"would go unused with net.norm={config.net['norm']}; allowed with it: layer")
+    raise ArgumentError("bn.name", name, f"is for networks that ask for their norm layers; allowed with net={net}: layer")
+
+
+def _require_used(config: Config, net: nn.Module) -> None:
+    """Refuses a norm of which the network that was built has no layer.
+
+    Raises:
+        ArgumentError: the network has no virtual layer, or no convolution that is one layer with the norm behind it.
+    """
+    name, modules = config.bn["name"], list(net.modules())
+    if name == "virtual" and not any(isinstance(module, VirtualBatchNormLayer) for module in modules):
+        raise ArgumentError("bn.name", name, f"net={config.net['name']} has no norm layer; allowed with it: layer")
+    if name == "fused" and not any(isinstance(module, ConvBatchNorm) for module in modules):
+        rule = f"net={config.net['name']} has no convolution with a norm behind it; allowed with it: layer, virtual"
+        raise ArgumentError("bn.name", name, rule)
 
 
 def _norm(bn: Values, width: int) -> nn.Module:

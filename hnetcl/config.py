@@ -181,7 +181,9 @@ def _group(group: str, values: Any) -> Values:
         values = {"name": "layer", **values}
     if group in CHOSEN:
         _known(group, f"{group}.name", values.get("name"))
-    note = f" ({group}={values['name']})" if group in CHOSEN and group != "bn" else ""
+    note = f" ({group}={values['name']})" if group in CHOSEN else ""
+    if group == "bn":  # whose options are named by the algebra
+        note = "" if values["name"] == "layer" else f" (bn.name={values['name']})"
     found = checked(values, group_options(group, values.get("name")), f"{group}.", note=note)
     if group in ("run", "data"):
         found = {key: value if value is None else os.path.expanduser(value) for key, value in found.items()}

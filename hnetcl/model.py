@@ -12,19 +12,20 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_leaves, tree_map
 
-from hnetcl.bn import norm_layers, using_task, writable_parameters
-from hnetcl.errors import ArgumentError
+from hnetcl.bn import norm_layers, reference_pass, using_task, writable_parameters
 from hnetcl.hnets import BaseHyperNetwork
 from hnetcl.hnets.base import replace_parameter
+from hnetcl.modes import evaluation_mode
 from hnetcl.modules import (
     Caches,
     TaskBuffers,
     as_arguments,
     device_of,
-    held,
     parameter_places,
     placed,
     recomputed_within,
+    require_known,
+    require_writable,
     to_float,
 )
 from hnetcl.numbers import as_parameter, real_view
@@ -77,14 +78,7 @@ class HyperModel(nn.Module):
         differing = sorted(set(hnet.shapes.items()) - set(shapes.items()))
         if differing:
             raise ValueError(f"the hypernetwork must write parameters of the network; it has none of these: {differing}")
-        for name, module in net.named_modules():
-            if type(module).get_extra_state is not nn.Module.get_extra_state:
-                raise ArgumentError("net", name or type(net).__name__, "keeps extra state, which can't be saved as tensors")
-            if isinstance(module, torch.jit.ScriptModule):
-                raise ArgumentError("net", name or type(net).__name__, "is TorchScript, in which weights can't be replaced")
-        for each in held(net, [parameter for name, parameter in parameters.items() if name in hnet.shapes]):
-            rule = "holds a parameter that is to be written in a plain attribute or container too, where it would stay as it is"
-            raise ArgumentError("net", each.module or type(net).__name__, rule)
+        require_writable(net, [parameter for name, parameter in parameters.items() if name in hnet.shapes])
         self.net, self.hnet, self.shared, self.precision, self.rows = net, hnet, shared, precision, rows
         self.buffers_by_task = TaskBuffers(hnet.num_tasks)
         self.places = parameter_places(net)
@@ -217,18 +211,10 @@ class HyperModel(nn.Module):
             buffers.store(task, left)
         if eager:
             if net.training and not buffers.looked:
-                self._refuse_late_layers()
+                require_known(net, self.places)
             buffers.settle(net, task if net.training else None)
             self.caches.settle(before)
         return to_float(outputs) if low else outputs
-
-    def _refuse_late_layers(self) -> None:
-        late = [name for name in parameter_places(self.net) if name not in self.places]
-        if late:
-            layer = late[0].rpartition(".")[0] or late[0]
-            raise ArgumentError(
-                "net", layer, "this layer is made in the forward: make it in the constructor, or call the net before"
-            )
 
     @torch.no_grad()
     def find_buffers(self, x: Any, task: int | Tensor) -> None:
@@ -249,6 +235,16 @@ class HyperModel(nn.Module):
             value.copy_(old)
         for name, value in self.buffers_by_task.rows.items():
             value.copy_(before[1].get(name, self.net.get_buffer(name)))
+
+    @torch.no_grad()
+    def take_reference(self, x: Any, task: int) -> None:
+        """Makes x the reference batch of a task's row in every `VirtualBatchNormLayer`, with the weights as they are now.
+
+        Raises:
+            ValueError: there is no such task, or x has one value per channel.
+        """
+        with evaluation_mode(self), reference_pass(self.net):
+            self(x, task)
 
     @torch.no_grad()
     def plain(self, task: int) -> nn.Module:

@@ -241,9 +241,10 @@ def declared_options(module: str, name: str) -> Options:
 
     Types that only an import would tell (torch's, say) are left open: no value of a command line is of such a type.
     """
-    names, node = _Names.of(module), _Names.of(module).function(name)
-    if node is None:
+    found = _Names.of(module).function(name)
+    if found is None:
         return {}
+    names, node = found
     arguments = zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True)
     return {
         argument.arg: Option(names.value(argument.annotation), Parameter.empty if default is None else names.value(default))
@@ -252,8 +253,8 @@ def declared_options(module: str, name: str) -> Options:
 
 
 def _declared_given(module: str, name: str) -> tuple[str, ...]:
-    node = _Names.of(module).function(name)
-    return () if node is None else tuple(argument.arg for argument in node.args.args if argument.arg != "self")
+    found = _Names.of(module).function(name)
+    return () if found is None else tuple(argument.arg for argument in found[1].args.args if argument.arg != "self")
 
 
 class _AnyName(type):
@@ -297,13 +298,19 @@ class _Names(dict[str, Any]):
     def of(module: str) -> "_Names":
         return _Names(module)
 
-    def function(self, name: str) -> ast.FunctionDef | None:
-        """A function, or a class's constructor; None where it has none."""
-        node = self.definitions[name]
-        if isinstance(node, ast.FunctionDef):
-            return node
+    def function(self, name: str) -> "tuple[_Names, ast.FunctionDef] | None":
+        """A function, or a class's constructor, be it inherited within the package, and the names where it stands."""
+        module, original = self.imported.get(name, ("", ""))
+        if module.startswith("hnetcl."):
+            return _Names.of(module).function(original)
+        node = self.definitions.get(name)
+        if node is None or isinstance(node, ast.FunctionDef):
+            return None if node is None else (self, node)
         inits = [each for each in node.body if isinstance(each, ast.FunctionDef) and each.name == "__init__"]
-        return inits[0] if inits else None
+        if inits:
+            return self, inits[0]
+        bases = (self.function(base.id) for base in node.bases if isinstance(base, ast.Name))
+        return next((base for base in bases if base is not None), None)
 
     def __missing__(self, name: str) -> Any:
         if name.startswith("__"):  # what debuggers look for in a frame

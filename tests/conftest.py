@@ -87,7 +87,7 @@ def compose() -> Callable[..., Config]:
         GlobalHydra.instance().clear()
         with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
             add_parts(overrides, option_names("config"))
-            return typed_config(hydra.compose("config", prepared(overrides, option_names("config"))))
+            return typed_config(hydra.compose("config", prepared(overrides, option_names("config"))), overrides)
 
     return call
 

@@ -113,14 +113,17 @@ def test_an_option_has_a_name(word: str) -> None:
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        (["method=finetune", "hnet.hidden=[16]"], "there is no such key; allowed: hnet.name, hnet.per_task (hnet=direct)"),
+        (
+            ["method=finetune", "hnet.hidden=[16]"],
+            "there is no such key; allowed: hnet.heads, hnet.name, hnet.per_task (hnet=direct)",
+        ),
         (["hnet=low_rank", "hnet.head_scal=own"], "hnet.hidden, hnet.name, hnet.rank (hnet=low_rank)"),
         (["hnett.hiddn=[1]"], "did you mean hnet.hidden?"),
         (["imports=[a=b.py]"], "as text it is \"imports=['a=b.py']\""),
         (["hydra.run.dir=/proc/none"], "hydra.run.dir=/proc/none: can't be written"),
         (["-m", "hydra.sweep.dir=/proc/none"], "hydra.sweep.dir=/proc/none: can't be written"),
         (["--config-dir=nowhere"], "nowhere' not found"),
-        (["~task", "task.num_tasks=3"], "task=null: allowed: permuted_mnist, split_mnist"),
+        (["~task", "task.num_tasks=3"], "task=null: allowed: permuted_mnist, rotated_mnist, split_mnist"),
         (["~net.hidden", "trainer.stepps=3"], "trainer.stepps=3: there is no such key"),
         (["~trainer.stepps"], "trainer.stepps=?: there is no such key"),
     ],

@@ -115,7 +115,7 @@ REFUSED = {
     "method.task_weights=[inf,1,1,1]": "method.task_weights=[inf, 1, 1, 1]: every value must be a finite number, at least 0",
     "trainer.threads=100000": "trainer.threads=100000: must be at least 1 and at most",
     "seed=-1": "seed=-1: must be at least 0 and at most 2147483647",
-    "~bn": "bn=null: allowed: complex, quaternion, real",
+    "~bn": "bn=null: allowed: complex, fused, quaternion, real, virtual",
 }
 
 

@@ -85,7 +85,7 @@ def test_takes_a_net_and_an_experiment_from_the_users_folder(site: Path, tiny: l
         (["--help"], 0, "hnetcl evaluate run=DIR"),
         (["train", "--help"], 0, "output_regularizer"),
         (["trian"], 2, "command=trian: did you mean train? allowed: evaluate, train"),
-        (["train", "bn=octonion"], 2, "bn=octonion: allowed: complex, quaternion, real"),
+        (["train", "bn=octonion"], 2, "bn=octonion: allowed: complex, fused, quaternion, real, virtual"),
     ],
 )
 def test_says_what_there_is(words: list[str], code: int, line: str, tmp_path: Path) -> None:

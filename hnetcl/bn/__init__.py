@@ -2,7 +2,7 @@
 
 from hnetcl.bn.auxiliary import auxiliary_loss
 from hnetcl.bn.base import BATCH, NormLayer
-from hnetcl.bn.conv_bn import ConvBatchNorm
+from hnetcl.bn.conv_bn import ConvBatchNorm, FusedBatchNormLayer
 from hnetcl.bn.convert import convert_batchnorm
 from hnetcl.bn.fold import fold_batchnorm
 from hnetcl.bn.layer import BatchNormLayer
@@ -14,6 +14,7 @@ __all__ = [
     "BATCH",
     "BatchNormLayer",
     "ConvBatchNorm",
+    "FusedBatchNormLayer",
     "NormLayer",
     "VirtualBatchNormLayer",
     "auxiliary_loss",

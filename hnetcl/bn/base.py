@@ -54,6 +54,10 @@ class NormLayer(nn.Module):
         self.register_parameter("weight", nn.Parameter(self._initial_weight()) if affine else None)
         self.register_parameter("bias", nn.Parameter(torch.zeros(num_features)) if affine else None)
 
+    def behind(self, conv: nn.Module) -> list[nn.Module]:
+        """The layers that a network has where this one normalizes a convolution's output."""
+        return [conv, self]
+
     # ------------------------------------------------------------------ rows
 
     def fresh_row(self) -> dict[str, Tensor]:

@@ -10,6 +10,7 @@ from hnetcl.errors import ArgumentError
 from hnetcl.kernels.backends import fused
 from hnetcl.kernels.conv_bn import Convolution
 from hnetcl.layers.conv import Conv2d
+from hnetcl.registry import register
 
 TORCHS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 AnyConv: TypeAlias = nn.Conv1d | nn.Conv2d | nn.Conv3d | Conv2d
@@ -61,6 +62,17 @@ class ConvBatchNorm(nn.Module):
         shape = convolution.output_shape(x, weight)
         kernel = fused(self.norm.kernel(x), convolution, weight, self.conv.bias)
         return self.norm.normalize_by(kernel, x, shape, **given)
+
+
+@register("bn", "fused")
+class FusedBatchNormLayer(BatchNormLayer):
+    """A `BatchNormLayer` that networks join with the convolution before it, as `ConvBatchNorm`, where there is one.
+
+    The arguments are those of `BatchNormLayer`. With backend="reference" the two are computed one after the other.
+    """
+
+    def behind(self, conv: AnyConv) -> list[nn.Module]:  # type: ignore[override]  # which `ConvBatchNorm` refuses by itself
+        return [ConvBatchNorm(conv, self)]
 
 
 def _real_weight(conv: AnyConv) -> Tensor:

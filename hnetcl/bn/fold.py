@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 
 from hnetcl.algebra import Algebra
 from hnetcl.bn.base import NormLayer
+from hnetcl.bn.conv_bn import ConvBatchNorm, FusedBatchNormLayer
 from hnetcl.bn.layer import BatchNormLayer
 from hnetcl.bn.rows import norm_layers
 from hnetcl.errors import one_line
@@ -34,6 +35,8 @@ def fold_batchnorm(
         fast = fold_batchnorm(net, stats_id=2)
         fast = fold_batchnorm(model.net, 2, model.hnet(2))       # the net of task 2 of a `HyperModel`
 
+    A `ConvBatchNorm` inside becomes the two layers that it is made of, and these are folded.
+
     What can't be folded exactly stays as it is, so that the output is the same in any case: layers that use the batch's own
     statistics, and virtual ones; those whose input is not the output of one linear or convolution layer, of the same width,
     used once and without hooks or parametrizations; and, for d > 1, those after a convolution with groups, which A would mix.
@@ -53,6 +56,9 @@ def fold_batchnorm(
     if stats_id is not None:
         for layer in norm_layers(folded).values():
             layer.row = layer.choose(stats_id)
+    for name, pair in list(folded.named_modules()):
+        if name and type(pair) is ConvBatchNorm and not _hooked(pair):
+            folded.set_submodule(name, nn.Sequential(pair.conv, pair.norm))
     for before, after in _neighbours(folded):
         real, norm = _as_real(folded.get_submodule(before)), folded.get_submodule(after)
         if real is not None and isinstance(norm, BatchNormLayer) and _foldable(real, norm):
@@ -117,7 +123,7 @@ def _as_real(layer: Any) -> Real | None:
 
 
 def _foldable(layer: Real, norm: BatchNormLayer) -> bool:
-    if type(norm) is not BatchNormLayer or _hooked(norm):
+    if type(norm) not in (BatchNormLayer, FusedBatchNormLayer) or _hooked(norm):
         return False
     if norm.statistics_mode.uses_statistics and norm.evaluation_statistics() is None:
         return False

@@ -44,7 +44,7 @@ def main() -> None:
 
 
 def _train(composed: DictConfig, call: Call) -> float:
-    config = typed_config(composed)
+    config = typed_config(composed, call.overrides)
     from hnetcl.cli.jobs import metric, train  # torch is imported only once the configuration is good
 
     return metric(train(config, call), config.optimized_metric)

@@ -12,7 +12,7 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from hnetcl.bn import BATCH, batchnorm_layers, recalibrate
+from hnetcl.bn import BATCH, VirtualBatchNormLayer, batchnorm_layers, norm_layers, recalibrate
 from hnetcl.build import Parts, build, named
 from hnetcl.cli.call import PYTHON, Call, environment
 from hnetcl.cli.reload import load_weights, saved_config
@@ -269,7 +269,8 @@ def _row(stats: str, parts: Parts) -> int | str | None:
     if stats == "own":
         return None
     modes = [layer.statistics_mode for layer in batchnorm_layers(parts.model.net).values()]
-    if not any(mode.uses_statistics for mode in modes):
+    virtual = any(isinstance(layer, VirtualBatchNormLayer) for layer in norm_layers(parts.model.net).values())
+    if not virtual and not any(mode.uses_statistics for mode in modes):
         raise ArgumentError("stats", stats, "this run's network uses no statistics; allowed: own")
     if stats == "batch":
         return BATCH
@@ -277,12 +278,12 @@ def _row(stats: str, parts: Parts) -> int | str | None:
         raise ArgumentError("stats", stats, "this run keeps one row of statistics for all tasks; allowed: own, batch")
     if any(mode.written for mode in modes):
         raise ArgumentError("stats", stats, "the hypernetwork writes this run's statistics; allowed: own, batch")
-    if not any(mode.keeps_rows for mode in modes):
+    if not virtual and not any(mode.keeps_rows for mode in modes):
         raise ArgumentError("stats", stats, "this run's network keeps no running statistics; allowed: own, batch")
-    if stats == "recalibrated":
+    if stats == "recalibrated" and not virtual:
         return None
     if not stats.isdecimal():
-        raise ArgumentError("stats", stats, "allowed: own, batch, recalibrated, or a task's number")
+        raise ArgumentError("stats", stats, f"allowed: own, batch, {'' if virtual else 'recalibrated, '}or a task's number")
     return _task_number("stats", int(stats), len(parts.sequence))
 
 

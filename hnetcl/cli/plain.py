@@ -1,23 +1,43 @@
 """What Hydra composed, as a checked configuration."""
 
+from collections.abc import Sequence, Set
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from hnetcl.cli.imports import import_all
-from hnetcl.config import Config, EvaluationConfig, parse, parse_evaluation
+from hnetcl.config import Config, EvaluationConfig, group_options, parse, parse_evaluation
 from hnetcl.errors import ArgumentError
-from hnetcl.registry import check_value
+from hnetcl.registry import check_value, names
 
 
-def typed_config(composed: Any) -> Config:
+def typed_config(composed: Any, words: Sequence[str] = ()) -> Config:
     """The configuration of a run that a user types now, whose `imports` are imported: they may register parts that it names.
+
+    Args:
+        words: that were typed, or the job's own of a sweep.
 
     Raises:
         ArgumentError: what `import_all` and `parse` refuse.
     """
-    return parse(_imported(composed))
+    values = _imported(composed)
+    if isinstance(values.get("bn"), dict):
+        values["bn"] = _of_its_part(values["bn"], {word.lstrip("+~").partition("=")[0] for word in words})
+    return parse(values)
+
+
+def _of_its_part(bn: dict[str, Any], typed: Set[str]) -> dict[str, Any]:
+    """The bn group without what its YAML says of `bn.name=layer`, where `bn.name` means a part that has no such keys.
+
+    What was typed, or differs from the defaults, stays, and is refused.
+    """
+    name = bn.get("name", "layer")
+    if name not in names("bn"):
+        return bn
+    layer, own = group_options("bn", "layer"), group_options("bn", name)
+    untold = {key for key, option in layer.items() if bn.get(key) == option.default and f"bn.{key}" not in typed}
+    return {key: value for key, value in bn.items() if key in own or key not in untold}
 
 
 def typed_evaluation(composed: Any) -> EvaluationConfig:

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from annotated_types import Ge, Gt
 from torch import Tensor
 
-from hnetcl.bn import BATCH
+from hnetcl.bn import BATCH, VirtualBatchNormLayer
 from hnetcl.errors import ArgumentError
 from hnetcl.methods.base import Draw, Inputs, Losses, Method, Run
 from hnetcl.model import HyperModel
@@ -43,6 +43,9 @@ class LwF(Method):
     def check(self, model: HyperModel, sequence: TaskSequence) -> None:
         if model.is_conditioned and model.buffers_by_task.shared(model.net):
             rule = "needs a network whose buffers training does not change, batch norm's rows excepted"
+            raise ArgumentError("name", "lwf", rule)
+        if not model.is_conditioned and any(isinstance(m, VirtualBatchNormLayer) for m in model.net.modules()):
+            rule = "compares what is normalized by the batch, as bn.name=virtual never is; allowed with it: bn.rows=task"
             raise ArgumentError("name", "lwf", rule)
 
     def start_task(self, run: Run) -> None:

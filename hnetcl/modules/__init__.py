@@ -6,6 +6,7 @@ from hnetcl.modules.held import Held, held
 from hnetcl.modules.outputs import as_arguments, auxiliary_logits, device_of, main_logits, to_float
 from hnetcl.modules.places import all_modules, buffer_places, owner, parameter_places, placed
 from hnetcl.modules.recompute import recomputed_within
+from hnetcl.modules.writable import require_known, require_writable
 
 __all__ = [
     "Caches",
@@ -22,5 +23,7 @@ __all__ = [
     "parameter_places",
     "placed",
     "recomputed_within",
+    "require_known",
+    "require_writable",
     "to_float",
 ]

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from hnetcl.algebra import Algebra
+from hnetcl.bn import NormLayer
 from hnetcl.errors import ArgumentError
 from hnetcl.layers import Conv2d, Linear
 
@@ -39,7 +40,12 @@ def dense(width_in: int, width_out: int, algebra: Algebra, norm: Norm | None) ->
 def conv(width_in: int, width_out: int, kernel_size: int, algebra: Algebra, norm: Norm | None) -> list[nn.Module]:
     """Convolution without padding, norm, ReLU and 2 x 2 max pooling. Without a norm the layer has a bias."""
     conv2d = Conv2d(width_in, width_out, kernel_size, algebra, bias=norm is None)
-    return [conv2d, *([norm(width_out)] if norm else []), nn.ReLU(), MaxPool()]
+    return [*([conv2d] if norm is None else _behind(norm(width_out), conv2d)), nn.ReLU(), MaxPool()]
+
+
+def _behind(norm: nn.Module, conv: Conv2d) -> list[nn.Module]:
+    """Convolution and norm: one layer after the other, or as the norm says."""
+    return norm.behind(conv) if isinstance(norm, NormLayer) else [conv, norm]
 
 
 class MaxPool(nn.MaxPool2d):

@@ -1,11 +1,13 @@
 """Networks that are not written here: torchvision's, and users' own."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from hnetcl.bn import BATCH, VirtualBatchNormLayer, using_task
 from hnetcl.errors import ArgumentError, one_line, one_of
 from hnetcl.modes import evaluation_mode, start_training
 from hnetcl.registry import register
@@ -53,7 +55,7 @@ def require_logits(net: Any, name: str, in_shape: Sequence[int], num_outputs: in
     if not isinstance(net, nn.Module):
         raise ArgumentError("net", name, f"must make a torch.nn.Module, not {type(net).__name__}")
     try:
-        with torch.no_grad(), evaluation_mode(net):
+        with torch.no_grad(), evaluation_mode(net), _without_references(net):
             logits = net(torch.zeros(2, *in_shape))
     except (RuntimeError, ValueError, AssertionError) as error:  # how torch's and torchvision's layers refuse a shape
         raise ArgumentError("net", name, f"can't take images of shape {tuple(in_shape)} ({one_line(error)})") from error
@@ -61,3 +63,9 @@ def require_logits(net: Any, name: str, in_shape: Sequence[int], num_outputs: in
     if got != (2, num_outputs):
         raise ArgumentError("net", name, f"must map two images to logits of shape {(2, num_outputs)}, not {got}")
     start_training(net)
+
+
+def _without_references(net: nn.Module) -> AbstractContextManager[None]:
+    """Within, virtual batch norm, which has no reference batch yet, normalizes by the batch, and nothing is kept of that."""
+    virtual = any(isinstance(module, VirtualBatchNormLayer) for module in net.modules())
+    return using_task(net, BATCH) if virtual else nullcontext()

@@ -19,6 +19,7 @@ from hnetcl.training.engine import random_states, set_random_states
 from hnetcl.training.evaluation import Protocol, accuracies, accuracy, images_at_once
 from hnetcl.training.observer import Observer, RunStart, Step, TaskEnd
 from hnetcl.training.optimizers import OptimizerFactory
+from hnetcl.training.references import References
 from hnetcl.training.rundir import RunDirectory
 from hnetcl.training.statistics import statistics_report
 from hnetcl.training.step import TrainingStep
@@ -57,6 +58,10 @@ class Trainer:
     Per task: the method keeps what it needs, then per step a batch is drawn on the device, the hypernetwork writes the
     parameters, loss and penalty are summed, the optimizer steps. At its end tasks are evaluated, a row of R is filled and a
     checkpoint written, from which `fit` goes on when the run is started again.
+
+    Layers of virtual batch norm are given a reference batch of every task (see `References`): with the weights before each step
+    of the task, and with those after the last, which evaluation then uses; of a task that was not trained yet, with the weights
+    that are evaluated.
 
     Numbers that are not finite end the training before they reach the model, a checkpoint or an observer (see `Watch`).
 
@@ -113,6 +118,8 @@ class Trainer:
         self.batch_size = batch_size
         self.evaluate, self.statistics = evaluate, statistics
 
+        self.references = References(model, sequence, batch_size, generator.initial_seed())
+        self.references.take(range(len(sequence)) if model.rows == "task" else [0])
         few = Split(sequence[0].test.images[:2], sequence[0].test.labels[:2])
         protocol = Protocol(scenario, inference, head=sequence.head)
         accuracy(model, 0, sequence[0], few, protocol, seen=1)  # refuses a network that does not give a logit for each class
@@ -175,6 +182,7 @@ class Trainer:
     def _evaluate(self, task: int) -> None:
         """Fills a row of R."""
         chosen = self._evaluated(task)
+        self.references.take_untrained([t for t in chosen if t > task])
         found = accuracies(self.model, self.sequence, self.protocol, chosen, seen=task + 1)
         for values, new in zip((self.matrix[task], self.known, self.aware), found, strict=True):
             values[chosen.start : chosen.stop] = new
@@ -238,12 +246,15 @@ class Trainer:
 
     def _train(self, task: int, batches: list[Batches], steps: int) -> Run:
         model, method = self.model, self.method
+        trained = range(task + 1) if method.sees_old_data else [task]
+        now = [task] if model.rows == "task" else trained
         for part in (model.net, model.hnet, model):
             start_training(part)
         model.start_task(task)
         optimizer, schedule = self.optimizer.make(model, steps)
         run = Run(model, task, self.sequence, optimizer, self.generator, self.active_classes)
         draw = _drawing(method, task, batches)
+        self.references.take(trained)
         method.start_task(run)
         watch = Watch(model, task, optimizer, self.generator.device)
         log_every = self.log_every or max(1, steps // POINTS)
@@ -251,7 +262,10 @@ class Trainer:
             for observer in self.observers:
                 observer.on_tick(step + 1)
             run.step = step
+            self.references.take(now)
             inputs = method.inputs(run, draw)
+            if not isinstance(inputs.task, Tensor) and inputs.task != task:
+                self.references.take([inputs.task])
             losses = self.step(run, inputs)
             norm = watch.look(losses, inputs)
             if self.observers and (step % log_every == 0 or step == steps - 1):
@@ -259,6 +273,7 @@ class Trainer:
             optimizer.step()
             schedule.step()
             method.after_step(run, inputs, losses)
+        self.references.take(trained)
         watch.close()
         if self.generator.device.type == "cuda":
             torch.cuda.synchronize(self.generator.device)  # so that the seconds are those of the work, not of its launch
