@@ -222,7 +222,7 @@ def test_a_task_with_one_image_is_refused(tiny: list[str], compose: Compose) -> 
 def test_lwf_with_one_row_is_refused(tiny: list[str], compose: Compose) -> None:
     """Its two models are the same before the first step only if both normalize alike."""
     extra = ["method=lwf", "scenario=domain"]
-    with pytest.raises(ArgumentError, match=r"\Amethod\.name=lwf: .*; allowed: bn\.rows=task\Z"):
+    with pytest.raises(ArgumentError, match=r"\Amethod\.name=lwf: .*; allowed with it: bn\.rows=task\Z"):
         build(compose(*tiny_for(tiny, extra), *VIRTUAL, *extra), CPU)
     build(compose(*tiny_for(tiny, extra), *VIRTUAL, *extra, "bn.rows=task"), CPU)
 
