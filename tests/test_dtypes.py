@@ -169,7 +169,7 @@ def test_growth_and_distances_of_odd_shapes(make: partial[BaseHyperNetwork]) -> 
 
 @member
 def test_nothing_to_write(make: partial[BaseHyperNetwork]) -> None:
-    with pytest.raises(ArgumentError, match=r"shapes={'none': .*}: needs at least one number"):
+    with pytest.raises(ArgumentError, match=r"shapes={'none': .*}: needs at least one value to generate"):
         make({"none": (0, 3)}, 2)
     with pytest.raises(ArgumentError, match=r"initial=\['weight'\]: must be real"):
         make({"weight": (4, 3)}, 2, initial={"weight": torch.zeros(4, 3, dtype=torch.complex64)})

@@ -85,8 +85,7 @@ def test_a_model_opens_rows_too(stats: Any) -> None:
     def train(task: int) -> Tensor:
         optimizer.zero_grad()
         loss: Tensor = nn.functional.cross_entropy(model.train()(x + task, task), torch.arange(20) % 3)
-        loss = loss + auxiliary_loss(model)
-        loss.backward()
+        (loss + auxiliary_loss(model)).backward()
         optimizer.step()
         return loss.detach()
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from hnetcl.algebra import ALGEBRAS
 from hnetcl.bn import BatchNormLayer, writable_parameters
 from hnetcl.bn.statistics import STATS
+from hnetcl.build import build
 from hnetcl.cli.jobs import train
 from hnetcl.config import Config
 from hnetcl.errors import ArgumentError
@@ -54,7 +55,7 @@ def model(algebra: Any, stats: Any, net: str = "mlp") -> HyperModel:
 @pytest.mark.parametrize("net", NETS)
 def test_fisher_information_sample_by_sample(algebra: str, stats: str, net: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Gradients of one image at a time, of the labels that were drawn; by the task's own row; nothing is changed."""
-    monkeypatch.setattr("hnetcl.methods.fisher.NUMBERS_AT_ONCE", 9 * 2500)
+    monkeypatch.setattr("hnetcl.importance.fisher.HELD_AT_ONCE", 9 * 2500)
     network, x = model(algebra, stats, net), images(20) + 1
     before = {name: value.clone() for name, value in network.saved_tensors().items()}
     drawn: list[Tensor] = []
@@ -112,7 +113,7 @@ def test_fisher_information_needs_samples_apart() -> None:
 
 def test_fisher_and_batch_statistics_are_refused_at_once(compose: Callable[..., Config]) -> None:
     with pytest.raises(ArgumentError, match=r"method.importance=fisher: needs batch norm whose statistics"):
-        compose("bn.stats=batch", "method.importance=fisher")
+        build(compose("bn.stats=batch", "method.importance=fisher"), torch.device("cpu"))
 
 
 @pytest.mark.parametrize("weight", [(6, 5), (1, 6, 5)])

@@ -15,8 +15,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def test_the_wheel_holds_every_room() -> None:
     told = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
-    there = {f"hnetcl.{path.parent.name}" for path in (ROOT / "hnetcl").glob("*/__init__.py")}
-    assert {"hnetcl", "hnetcl.conf", *there} == set(told)
+    there = {".".join(path.parent.relative_to(ROOT).parts) for path in (ROOT / "hnetcl").rglob("__init__.py")}
+    assert {"hnetcl.conf", *there} == set(told)
 
 
 @pytest.fixture(scope="module")

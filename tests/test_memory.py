@@ -81,7 +81,7 @@ def test_what_fits_is_not_refused() -> None:
 def test_memory_that_ends_in_a_step_is_told_in_one_line(
     error: Exception, tiny: list[str], compose: Callable[..., Config], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    def fit(self: Trainer) -> None:
+    def fit(self: Trainer, *_: object) -> None:
         raise error
 
     monkeypatch.setattr(Trainer, "fit", fit)

@@ -23,6 +23,7 @@ def test_formulas() -> None:
             "bwt": ((0.6 - 0.9) + (0.8 - 0.7)) / 2,
             "fwt": ((0.2 - 0.1) + (0.5 - 0.4)) / 2,
             "average_incremental_accuracy": (0.9 + 0.75 + 0.8) / 3,
+            "learning_accuracy": (0.9 + 0.7 + 1.0) / 3,
         }
     )
 
@@ -58,6 +59,7 @@ def by_loops(R: Any, b: Any) -> dict[str, float]:
         "bwt": sum(backward) / (T - 1) if T > 1 else 0.0,
         "fwt": sum(forward) / (T - 1) if T > 1 else 0.0,
         "average_incremental_accuracy": sum(incremental) / T,
+        "learning_accuracy": sum(R[j, j] for j in range(T)) / T,
     }
 
 

@@ -503,7 +503,7 @@ def test_a_multirun_leaves_what_single_runs_leave(tiny: list[str], tmp_path: Pat
 @pytest.mark.parametrize(
     ("overrides", "line"),
     [
-        (["task=split_mnits"], "task=split_mnits: did you mean split_mnist? allowed: permuted_mnist, split_mnist"),
+        (["task=split_mnits"], "task=split_mnits: did you mean split_mnist? allowed: permuted_mnist, rotated_mnist, split_mnist"),
         (
             ["net.hiden=[4]"],
             "net.hiden=[4]: there is no such key; did you mean net.hidden? allowed: net.algebra, net.hidden",

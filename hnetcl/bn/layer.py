@@ -234,7 +234,7 @@ class BatchNormLayer(TorchsFamily):
         else:
             y, mean, cov, _ = kernel.batch_norm(x, gamma, beta, **options)
         if self.training:
-            cov = cov * (total / (total - 1))
+            mean, cov = mean.detach(), cov.detach() * (total / (total - 1))  # to move or teach a row leaves x as it is
             if given:
                 _update_given(*given, mean, cov, 0.1 if self.momentum is None else self.momentum)
             elif self.track_running_stats and not self._wants_batch():

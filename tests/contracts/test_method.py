@@ -61,7 +61,6 @@ def test_every_method_is_in_the_table() -> None:
     assert METHODS.keys() == {n for n in names("method") if find("method", n).__module__.startswith("hnetcl.")}
 
 
-@register("observer", "stops_before_task_2")
 class Stops(Observer):
     """As Ctrl-C does it: after the checkpoint of task 1."""
 
@@ -72,12 +71,14 @@ class Stops(Observer):
 
 @EachMethod
 @EachModel
+@pytest.mark.usefixtures("users_parts")
 def test_a_resumed_run_is_the_undisturbed_one(
     method: str, model: str, words: Callable[[str, str], list[str]], compose: Compose, tmp_path: Path
 ) -> None:
     """Tensor for tensor, what the method keeps included; and an evaluation from the directory gives the recorded numbers."""
     own, whole, halves = words(method, model), tmp_path / "whole", tmp_path / "halves"
     train(compose(*own, f"run.dir={whole}"))
+    register("observer", "stops_before_task_2")(Stops)
     with pytest.raises(KeyboardInterrupt):
         train(compose(*own, f"run.dir={halves}", "observers=[stops_before_task_2]"))
     train(compose(*own, f"run.dir={halves}", "resume=true"))
