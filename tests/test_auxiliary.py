@@ -293,6 +293,7 @@ def test_reentrant_recomputation_is_refused(stats: str) -> None:
 # ---------------------------------------------------------------------- torch.compile, torch.func
 
 
+@pytest.mark.slow
 @with_a_loss
 @pytest.mark.parametrize("times", [1, 2])
 def test_a_training_step_is_one_graph(stats: str, times: int) -> None:
@@ -318,6 +319,7 @@ def test_a_training_step_is_one_graph(stats: str, times: int) -> None:
     assert_close(*found)
 
 
+@pytest.mark.slow
 @with_a_loss
 def test_a_compiled_network_leaves_its_losses_outside(stats: str) -> None:
     """However many forwards are accumulated nothing is compiled anew; and too many are refused."""

@@ -45,6 +45,7 @@ def test_a_turn_is_some_steps_in_a_row() -> None:
     assert all(f["per_second"] == pytest.approx(1 / f["seconds"]) for f in figures)
 
 
+@pytest.mark.slow
 def test_training_is_measured_beside_hypnettorch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("hypnettorch", reason="hypnettorch is not installed (it is in the extra `peers`)")
     found = record(tmp_path, "train", "--tasks=3", "--batch=4")
@@ -58,6 +59,7 @@ def test_training_is_measured_beside_hypnettorch(tmp_path: Path, capsys: pytest.
     assert all(name in capsys.readouterr().out for name in names[:1])
 
 
+@pytest.mark.slow
 def test_all_trainings_go_the_same_way() -> None:
     """From copied weights, on the same batches: the losses of every step agree, by factors or by numbers."""
     pytest.importorskip("hypnettorch", reason="hypnettorch is not installed (it is in the extra `peers`)")

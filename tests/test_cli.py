@@ -149,6 +149,7 @@ def test_a_directory_that_cant_be_written(place: str, short: list[str], tmp_path
 # ---------------------------------------------------------------------- runs
 
 
+@pytest.mark.slow
 def test_odd_paths_in_a_narrow_encoding(short: list[str], data_root: Path, tmp_path: Path) -> None:
     """A run and its evaluation in places with letters that Hydra, ASCII and shells take for something else."""
     odd = tmp_path / "data=é [1]"
@@ -171,6 +172,7 @@ def test_odd_paths_in_a_narrow_encoding(short: list[str], data_root: Path, tmp_p
     assert process.stderr == "inference=confidence: in scenario=task the task is told; allowed with scenario=domain, class\n"
 
 
+@pytest.mark.slow
 def test_a_reader_that_goes_away_ends_nothing(short: list[str], tmp_path: Path) -> None:
     """Neither `| head -1`, nor a closed output; help ends quietly."""
     for number, (words, end) in enumerate([(["--help"], "| true"), (short, "| head -1"), (short, ">&-")]):
@@ -213,6 +215,7 @@ def test_a_multirun_goes_on_as_a_whole() -> None:
     assert call.continued(Path("/a b/1")) == "python train.py -m seed=0,1 'hydra.sweep.dir=/a b' resume=true"
 
 
+@pytest.mark.slow
 def test_faults_of_jobs_in_other_processes(short: list[str], tmp_path: Path) -> None:
     pytest.importorskip("joblib")
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
@@ -229,6 +232,7 @@ def test_faults_come_back_from_other_processes() -> None:
     assert (str(error), error.name, error.value) == ("seed=-1: must be at least 0", "seed", -1)
 
 
+@pytest.mark.slow
 def test_a_sweeper_is_told_the_metric(short: list[str], tmp_path: Path) -> None:
     """Optuna minimizes; a sweep whose jobs are all refused has no best, and says so by its exit code alone."""
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")

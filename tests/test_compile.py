@@ -84,6 +84,7 @@ def fit(data_root: Path, compile: Any, backend: Any, algebra: Any, number: int) 
     return trainer.fit(), trainer.model.saved_tensors()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stats", "hnet", "method"),
     [
@@ -131,6 +132,7 @@ def test_one_form_of_targets_for_all_tasks() -> None:
         assert method.record.common
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("net", [MLP, LeNet])
 @pytest.mark.parametrize("algebra", ALGEBRAS)
 def test_our_own_networks_are_one_graph(net: type[MLP] | type[LeNet], algebra: str) -> None:
@@ -147,6 +149,7 @@ def test_compiled_training_ends_where_plain_training_does(algebra: str, data_roo
     torch.testing.assert_close(tensors, found, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_compiled_code_trains_as_plain_code_does(data_root: Path) -> None:
     if not can_compile(CPU):
         pytest.skip("torch.compile needs a C++ compiler")

@@ -101,6 +101,7 @@ def test_synchronised_is_the_same_on_one_rank(tmp_path: Path) -> None:
     assert_close(gradients, outcome(expected[0], values))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # raised inside torch's compiler
 @both_statistics
 def test_compiled_passes_compute_the_same(given: bool) -> None:

@@ -232,6 +232,7 @@ def test_a_class_that_no_task_has_needs_no_test_images(write: Write, data_root: 
         split_sequence(lambda _: images, num_tasks=3, val_size=20)
 
 
+@pytest.mark.slow
 def test_classes_that_are_left_out_are_told(write: Write, tiny: list[str], compose: Compose, tmp_path: Path) -> None:
     root = write([0, 1, 2, 3, 4, 6], ["ant", "bee", "cow", "dog", "emu", "[/fly]", "犬"])
     run = train(compose(*tiny_in(root, tiny), "trainer.steps=2", f"run.dir={tmp_path / 'run'}"))
@@ -242,6 +243,7 @@ def test_classes_that_are_left_out_are_told(write: Write, tiny: list[str], compo
         train(compose(*tiny_in(root, tiny), "task.num_tasks=4"))
 
 
+@pytest.mark.slow
 def test_names_that_look_like_markup_are_shown_as_they_are(write: Write, tiny: list[str], tmp_path: Path) -> None:
     """Through the real command line, in a folder and a locale that are no help."""
     root = write(
@@ -413,6 +415,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
+@pytest.mark.slow
 def test_mnist_trains_without_a_home(tmp_path: Path, tiny: list[str]) -> None:
     """Through the real command line."""
     environment = {key: value for key, value in os.environ.items() if key not in ("HOME", "XDG_CACHE_HOME", "USER", "LOGNAME")}

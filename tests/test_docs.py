@@ -26,7 +26,8 @@ ELSEWHERE = {
     ".venv/bin/python -m pip install -e '.[dev]'": "the same",
     ".venv/bin/python -m pytest": "is what runs this test",
     ".venv/bin/python -m pytest -n 2 tests/test_methods.py": "the same",
-    "python -m pytest -m zoo": "takes minutes; .ci/run does it",
+    '.venv/bin/python -m pytest -m ""': "the same",
+    'python -m pytest -m "" tests/test_zoo.py': "takes minutes; .ci/run does it",
     "pip install PATH": "test_installed.py builds a wheel and installs it",
     "pip install hydra-optuna-sweeper": "is among what tests need",
     "pip install -e '.[peers]'": ".ci/run installs them",
@@ -87,7 +88,9 @@ def folder(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize(
+    "page", [pytest.param(p, id=p.name, marks=[] if p.name == "README.md" else pytest.mark.slow) for p in PAGES]
+)
 def test_every_command_and_block_of_a_page_runs(page: Path, folder: Path, tmp_path: Path) -> None:
     cwd = tmp_path / "elsewhere"
     cwd.mkdir()

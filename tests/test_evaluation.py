@@ -157,6 +157,7 @@ def test_empty_cells_are_read_as_they_were_written(tmp_path: Path) -> None:
     torch.testing.assert_close(Tensor(directory.read_accuracy()[1:]).double(), matrix, equal_nan=True)
 
 
+@pytest.mark.slow
 def test_a_thinned_run_from_the_command_line(tiny: list[str], tmp_path: Path) -> None:
     """Figures, TensorBoard, tables and a reload live with what was not measured; the accuracies at the end are the same."""
     scripts, runs = CONF.parent / "scripts", []
@@ -178,6 +179,7 @@ def test_a_thinned_run_from_the_command_line(tiny: list[str], tmp_path: Path) ->
     assert "not the recorded numbers" not in process.stdout
 
 
+@pytest.mark.slow
 def test_a_run_with_thinned_evaluation_resumes_to_the_same_numbers(
     tiny: list[str], compose: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

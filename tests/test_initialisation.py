@@ -67,7 +67,7 @@ def mean_squares(make: Callable[..., BaseHyperNetwork], start: dict[str, Tensor]
     return found[:OLD].mean(0), found[OLD:].mean(0)
 
 
-@pytest.mark.parametrize("net", NETS)
+@pytest.mark.parametrize("net", [pytest.param(n, marks=pytest.mark.slow) if n == "resnet18" else n for n in NETS])
 @pytest.mark.parametrize("make", MEMBERS.values(), ids=MEMBERS.keys())
 @torch.no_grad()
 def test_what_is_written_has_the_variance_of_the_networks_draw(make: Callable[..., BaseHyperNetwork], net: str) -> None:

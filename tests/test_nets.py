@@ -61,7 +61,11 @@ def test_inner_layers_have_a_dth_of_the_weights(make: Callable[..., nn.Module], 
     ("make", "arguments", "message"),
     [
         (MLP, {"hidden": ()}, r"hidden=\(\): must not be empty"),
-        (MLP, {"hidden": (8, 10), "algebra": "quaternion"}, r"hidden=\[8, 10\]: every width must be a multiple of 4 \(quaternion\)"),
+        (
+            MLP,
+            {"hidden": (8, 10), "algebra": "quaternion"},
+            r"hidden=\[8, 10\]: every width must be a multiple of 4 \(quaternion\)",
+        ),
         (LeNet, {"channels": ()}, r"channels=\(\): must not be empty"),
         (LeNet, {"hidden": ()}, r"hidden=\(\): must not be empty"),
         (LeNet, {"channels": (4, 4, 4, 4)}, r"channels=\[4, 4, 4, 4\]: too many convolutions for images of \(1, 28, 28\)"),

@@ -189,6 +189,7 @@ def test_a_run_that_dies_resumes_to_the_same_numbers(
     assert (died / "accuracy.csv").read_bytes() == (run / "accuracy.csv").read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "extra",
     [
@@ -291,6 +292,7 @@ def test_joint_training_takes_those_of_all_its_tasks(rows: str, tiny: list[str],
     assert_equal(references(trainer.model.net), now)
 
 
+@pytest.mark.slow
 def test_a_compiled_step_sees_each_new_reference(tiny: list[str], compose: Compose) -> None:
     """One graph, to which rows are given, not baked in: the same rows of statistics as without it."""
     found = []
@@ -375,6 +377,7 @@ def test_fused_networks_fold() -> None:
     torch.testing.assert_close(folded(x), net(x), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_fused_step_compiles(tiny: list[str], compose: Compose) -> None:
     found = []
     for compiled in ("off", "on"):

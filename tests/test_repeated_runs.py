@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from hnetcl.cli.main import CONF
 
 ROOT = CONF.parent
@@ -26,6 +28,7 @@ def answers(cwd: Path, *calls: list[str]) -> list[tuple[int, str]]:
     return [(code, output) for code, output in json.loads(out.read_text())]
 
 
+@pytest.mark.slow
 def test_a_run_is_repeated_to_the_last_digit(tiny: list[str], tmp_path: Path) -> None:
     cwd = tmp_path / "here"
     cwd.mkdir()

@@ -217,6 +217,7 @@ def test_the_projector_shows_the_newest_embeddings(run: Path) -> None:
     assert (run / "tensorboard" / "tasks.tsv").read_text().splitlines() == ["task 0", "task 1", "task 2"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("moment", "task"), [("step", 0), ("checkpoint", 1), ("step", 2)])
 def test_a_resumed_run_has_every_event_once(
     moment: str,
@@ -279,6 +280,7 @@ def test_observers_that_are_left_out_leave_nothing(
     assert {path.name for path in (run / "figures").iterdir()} == set(FIGURES)
 
 
+@pytest.mark.slow
 def test_the_first_run_tells_nothing_of_other_libraries(tiny: list[str], tmp_path: Path) -> None:
     """matplotlib tells that it has made its font cache, where there is none yet. Slow imports wait until they are needed."""
     path = CONF.parent / "scripts" / "train.py"
@@ -473,6 +475,7 @@ def test_runs_of_the_same_second_get_their_own_directories(
     assert [str(path) for path in paths] == ["outputs/split_tiny/now", "outputs/split_tiny/now_1"]
 
 
+@pytest.mark.slow
 def test_a_multirun_leaves_what_single_runs_leave(tiny: list[str], tmp_path: Path) -> None:
     sweep = script(
         "train", "-m", *tiny, "bn=real,quaternion", "seed=0,1", f"hydra.sweep.dir={tmp_path / 'sweep'}", cwd=tmp_path
@@ -503,7 +506,10 @@ def test_a_multirun_leaves_what_single_runs_leave(tiny: list[str], tmp_path: Pat
 @pytest.mark.parametrize(
     ("overrides", "line"),
     [
-        (["task=split_mnits"], "task=split_mnits: did you mean split_mnist? allowed: permuted_mnist, rotated_mnist, split_mnist"),
+        (
+            ["task=split_mnits"],
+            "task=split_mnits: did you mean split_mnist? allowed: permuted_mnist, rotated_mnist, split_mnist",
+        ),
         (
             ["net.hiden=[4]"],
             "net.hiden=[4]: there is no such key; did you mean net.hidden? allowed: net.algebra, net.hidden",
@@ -525,6 +531,7 @@ def test_bad_input_ends_with_one_line_and_leaves_nothing(overrides: list[str], l
     assert [path.name for path in tmp_path.iterdir()] == ["mnist.safetensors"]
 
 
+@pytest.mark.slow
 def test_a_faulty_job_does_not_stop_a_sweep(tiny: list[str], tmp_path: Path) -> None:
     process = script("train", "-m", *tiny, "trainer.steps=2,-2,3", f"hydra.sweep.dir={tmp_path}", cwd=tmp_path)
     assert process.returncode == 2

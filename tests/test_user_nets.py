@@ -69,6 +69,7 @@ def parts(config: Config) -> Parts:
     return build(config, CPU)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "layers"), [("resnet18", 20), ("tower", 2)])
 def test_a_network_from_outside_trains_on_two_tasks_and_reloads(
     kind: str,
@@ -91,6 +92,7 @@ def test_a_network_from_outside_trains_on_two_tasks_and_reloads(
     assert "these are not the recorded numbers" not in process.stdout
 
 
+@pytest.mark.slow
 def test_the_readmes_commands(my_nets: Path, tiny: list[str], tmp_path: Path) -> None:
     """Keys need no plus sign and no YAML; a module is found in the current directory; the values reach the network."""
     net = ["imports=[my_nets]", "net=tower", "net.width=12", "hnet.chunk_size=1000"]
@@ -221,6 +223,7 @@ def test_batch_norm_of_others_follows_the_group(tiny: list[str], compose: Compos
         assert [layer.affine for layer in layers.values()] == [affine, False]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("generate", "written"),
     [("norm", {"body.2", "body.5"}), ("[head.*,body.5.weight]", {"head", "body.5"}), ("head.*", {"head"})],
@@ -326,6 +329,7 @@ def colour(data_root: Path, tmp_path: Path) -> list[str]:
     return [*TASKS, f"data.root={tmp_path}", "task.dataset=colour", "task.val_size=20", "trainer.steps=2"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("net", "methods", "heads"),
     [
@@ -349,6 +353,7 @@ def test_baselines_train_networks_of_others(
         assert load_file(run / "model.safetensors")["hnet.own"].shape == (2, heads[config.net.get("model", config.net.name)])
 
 
+@pytest.mark.slow
 def test_a_small_network_at_the_defaults(others: Path, colour: list[str], tmp_path: Path) -> None:
     """The screen says what became of the wanted ratio; one that was typed is refused."""
     values = [f"imports=[{others}]", "net=small", *colour, f"run.dir={tmp_path / 'run'}"]
@@ -361,6 +366,7 @@ def test_a_small_network_at_the_defaults(others: Path, colour: list[str], tmp_pa
     assert len(process.stderr.splitlines()) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bn", [[], ["bn=quaternion"]])
 def test_a_pretrained_network(bn: list[str], others: Path, colour: list[str], tmp_path: Path, compose: Compose) -> None:
     """Its owner says whether its weights are kept; the baselines, which hold weights as they are, need not be told."""
