@@ -27,7 +27,7 @@ class ArgumentError(ValueError):
 
 
 class DivergedError(ArithmeticError):
-    """A training that met numbers which are not finite, told in one line: where, what, and what may help.
+    """A training that met values which are not finite, told in one line: where, what, and what may help.
 
     Args:
         task: the current one.

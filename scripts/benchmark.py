@@ -1,4 +1,4 @@
-"""Measures time and memory of parts beside each other: python scripts/benchmark.py bn --shape 64,64,32,32
+"""Measures time and memory of parts side by side: python scripts/benchmark.py bn --shape 64,64,32,32
 
 `--help` lists the subjects, `bn --help` what can be said of one.
 """

@@ -135,8 +135,8 @@ REFUSED_WHEN_BUILT = {
     "trainer.steps=null": "trainer.steps=None: give steps or epochs, not both or none (epochs=None)",
     "trainer.evaluate=last optimized_metric=fwt": "optimized_metric=fwt: takes more than trainer.evaluate=last measures; "
     "allowed with it: average_accuracy, bwt",
-    "bn.sync=true bn.backend=reference": "bn.backend=reference: can't be given beside sync=true",
-    "hnet.chunk_size=9 hnet.compression=0.9": "hnet.chunk_size=9: can't be given beside compression=0.9",
+    "bn.sync=true bn.backend=reference": "bn.backend=reference: can't be given with sync=true",
+    "hnet.chunk_size=9 hnet.compression=0.9": "hnet.chunk_size=9: can't be given with compression=0.9",
     "optimizer=sgd optimizer.nesterov=true optimizer.momentum=0": "optimizer.nesterov=True: needs a momentum above 0",
     "method.targets=online method.targets_device=cpu": "method.targets_device=cpu: targets=online stores no targets",
     "method.targets=online method.targets_dtype=float16": "method.targets_dtype=float16: targets=online stores no targets",

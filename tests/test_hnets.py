@@ -159,7 +159,7 @@ def test_compression_finds_the_largest_chunk(compression: float) -> None:
 def test_chunk_sizes_that_are_refused() -> None:
     with pytest.raises(ArgumentError, match=r"compression=0.001: the smallest ratio that a chunk size reaches is \d+\.\d+"):
         HyperNetwork({"weight": (30, 40)}, 5, "chunked", compression=0.001)
-    with pytest.raises(ArgumentError, match="chunk_size=10: can't be given beside"):
+    with pytest.raises(ArgumentError, match="chunk_size=10: can't be given with"):
         HyperNetwork({"weight": (30, 40)}, 5, "chunked", compression=0.5, chunk_size=10)
     with pytest.raises(ArgumentError, match="compression=0: must be greater than 0"):
         HyperNetwork({"weight": (30, 40)}, 5, "chunked", compression=0)

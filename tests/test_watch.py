@@ -1,4 +1,4 @@
-"""A training whose numbers are no longer finite ends in one line, before they reach the model or a file."""
+"""A training whose values are no longer finite ends in one line, before they reach the model or a file."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""Statistics as normal distributions: as numbers that may be learned, and how far two of them lie apart.
+"""Statistics as normal distributions: as values that may be learned, and how far two of them lie apart.
 
 A mean [..., C] (component-major) and a covariance [..., Q, d, d] are written as
 

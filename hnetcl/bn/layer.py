@@ -102,7 +102,7 @@ class BatchNormLayer(TorchsFamily):
         if momentum is not None and not 0 <= momentum <= 1:
             raise ArgumentError("momentum", momentum, "must lie in [0, 1], or be None for the cumulative average")
         if sync and backend == "reference":
-            raise ArgumentError("backend", backend, "can't be given beside sync=true")
+            raise ArgumentError("backend", backend, "can't be given with sync=true")
         self.statistics_mode, self.momentum, self.sync = MODES[stats](), momentum, sync
         self.process_group: Group | None = None
         self.auxiliary_weight, self.auxiliary_limit = auxiliary_weight, 100

@@ -38,7 +38,7 @@ class Call:
         return pasted(self.words)
 
     def name(self) -> str:
-        """What the job was told beside the defaults, as a folder's name.
+        """What the job was told besides the defaults, as a folder's name.
 
         First what differs among the jobs of a multirun, then chosen parts and the like, then single values. Where the run lies,
         and what may differ between a run and its continuation, is left out.
@@ -70,7 +70,7 @@ PYTHON = Call()  # no command line: a script of the user's own
 
 
 def environment(call: Call) -> dict[str, Any]:
-    """What a result may depend on beside its configuration.
+    """What a result may depend on besides its configuration.
 
     Returns:
         When it was, the command line, the job's own overrides, versions, and the commits of the working trees that hnetcl and

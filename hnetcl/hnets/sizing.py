@@ -60,7 +60,7 @@ def find_chunk_size(
     """
     if chunk_size is not None:
         if compression is not None:
-            raise ArgumentError("chunk_size", chunk_size, f"can't be given beside compression={compression}")
+            raise ArgumentError("chunk_size", chunk_size, f"can't be given with compression={compression}")
         return min(chunk_size, most), ""
     if compression is not None:
         return largest_size(compression, generated, trainable, chunk_sizes(most)), ""

@@ -64,7 +64,7 @@ def auxiliary_logits(outputs: Any) -> list[Tensor]:
         if not isinstance(entry, Tensor) or entry.shape != logits.shape:
             what = tuple(entry.shape) if isinstance(entry, Tensor) else type(entry).__name__
             raise ArgumentError(
-                "net", what, f"beside its logits a network may return others of shape {tuple(logits.shape)} only"
+                "net", what, f"in addition to its logits a network may return others of shape {tuple(logits.shape)} only"
             )
         auxiliary.append(entry)
     return auxiliary

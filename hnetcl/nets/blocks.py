@@ -51,7 +51,7 @@ def _behind(norm: nn.Module, conv: Conv2d) -> list[nn.Module]:
 class MaxPool(nn.MaxPool2d):
     """The largest of 2 x 2 positions.
 
-    Without gradients, on a CPU, in two elementwise passes: the same numbers in a tenth of the time, for torch's pooling notes
+    Without gradients, on a CPU, in two elementwise passes: the same values in a tenth of the time, for torch's pooling notes
     the places of the maxima, too.
     """
 

@@ -58,7 +58,7 @@ def engine(seed: int, *, threads: int | None = None, deterministic: bool = False
 
 
 def random_states(device: torch.device) -> dict[str, Any]:
-    """Where the global generators stand, of torch (on the CPU and that device), Python and numpy: tensors and plain numbers."""
+    """Where the global generators stand, of torch (on the CPU and that device), Python and numpy: tensors and plain values."""
     name, keys, *rest = np.random.get_state()
     return {
         "torch": torch.get_rng_state(),

@@ -20,7 +20,7 @@ from hnetcl.tasks import Split, Task, TaskSequence
 
 SCENARIOS = ("task", "domain", "class")
 
-LARGEST_OUTPUT, LARGEST_OUTPUT_ON_GPU = 3 * 2**20, 2**26  # numbers that a layer gives for the images of an evaluation step
+LARGEST_OUTPUT, LARGEST_OUTPUT_ON_GPU = 3 * 2**20, 2**26  # values that a layer gives for the images of an evaluation step
 
 
 @dataclass(frozen=True)

@@ -67,7 +67,7 @@ class RunStart:
     Args:
         steps: of every task [T].
         done: tasks that were trained before; 0 for a run that begins.
-        last: the newest of these, without the numbers that no checkpoint keeps (`val_accuracy`); None for a run that begins.
+        last: the newest of these, without the values that no checkpoint keeps (`val_accuracy`); None for a run that begins.
     """
 
     steps: tuple[int, ...]
@@ -85,7 +85,7 @@ class Observer:
 
     `observers=[progress,printer] imports=[FILE]` then uses it. A constructor is given what it names: `directory` (the
     `RunDirectory`), `config` (the configuration, flat), `keys` (all that a configuration can have), `run_name` (what the run
-    was told beside the defaults), `console` (where to draw), `others` (the observers before it; it then comes last).
+    was told besides the defaults), `console` (where to draw), `others` (the observers before it; it then comes last).
 
     A resumed run tells the events of the tasks that it trains, not of those that were trained before.
     """
@@ -100,7 +100,7 @@ class Observer:
         """Task number `task` begins; it will take `steps` steps, after `steps_before` of the tasks before it."""
 
     def on_tick(self, step: int) -> None:
-        """Every step, from 1, before its numbers are known. Must be quick, and leave the device alone."""
+        """Every step, from 1, before its losses are known. Must be quick, and leave the device alone."""
 
     def on_step(self, step: Step) -> None:
         """Every `log_every`-th step, and a task's first and last."""

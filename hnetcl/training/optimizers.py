@@ -34,7 +34,7 @@ class OptimizerFactory:
 
     Args:
         kind: of groups of parameters, `lr` and `options` makes an optimizer. Fused ones are fast, and wait for no GPU where
-            numbers are watched that are not finite.
+            values are watched that are not finite.
         lr: learning rate at a task's start.
         weight_decay: of the parameters that all tasks share; a task's own entries never decay, or old tasks would fade.
         schedule: "constant" or "cosine" (to zero), run through once per task.

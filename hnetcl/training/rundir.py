@@ -51,7 +51,7 @@ class RunDirectory:
         _replace(path, text.encode())
 
     def write_json(self, path: Path, value: Any) -> None:
-        """Writes plain values; null stands for numbers that are not finite, for JSON has none."""
+        """Writes plain values; null stands for values that are not finite, for JSON has none."""
         self.write_text(path, json.dumps(_finite(value), indent=2, allow_nan=False) + "\n")
 
     def write_accuracy(self, matrix: Tensor, untrained: Tensor) -> None:
@@ -159,7 +159,7 @@ def _cells(values: Tensor) -> list[float | str]:
 
 
 def _finite(value: Any) -> Any:
-    """The same with None in place of numbers that are not finite."""
+    """The same with None in place of values that are not finite."""
     if isinstance(value, dict):
         return {key: _finite(each) for key, each in value.items()}
     if isinstance(value, list | tuple):

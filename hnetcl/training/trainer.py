@@ -75,7 +75,7 @@ class Trainer:
         epochs: per task, over its own training images; over those of all tasks so far for a method that sees old data.
         batch_size: images in a training step.
         eval_batch_size: images in an evaluation step; None: see `images_at_once`.
-        log_every: observers hear the numbers of every so many steps, and only then these travel to the host; None: of
+        log_every: observers hear the values of every so many steps, and only then these travel to the host; None: of
             `POINTS` steps a task.
         compile: see `TrainingStep`; evaluation is never compiled.
         evaluate: what is tested after task i. "seen": tasks 0 to i + 1, and before the first all of them, which is what the
@@ -292,7 +292,7 @@ class Trainer:
             observer.on_step(record)
 
     def _state(self) -> dict[str, Any]:
-        """All that the next task starts from: tensors and plain numbers."""
+        """All that the next task starts from: tensors and plain values."""
         return {
             "done": self.done,
             "model": self.model.saved_tensors(),

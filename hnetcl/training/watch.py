@@ -1,4 +1,4 @@
-"""Ends a training whose numbers are no longer finite, before they reach the model or a file."""
+"""Ends a training whose values are no longer finite, before they reach the model or a file."""
 
 import math
 from collections.abc import Iterator
@@ -23,10 +23,10 @@ class Watch:
         norm = watch.look(losses, inputs)       # on a CPU raises here
         optimizer.step()
 
-    On a CPU the numbers are read at once. On a GPU that would be to wait for it. There they set a latch on the device, which
+    On a CPU the values are read at once. On a GPU that would be to wait for it. There they set a latch on the device, which
     fused optimizers look at in their step (as they do under torch's GradScaler), so that from the first bad step on nothing
-    moves; the latch is read where numbers travel to the host anyway: call `read` there. Optimizers without a fused step
-    (adagrad, and rmsprop) know no latch: with them the numbers are read in every step, which waits for the GPU.
+    moves; the latch is read where values travel to the host anyway: call `read` there. Optimizers without a fused step
+    (adagrad, and rmsprop) know no latch: with them the values are read in every step, which waits for the GPU.
 
     Args:
         model: trained.
@@ -170,7 +170,7 @@ def _kept(model: HyperModel) -> Iterator[tuple[str, Tensor]]:
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
-    """The numbers in what a layer returns."""
+    """The values in what a layer returns."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, dict | list | tuple):

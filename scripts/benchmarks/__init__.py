@@ -1,1 +1,1 @@
-"""Time and memory of parts beside each other: how to measure, and one file per subject."""
+"""Time and memory of parts side by side: how to measure, and one file per subject."""

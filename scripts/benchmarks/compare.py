@@ -1,4 +1,4 @@
-"""Time and memory of contenders beside each other, and their ratios to what each is compared with."""
+"""Time and memory of contenders side by side, and their ratios to what each is compared with."""
 
 from argparse import ArgumentParser
 from collections.abc import Sequence

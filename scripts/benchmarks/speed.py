@@ -1,4 +1,4 @@
-"""How fast contenders are beside each other."""
+"""How fast contenders are, side by side."""
 
 from argparse import ArgumentParser
 from collections.abc import Callable, Sequence
