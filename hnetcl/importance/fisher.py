@@ -13,7 +13,7 @@ from hnetcl.model import HyperModel
 from hnetcl.modes import evaluation_mode
 from hnetcl.modules import main_logits
 
-HELD_AT_ONCE = 2**24  # values of gradients, 64 MB in float32
+HELD_AT_ONCE = 2**25  # values of gradients, 128 MB in float32
 Labels = Literal["exact", "sampled", "empirical"]
 
 
