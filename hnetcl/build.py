@@ -39,9 +39,9 @@ def build(config: Config, device: torch.device) -> Parts:
         ArgumentError: a part refuses a value; named as on the command line.
     """
     with named("method"):
-        method: Method = make("method", config.method)
+        method: Method = _made("method", config.method, Method)
     with named("optimizer"):
-        optimizer: OptimizerFactory = make("optimizer", config.optimizer)
+        optimizer: OptimizerFactory = _made("optimizer", config.optimizer, OptimizerFactory)
     sequence = build_sequence(config, device)
     model = build_model(config, sequence.in_shape, sequence.num_outputs, len(sequence))
     with named("method"):
@@ -75,7 +75,7 @@ def build_sequence(config: Config, device: torch.device) -> TaskSequence:
             return load_images(dataset, config.data["root"]).to(device)
 
     with named("task", root="data"):
-        sequence: TaskSequence = make("task", config.task, load=load, seed=config.seed)
+        sequence: TaskSequence = _made("task", config.task, TaskSequence, load=load, seed=config.seed)
     return replace(sequence, head=config.chosen_head)
 
 
@@ -129,6 +129,14 @@ def named(group: str, **groups: str) -> Iterator[None]:
         if "." in error.name or error.name == where or not where:
             raise
         raise error.within(where) from error
+
+
+def _made(kind: str, values: Values, wanted: type, **offered: Any) -> Any:
+    """A part, which must be of that class."""
+    part = make(kind, values, **offered)
+    if not isinstance(part, wanted):
+        raise ArgumentError(kind, values["name"], f"gives a {type(part).__name__}; allowed: a {wanted.__name__}")
+    return part
 
 
 def _require_norm_layers(config: Config) -> None:

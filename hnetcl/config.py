@@ -11,12 +11,10 @@ from typing import Annotated, Any, Literal, get_type_hints
 from annotated_types import Ge, Le, Len, doc
 
 from hnetcl.errors import ArgumentError, one_of
-from hnetcl.registry import Option, Options, checked, declared_options, given, names, options
+from hnetcl.registry import COSTS, INFERENCE_METRICS, Option, Options, checked, declared_options, given, names, options
 
 MOST_THREADS = max(256, 4 * (os.cpu_count() or 1))  # a system that runs out of threads ends the process
 CHOSEN = ("task", "bn", "net", "hnet", "method", "optimizer")  # the groups that are parts; `name` says which
-COSTS = ("compression", "seconds", "seconds_total", "steps_per_second")  # what metrics.json holds beside the metrics of R
-INFERENCE_METRICS = ("task_aware", "task_agnostic", "task_inference_accuracy")  # where the task is not told
 
 Values = dict[str, Any]
 Scenario = Literal["task", "domain", "class"]

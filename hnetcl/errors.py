@@ -49,7 +49,7 @@ def one_of(name: str, value: Any, choices: Iterable[Any]) -> ArgumentError:
     return ArgumentError(name, value, nearest(value, choices))
 
 
-def one_line(error: Exception) -> str:
+def one_line(error: BaseException) -> str:
     """The text of another library's error, without line breaks."""
     return " ".join(str(error).split())
 

@@ -16,12 +16,14 @@ import builtins
 import typing
 from collections import abc
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, wraps
 from importlib import import_module
-from inspect import Parameter, isclass
+from inspect import Parameter, isclass, unwrap
 from inspect import signature as call_signature
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, TypeVar, cast, get_type_hints
 
 import annotated_types
@@ -59,6 +61,10 @@ KINDS = {
     "observer": "tracking",
 }
 """Kinds of parts, and the room where the package's own lie."""
+COSTS = ("compression", "seconds", "seconds_total", "steps_per_second")  # what metrics.json holds besides the metrics of R
+INFERENCE_METRICS = ("task_aware", "task_agnostic", "task_inference_accuracy")  # where the task is not told
+_TAKEN_NAMES = {"metric": (*COSTS, *INFERENCE_METRICS)}
+_TAKEN_KEYS = {"net": ("name", "norm"), "bn": ("name", "rows")}  # of a configuration, which the run itself reads
 
 Made = TypeVar("Made", bound=Callable[..., Any])
 
@@ -88,12 +94,20 @@ def register(kind: str, name: str) -> Callable[[Made], Made]:
         A decorator for what makes the part, a class or a function.
 
     Raises:
-        ArgumentError: there is no such kind, or the package has a part of that name.
+        ArgumentError: there is no such kind; the name is no word, or the package uses it; or the run needs the name of a key.
     """
     if kind not in KINDS:
         raise one_of("kind", kind, KINDS)
+    if not isinstance(name, str) or not name.isidentifier():
+        raise ArgumentError("name", name, "must be a word of letters, digits and _")
+    if name in _TAKEN_NAMES.get(kind, ()):
+        raise ArgumentError("name", name, f"metrics.json has another {kind} of that name; choose another name")
 
     def registered(made: Made) -> Made:
+        for parameter in call_signature(made).parameters.values():
+            if parameter.kind is Parameter.KEYWORD_ONLY and parameter.name in _TAKEN_KEYS.get(kind, ("name",)):
+                rule = f"{kind}.{parameter.name} is a key of the run's own; choose another name for the argument of {name}"
+                raise ArgumentError("name", parameter.name, rule)
         own = _declared(kind).get(name)
         if own is not None and own.module != made.__module__:
             raise ArgumentError("name", name, f"{kind}={name} is a part of hnetcl; choose another name")
@@ -205,10 +219,12 @@ def checking(made: Made) -> Made:
 
 def _inspected(made: Callable[..., Any]) -> Options:
     """The configuration keys of a part that has been imported."""
-    try:
-        hints = get_type_hints(made.__init__ if isclass(made) else made, include_extras=True)
-    except NameError:  # types that only a type checker imports
-        hints = {}
+    function = unwrap(made.__init__ if isclass(made) else made)
+    hints: dict[str, Any] = {}
+    for name, hint in getattr(function, "__annotations__", {}).items():
+        one = SimpleNamespace(__annotations__={name: hint})
+        with suppress(NameError):  # a type that only a type checker imports: its values are not checked
+            hints |= get_type_hints(one, function.__globals__, include_extras=True)
     parameters = call_signature(made).parameters.values()
     return {p.name: Option(hints.get(p.name, Any), p.default) for p in parameters if p.kind is Parameter.KEYWORD_ONLY}
 

@@ -17,10 +17,10 @@ import torch
 from hnetcl.cli.call import Call
 from hnetcl.cli.main import CONF, option_names
 from hnetcl.cli.words import as_text, pasted, prepared, read
-from hnetcl.config import COSTS, INFERENCE_METRICS, Config
+from hnetcl.config import Config
 from hnetcl.errors import ArgumentError
 from hnetcl.metrics import summary
-from hnetcl.registry import names
+from hnetcl.registry import COSTS, INFERENCE_METRICS, names
 
 SCRIPTS = CONF.parent / "scripts"
 
@@ -123,6 +123,7 @@ def test_an_option_has_a_name(word: str) -> None:
         (["hydra.run.dir=/proc/none"], "hydra.run.dir=/proc/none: can't be written"),
         (["-m", "hydra.sweep.dir=/proc/none"], "hydra.sweep.dir=/proc/none: can't be written"),
         (["--config-dir=nowhere"], "nowhere' not found"),
+        ([f"--config-dir={CONF}"], "bn/complex.yaml is a file of hnetcl's own; rename yours"),
         (["~task", "task.num_tasks=3"], "task=null: allowed: permuted_mnist, rotated_mnist, split_mnist"),
         (["~net.hidden", "trainer.stepps=3"], "trainer.stepps=3: there is no such key"),
         (["~trainer.stepps"], "trainer.stepps=?: there is no such key"),

@@ -65,6 +65,30 @@ def test_register_refuses() -> None:
     with pytest.raises(ArgumentError, match=r"^method=mien: did you mean mine\? allowed: .*finetune.*mine"):
         find("method", "mien")
     assert hnetcl.register is register
+    with pytest.raises(ArgumentError, match=r"^name=seconds: metrics.json has another metric of that name"):
+        register("metric", "seconds")
+    with pytest.raises(ArgumentError, match=r"^name=3: must be a word"):
+        register("net", 3)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("kind", "key"), [("net", "norm"), ("bn", "rows"), ("method", "name"), ("observer", "name")])
+def test_keys_of_the_runs_own_are_refused(kind: str, key: str) -> None:
+    """They would never reach the part."""
+    names: dict[str, Any] = {}
+    exec(f"def part(size=1, *, {key}=3): return {key}", names)
+    with pytest.raises(ArgumentError, match=rf"^name={key}: {kind}.{key} is a key of the run's own"):
+        register(kind, "mine")(names["part"])
+
+
+def test_a_type_that_is_not_there_leaves_the_others_checked() -> None:
+    def made(in_shape: "Sequence[int]", *, width: "Annotated[int, Ge(1)]" = 8, deep: "Nowhere" = None) -> int:  # type: ignore[name-defined]  # noqa: F821
+        return width
+
+    register("net", "partly")(made)
+    assert options("net", "partly") == {"width": Option(Annotated[int, Ge(1)], 8), "deep": Option(Any, None)}
+    for width in (0, "abc"):
+        with pytest.raises(ArgumentError, match="width="):
+            make("net", {"name": "partly", "width": width}, in_shape=(1,))
 
 
 def test_the_newest_of_a_name_is_meant() -> None:

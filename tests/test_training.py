@@ -18,6 +18,8 @@ from hnetcl.hnets import BaseHyperNetwork, DirectHyperNetwork, HyperNetwork
 from hnetcl.methods import Method
 from hnetcl.methods.finetune import Finetune
 from hnetcl.methods.output_regularizer import OutputRegularizer
+from hnetcl.methods.replay import Replay
+from hnetcl.methods.si import SI
 from hnetcl.model import HyperModel
 from hnetcl.nets import MLP
 from hnetcl.registry import find, names
@@ -139,6 +141,24 @@ def test_a_checkpoint_is_plain_and_keeps_the_one_before(sequence: TaskSequence, 
 
 
 @pytest.mark.parametrize(
+    ("options", "told"),
+    [({"method": SI()}, "method=SI: .* method=OutputRegularizer"), ({"steps": 3}, "steps=3: .* steps=2")],
+)
+def test_another_training_does_not_go_on_from_a_checkpoint(
+    sequence: TaskSequence, tmp_path: Path, options: dict[str, Any], told: str
+) -> None:
+    directory = RunDirectory(tmp_path)
+    directory.create()
+    trainer(sequence, steps=2).fit(directory)
+    with pytest.raises(ArgumentError, match=told):
+        trainer(sequence, **{"steps": 2, **options}).fit(directory)
+
+
+def test_replay_trains_without_the_command_line(sequence: TaskSequence) -> None:
+    assert trainer(sequence, Replay(size=6), steps=3).fit().matrix[-1].isfinite().all()
+
+
+@pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"epochs": 1}, "steps=20: give steps or epochs"),
@@ -146,6 +166,9 @@ def test_a_checkpoint_is_plain_and_keeps_the_one_before(sequence: TaskSequence, 
         ({"steps": 0}, "steps=0: must be at least 1"),
         ({"batch_size": 0}, "batch_size=0: must be at least 2"),
         ({"log_every": 0}, "log_every=0: must be at least 1"),
+        ({"active_classes": "some"}, "active_classes=some: allowed: all, current, seen"),
+        ({"method": OutputRegularizer(task_weights=[1.0] * 7)}, "task_weights"),
+        ({"method": Replay(size=5)}, "size=5: must be at least 6: one sample for each class of all tasks"),
     ],
 )
 def test_refused_trainer_arguments(sequence: TaskSequence, options: dict[str, Any], message: str) -> None:

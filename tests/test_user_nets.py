@@ -17,6 +17,7 @@ from torch import nn
 from hnetcl import register, registry
 from hnetcl.bn import batchnorm_layers
 from hnetcl.build import Parts, build
+from hnetcl.cli.imports import import_all
 from hnetcl.cli.jobs import evaluate, train
 from hnetcl.cli.main import CONF
 from hnetcl.config import Config, EvaluationConfig
@@ -133,6 +134,8 @@ def test_a_saved_run_imports_nothing(
         ("def broken(:", "SyntaxError: invalid syntax"),
         ("import no_such_module_anywhere", "ModuleNotFoundError: No module named 'no_such_module_anywhere'"),
         ("\nraise RuntimeError('a\\nb')", r"RuntimeError: a b \(.*bad.py, line 2\)"),
+        ("import sys\nsys.exit(3)", "SystemExit: 3"),
+        ("import hnetcl\n\nhnetcl.register('net', 'mlp')(print)", r"choose another name \(.*bad.py, line 3\)"),
     ],
 )
 def test_modules_that_cant_be_imported(code: str | None, line: str, tmp_path: Path, compose: Compose) -> None:
@@ -143,6 +146,17 @@ def test_modules_that_cant_be_imported(code: str | None, line: str, tmp_path: Pa
         with pytest.raises(ArgumentError, match=rf"^imports=\['.*bad.py'\]: .*bad.py: .*{line}") as caught:
             train(compose(f"imports=[{path}]"))
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.usefixtures("users_parts")
+def test_a_neighbour_is_not_taken_for_another_folders(tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "my_helper.py").write_text(f"where = '{folder}'")
+        (tmp_path / folder / "part.py").write_text("import my_helper")
+    import_all([str(tmp_path / "a" / "part.py")])
+    with pytest.raises(ArgumentError, match=r"its neighbour my_helper.py is hidden by .*a/my_helper.py, which is imported"):
+        import_all([str(tmp_path / "b" / "part.py")])
 
 
 @pytest.mark.parametrize(

@@ -160,6 +160,7 @@ def test_patterns_in_any_collection(generate: Iterable[str]) -> None:
         ({"num_tasks": True}, "num_tasks=True: must be a whole number"),
         ({"hidden": 3}, r"hidden=3: must be of type list\[int\]"),
         ({"hidden": "33"}, r"hidden=33: must be of type list\[int\]"),
+        ({"hnet": "direct", "hidden": [4]}, r"hidden=\[4\]: there is no such key; .*per_task"),
         ({"hidden": [3.0]}, r"hidden=\[3.0\]: must be of type list\[int\]"),
     ],
 )

@@ -12,6 +12,9 @@ from traceback import extract_tb
 
 from hnetcl.errors import ArgumentError, one_line
 
+PACKAGE = str(Path(__file__).resolve().parents[1])
+_folders: set[Path] = set()  # of imported files
+
 
 def import_all(names: Sequence[str]) -> None:
     """Imports modules, once per process.
@@ -29,8 +32,9 @@ def import_all(names: Sequence[str]) -> None:
             else:
                 _add_to_path(Path.cwd())
                 import_module(name)
-        except Exception as error:  # a user's module may raise anything
-            *_, last = extract_tb(error.__traceback__)
+        except (Exception, SystemExit) as error:  # a user's module may raise anything
+            frames = extract_tb(error.__traceback__)
+            last = next((frame for frame in reversed(frames) if not frame.filename.startswith(PACKAGE)), frames[-1])
             where = (
                 f" ({last.filename}, line {last.lineno})" if not isinstance(error, ImportError | SyntaxError | OSError) else ""
             )
@@ -42,6 +46,11 @@ def _import_file(path: Path) -> None:
     name = f"imported from {path}"
     if name in sys.modules:
         return
+    for neighbour in path.parent.glob("*.py"):
+        loaded = getattr(sys.modules.get(neighbour.stem), "__file__", None)
+        if loaded and Path(loaded) != neighbour and Path(loaded).parent in _folders:
+            raise ImportError(f"its neighbour {neighbour.name} is hidden by {loaded}, which is imported; give one another name")
+    _folders.add(path.parent)
     spec = spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None

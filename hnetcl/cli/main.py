@@ -115,6 +115,10 @@ def add_parts(words: Sequence[str], options: Mapping[str, Sequence[str]]) -> Non
     imports = any(word.startswith("imports=") for word in words)
     folders = [Path(folder) for flag, folder in pairwise(words) if flag in ("--config-dir", "-cd")]
     folders += [Path(word.partition("=")[2]) for word in words if word.startswith("--config-dir=")]
+    for folder in folders:
+        for path in sorted(folder.glob("*/*.yaml")):
+            if (CONF / path.relative_to(folder)).exists():
+                raise ArgumentError("config-dir", folder, f"{path.relative_to(folder)} is a file of hnetcl's own; rename yours")
     for word in words:
         group, _, chosen = word.lstrip("+").partition("=")
         for name in chosen.split(",") if group in options and group in CHOSEN else []:

@@ -191,6 +191,9 @@ def make_hypernetwork(
     """
     made = registry.find("hnet", hnet) if isinstance(hnet, str) else hnet
     if isinstance(made, type) and issubclass(made, BaseHyperNetwork):
+        if isinstance(hnet, str):
+            offered = registry.given("hnet", hnet)
+            registry.checked({k: v for k, v in options.items() if k not in offered}, registry.options("hnet", hnet))
         return made(shapes, num_tasks, **options)
     return HyperNetwork(shapes, num_tasks, hnet, **options)
 

@@ -1,5 +1,6 @@
 """Experience replay: samples of old tasks from a memory of fixed size."""
 
+import math
 from collections.abc import Mapping
 from typing import Annotated
 
@@ -8,6 +9,8 @@ import torch.nn.functional as F
 from annotated_types import Ge
 from torch import Tensor
 
+from hnetcl.errors import ArgumentError
+from hnetcl.memory import require
 from hnetcl.methods.base import Draw, Inputs, Losses, Method, Run, active_only
 from hnetcl.model import HyperModel
 from hnetcl.modules import main_logits
@@ -36,6 +39,10 @@ class Replay(Method):
         self.saved: Mapping[str, Tensor] = {}  # of a checkpoint, until the device is known
 
     def check(self, model: HyperModel, sequence: TaskSequence) -> None:
+        classes = len(sequence) * sequence.num_classes
+        if self.size < classes:
+            raise ArgumentError("size", self.size, f"must be at least {classes}: one sample for each class of all tasks")
+        require("size", self.size, 4.0 * self.size * math.prod(sequence.in_shape))
         self.memory = Memory(self.size, sequence.num_classes)
 
     def start_task(self, run: Run) -> None:

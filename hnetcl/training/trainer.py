@@ -13,7 +13,7 @@ from hnetcl.errors import ArgumentError
 from hnetcl.methods import Draw, Inputs, Losses, Method, Run, active_only
 from hnetcl.model import HyperModel
 from hnetcl.modes import start_training
-from hnetcl.registry import checking
+from hnetcl.registry import check_value, checking
 from hnetcl.tasks import ActiveClasses, Batches, Split, TaskSequence
 from hnetcl.training.engine import random_states, set_random_states
 from hnetcl.training.evaluation import Protocol, accuracies, accuracy, images_at_once
@@ -110,6 +110,8 @@ class Trainer:
     ) -> None:
         if (steps is None) == (epochs is None):
             raise ArgumentError("steps", steps, f"give steps or epochs, not both or none (epochs={epochs})")
+        check_value("active_classes", active_classes, ActiveClasses)
+        method.check(model, sequence)
         self.model, self.sequence, self.method, self.optimizer = model, sequence, method, optimizer
         self.generator, self.active_classes = generator, active_classes
         self.directory: RunDirectory | None = None
@@ -294,6 +296,7 @@ class Trainer:
     def _state(self) -> dict[str, Any]:
         """All that the next task starts from: tensors and plain values."""
         return {
+            "program": self._program(),
             "done": self.done,
             "model": self.model.saved_tensors(),
             "method": self.method.state_dict(),
@@ -310,7 +313,16 @@ class Trainer:
             "steps": self.steps_done,
         }
 
+    def _program(self) -> dict[str, Any]:
+        """What a checkpoint must agree on with who goes on from it. The command line compares whole configurations before."""
+        own = {name: getattr(self, name) for name in ("steps", "epochs", "batch_size")}
+        return {"method": type(self.method).__qualname__, "num_tasks": len(self.sequence), **own}
+
     def _restore(self, state: dict[str, Any]) -> None:
+        for name, value in self._program().items():
+            if state["program"][name] != value:
+                rule = f"the checkpoint in the directory is of a training with {name}={state['program'][name]}"
+                raise ArgumentError(name, value, f"{rule}; allowed: that, or another directory")
         self.model.load_tensors(state["model"])
         self.method.load_state_dict(state["method"])
         self.generator.set_state(state["generator"])
