@@ -88,9 +88,8 @@ def folder(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize(
-    "page", [pytest.param(p, id=p.name, marks=[] if p.name == "README.md" else pytest.mark.slow) for p in PAGES]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_command_and_block_of_a_page_runs(page: Path, folder: Path, tmp_path: Path) -> None:
     cwd = tmp_path / "elsewhere"
     cwd.mkdir()

@@ -268,6 +268,7 @@ def test_a_resumed_run_has_every_event_once(
         assert (run / "figures" / name).read_bytes() == (died / "figures" / name).read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("observers", [[], ["progress"], ["tensorboard"], ["figures"]])
 def test_observers_that_are_left_out_leave_nothing(
     observers: list[str], tiny: list[str], compose: Callable[..., Config], tmp_path: Path
@@ -356,6 +357,7 @@ def test_damaged_models_are_told(run: Path) -> None:
         evaluate(parse_evaluation(arguments(run)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["config.yaml", "tasks.json", "accuracy.csv"])
 @pytest.mark.parametrize("content", ["a: {b", "a,b\nc,d\n", None])
 def test_damaged_files_are_told(name: str, content: str | None, run: Path) -> None:
