@@ -11,9 +11,9 @@ from pathlib import Path
 from traceback import extract_tb
 
 from hnetcl.errors import ArgumentError, one_line
+from hnetcl.registry import PACKAGE
 
-PACKAGE = str(Path(__file__).resolve().parents[1])
-_folders: set[Path] = set()  # of imported files
+MODULE = "imported from "  # and its path: the name of an imported file's module
 
 
 def import_all(names: Sequence[str]) -> None:
@@ -34,7 +34,7 @@ def import_all(names: Sequence[str]) -> None:
                 import_module(name)
         except (Exception, SystemExit) as error:  # a user's module may raise anything
             frames = extract_tb(error.__traceback__)
-            last = next((frame for frame in reversed(frames) if not frame.filename.startswith(PACKAGE)), frames[-1])
+            last = next((frame for frame in reversed(frames) if not Path(frame.filename).is_relative_to(PACKAGE)), frames[-1])
             where = (
                 f" ({last.filename}, line {last.lineno})" if not isinstance(error, ImportError | SyntaxError | OSError) else ""
             )
@@ -43,14 +43,14 @@ def import_all(names: Sequence[str]) -> None:
 
 def _import_file(path: Path) -> None:
     """Like `python FILE` its neighbours are importable; under a name of its own it hides no other module."""
-    name = f"imported from {path}"
+    name = f"{MODULE}{path}"
     if name in sys.modules:
         return
+    folders = {Path(other.removeprefix(MODULE)).parent for other in sys.modules if other.startswith(MODULE)}
     for neighbour in path.parent.glob("*.py"):
         loaded = getattr(sys.modules.get(neighbour.stem), "__file__", None)
-        if loaded and Path(loaded) != neighbour and Path(loaded).parent in _folders:
+        if loaded and Path(loaded) != neighbour and Path(loaded).parent in folders:
             raise ImportError(f"its neighbour {neighbour.name} is hidden by {loaded}, which is imported; give one another name")
-    _folders.add(path.parent)
     spec = spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None

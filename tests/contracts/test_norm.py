@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 import hnetcl
 from hnetcl.bn import norm_layers, reference_pass, using_task
+from hnetcl.bn.base import NormLayer
 from hnetcl.registry import find, make, names
 
 NORMS: dict[str, dict[str, Any]] = {"fused": {}, "layer": {}, "virtual": {}}  # name -> what makes it small
@@ -20,9 +21,9 @@ def test_every_norm_is_in_the_table() -> None:
     assert NORMS.keys() == {n for n in names("bn") if find("bn", n).__module__.startswith("hnetcl.")}
 
 
-def made(name: str, algebra: str = "quaternion") -> nn.Module:
+def made(name: str, algebra: str = "quaternion") -> NormLayer:
     torch.manual_seed(0)
-    layer: nn.Module = make("bn", {"name": name, **NORMS[name], "algebra": algebra}, num_features=8)
+    layer: NormLayer = make("bn", {"name": name, **NORMS[name], "algebra": algebra}, num_features=8)
     return layer
 
 
@@ -70,7 +71,7 @@ def test_a_task_has_a_row_of_its_own(name: str) -> None:
     layer, x = made(name), samples(3)
     seen(layer, x)
     first = layer.eval()(x, stats_id=0).detach()
-    layer.checkpoint_stats()  # type: ignore[operator]
+    layer.checkpoint_stats()
     assert layer.num_stats == 2
     seen(layer, 3 * x + 1, row=1)
     before = {key: value.clone() for key, value in layer.state_dict().items()}
@@ -84,7 +85,7 @@ def test_a_task_has_a_row_of_its_own(name: str) -> None:
 @EachNorm
 def test_copies_and_state_dicts_compute_the_same(name: str) -> None:
     layer, x = made(name), samples()
-    layer.checkpoint_stats()  # type: ignore[operator]
+    layer.checkpoint_stats()
     seen(layer, x)
     seen(layer, x + 1, row=1)
     loaded = made(name)
