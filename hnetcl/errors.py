@@ -37,11 +37,39 @@ class DivergedError(ArithmeticError):
 
     def __init__(self, task: int, step: int | None, what: str) -> None:
         where = f"task {task}, after its last step" if step is None else f"task {task}, step {step}"
-        super().__init__(f"{where}: {what} is not finite; a smaller optimizer.lr may help. Nothing of this task was saved")
+        super().__init__(f"{where}: {what} is not finite; a smaller optimizer.lr may help")
         self.task, self.step, self.what = task, step, what
 
     def __reduce__(self) -> tuple[type["DivergedError"], tuple[int, int | None, str]]:
         return type(self), (self.task, self.step, self.what)  # else it could not come back from another process
+
+
+class StorageError(OSError):
+    """A file of a run that can't be written or read because of the machine, told in one line: a full disk, a forbidden folder.
+
+    Args:
+        path: of the file.
+        reason: the system's words.
+    """
+
+    def __init__(self, path: Any, reason: str) -> None:
+        super().__init__(f"{path} can't be written ({reason})")
+        self.path, self.reason = path, reason
+
+    def __reduce__(self) -> tuple[type["StorageError"], tuple[Any, str]]:
+        return type(self), (self.path, self.reason)  # else it could not come back from another process
+
+
+class StoppedError(Exception):
+    """A training that was asked to stop, and has: what it starts again from has been written, where there is something.
+
+    Args:
+        where: it goes on, in words.
+    """
+
+    def __init__(self, where: str) -> None:
+        super().__init__(where)
+        self.where = where
 
 
 def one_of(name: str, value: Any, choices: Iterable[Any]) -> ArgumentError:

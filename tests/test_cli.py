@@ -204,7 +204,8 @@ def test_an_interrupted_run_says_what_goes_on_with_it(tiny: list[str], tmp_path:
         output = process.stdout.read()
     assert process.returncode == 130, output
     (hint,) = [line for line in output.splitlines() if line.endswith(" resume=true")]
-    words = shlex.split(hint)
+    assert hint.startswith("stopped by SIGINT in task 0, after step ")
+    words = shlex.split(hint.partition("this goes on: ")[2])
     assert words[:-2] == [*command[:-1], "trainer.steps=100000"]
     override = read(words[-2])
     assert override is not None

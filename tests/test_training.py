@@ -135,8 +135,11 @@ def test_a_checkpoint_is_plain_and_keeps_the_one_before(sequence: TaskSequence, 
     directory = RunDirectory(tmp_path)
     directory.create()
     trainer(sequence, steps=2).fit(directory)
-    newest, before = (torch.load(path, weights_only=True) for path in (directory.checkpoint, directory.previous))
-    assert (newest["done"], before["done"]) == (3, 2)
+    newest = directory.load_checkpoint()
+    directory.checkpoint.unlink()
+    before = directory.load_checkpoint()
+    assert newest and before
+    assert (newest["standing"]["done"], before["standing"]["done"]) == (3, 2)
     assert not list(tmp_path.rglob("*.tmp"))
 
 

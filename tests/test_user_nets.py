@@ -22,6 +22,7 @@ from hnetcl.cli.jobs import evaluate, train
 from hnetcl.cli.main import CONF
 from hnetcl.config import Config, EvaluationConfig
 from hnetcl.errors import ArgumentError
+from hnetcl.training import RunDirectory
 
 pytestmark = pytest.mark.usefixtures("users_parts")
 CPU = torch.device("cpu")
@@ -117,6 +118,7 @@ def test_a_saved_run_imports_nothing(
     trap.write_text(f"import pathlib; pathlib.Path({str(tmp_path / 'sprung')!r}).touch()\n{my_nets.read_text()}")
     saved = OmegaConf.merge(OmegaConf.load(run / "config.yaml"), {"imports": [str(trap)]})
     OmegaConf.save(saved, run / "config.yaml")
+    RunDirectory(run).save_model(load_file(run / "model.safetensors"))  # as if the run had written it
     assert evaluate(compose_evaluation(f"run={run}", f"imports=[{my_nets}]")) == recorded(run)
     train(compose(f"imports=[{my_nets}]", *net, *values, f"run.dir={run}", "resume=true"))
     del registry._registered["net"]["tower"]
@@ -278,9 +280,11 @@ def test_shared_parameters_learn_as_long_as_they_are_told(
     values = [value for value in tiny if not value.startswith("hnet.")]
     values += ["hnet=direct", "hnet.per_task=[body.2.*]", "generate=norm", f"shared={shared}", "trainer.steps=5"]
     run = train(compose(*values, "task.num_tasks=2", f"run.dir={tmp_path / 'run'}"))
-    first, second = (torch.load(run / "checkpoints" / name, weights_only=True) for name in ("previous.pt", "last.pt"))
-    assert (first["done"], second["done"]) == (1, 2)
-    after = [state["model"]["net.head.weight"] for state in (first, second)]
+    states = [RunDirectory(run).load_checkpoint()]
+    (run / "checkpoints" / "last.safetensors").unlink()
+    states.append(RunDirectory(run).load_checkpoint())
+    assert [state and state["standing"]["done"] for state in states] == [2, 1]
+    after = [state["model"]["net.head.weight"] for state in states if state]
     assert torch.equal(*after) == (shared == "trained_once")
 
 

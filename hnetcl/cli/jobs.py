@@ -1,23 +1,23 @@
 """The two jobs of the command line: train a run, evaluate a run."""
 
-import json
 import math
-import time
+import sys
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
 from torch import Tensor
 
 from hnetcl.bn import BATCH, VirtualBatchNormLayer, batchnorm_layers, norm_layers, recalibrate
 from hnetcl.build import Parts, build, named
-from hnetcl.cli.call import PYTHON, Call, environment
-from hnetcl.cli.reload import load_weights, saved_config
+from hnetcl.cli.call import PYTHON, Call
+from hnetcl.cli.claim import check_data, check_same, claim, defining, given_directory, is_resumed
+from hnetcl.cli.reload import load_weights, reachable, saved_config, whole_run
+from hnetcl.cli.signals import Signals
 from hnetcl.config import Config, EvaluationConfig, all_keys
-from hnetcl.errors import ArgumentError, one_line
+from hnetcl.errors import ArgumentError, StoppedError, StorageError
 from hnetcl.memory import allocating
 from hnetcl.metrics import summary
 from hnetcl.model import HyperModel
@@ -35,19 +35,9 @@ from hnetcl.training import (
     resolve_device,
 )
 
-MAY_DIFFER = (
-    "run",
-    "data",
-    "device",
-    "imports",
-    "observers",
-    "optimized_metric",
-    "resume",
-)  # between a run and its continuation: where, not what
-
 
 def train(config: Config, call: Call = PYTHON) -> Path:
-    """Trains a run, or goes on with one, and leaves all its files.
+    """Trains a run, or goes on with one, and leaves all its files. Of a finished run that is to go on, prints the result.
 
     Args:
         config: of the run.
@@ -57,8 +47,14 @@ def train(config: Config, call: Call = PYTHON) -> Path:
         The run's directory.
 
     Raises:
-        ArgumentError: the configuration can't be built, or the directory is in use; nothing has been written then.
+        ArgumentError: the configuration can't be built, or the directory is in use; nothing has been written then. Or a file
+            of the run can't be written; what it goes on from is whole then.
+        SystemExit: a signal has stopped the run, with 128 and the signal's number.
     """
+    given, resumed = given_directory(config, call), is_resumed(config)
+    damage = finished_run(given, config) if given is not None and resumed else "unfinished"
+    if given is not None and damage is None:
+        return given.path
     if config.data["root"] is not None:
         config.data["root"] = str(_data_folder(config.data["root"]).absolute())
     values = dict(config.trainer)
@@ -74,39 +70,91 @@ def train(config: Config, call: Call = PYTHON) -> Path:
                 **values,
             )
         _check_measured(config, trainer)
-        directory = _claim(config, parts, call)
-        from hnetcl.tracking import Console, log_to, number, observers, result_table
+        with Signals() as signals:
+            directory, lock = claim(given, config, parts, call)
+            try:
+                stopped = _fit(trainer, directory, config, call, parts, signals, damage if resumed else None)
+            finally:
+                lock.release()
+    if stopped:
+        signals.pass_on()
+        sys.exit(128 + (signals.got or 0))
+    return directory.path
 
-        console = Console()
+
+def _fit(
+    trainer: Trainer, directory: RunDirectory, config: Config, call: Call, parts: Parts, signals: Signals, damage: str | None
+) -> bool:
+    """Trains in a directory that is the run's alone. Whether a signal has stopped it."""
+    from hnetcl.tracking import Console, log_to, number, observers, result_table
+
+    console = Console()
+    try:
         with log_to(console, directory.log) as log, ExitStack() as closing:
-            log.info(describe(parts, device, config))
-            what = _flatten({key: value for key, value in config.values().items() if key not in MAY_DIFFER})
-            offered = {"console": console, "directory": directory, "config": what, "keys": all_keys(), "run_name": call.name()}
-            listening = observers(config.observers, **offered)
+            log.info(describe(parts, trainer.generator.device, config))
+            if damage and directory.is_finished():
+                log.warning(f"{damage}; made again from the checkpoint")
+            offered = {"console": console, "directory": directory, "config": defining(config), "keys": all_keys()}
+            listening = observers(config.observers, **offered, run_name=call.name())
             for observer in listening:
                 closing.callback(observer.close)
             try:
                 with allocating("trainer.batch_size", config.trainer["batch_size"]):
-                    result = trainer.fit(directory, listening)
+                    result = trainer.fit(directory, listening, signals.asked)
+            except StoppedError as error:
+                signal = signals.got.name if signals.got else "a signal"
+                log.info(f"stopped by {signal} {error.where}; this goes on: {call.continued(directory.path)}")
+                return True
             except KeyboardInterrupt:
-                log.info(f"interrupted; this goes on after the last task:\n{call.continued(directory.path)}")
+                log.info(f"interrupted; this goes on from the newest checkpoint: {call.continued(directory.path)}")
                 raise
-            directory.save_model(parts.model.saved_tensors())
             metrics = _metrics(parts, result, config)
             for observer in listening:
                 observer.on_end(metrics)
             closing.close()  # the bar makes way for the table
-            directory.write_json(directory.metrics, metrics)  # last: a run with metrics is a whole run
-            log.info(result_table(parts.sequence, result.matrix))
+            directory.write_json(directory.metrics, metrics)
+            directory.save_model(parts.model.saved_tensors())  # last: a run with a model is a whole run
+            log.info(result_table([task.classes for task in parts.sequence.tasks], result.matrix))
             log.info("\n".join(f"{name}: {number(value)}" for name, value in metrics.items()))
             log.info(f"run: {directory.path}")
-    return directory.path
+    except StorageError as error:
+        kept = "what was written before is whole" if directory.has_checkpoint() else "no task was written yet"
+        rule = f"{error}; {kept}; once that is mended, this goes on: {call.continued(directory.path)}"
+        raise ArgumentError("run.dir", directory.path, rule) from error
+    return False
+
+
+def finished_run(directory: RunDirectory, config: Config) -> str | None:
+    """Prints the result of a finished run, which is left as it is.
+
+    Returns:
+        None; or why there is none: the run is not finished, or damaged.
+
+    Raises:
+        ArgumentError: it is another run, or damaged without a checkpoint that it could be made again from.
+    """
+    if not (reachable(directory, "run.dir") and directory.is_finished()):
+        return "unfinished"
+    check_same(config, saved_config(directory, "run.dir"))
+    try:
+        directory.load_model()
+        rows, metrics, tasks = directory.read_accuracy(), directory.read_metrics(), directory.read_tasks()
+    except ValueError as error:
+        if directory.has_checkpoint():
+            return str(error)
+        raise ArgumentError("run.dir", directory.path, f"can't be reloaded: {error}") from error
+    from hnetcl.tracking import number, result_table
+
+    print("this run is finished")
+    print(result_table([task["classes"] for task in tasks], torch.tensor(rows[1:], dtype=torch.float64)))
+    print("\n".join(f"{name}: {number(value)}" for name, value in metrics.items()))
+    print(f"run: {directory.path}")
+    return None
 
 
 def metric(run: Path, name: str) -> float:
     """A finished run's metric, by its name in metrics.json; NaN where the run did not measure what it takes."""
-    value = json.loads(RunDirectory(run).metrics.read_text(encoding="utf-8"))[name]
-    return math.nan if value is None else float(value)
+    return RunDirectory(run).read_metrics()[name]
 
 
 def evaluate(config: EvaluationConfig) -> list[float]:
@@ -119,16 +167,15 @@ def evaluate(config: EvaluationConfig) -> list[float]:
         ArgumentError: the run is not there, not finished or damaged, the data is not the run's, or there is no such task.
     """
     directory = RunDirectory(config.run)
-    if not directory.holds_run():
-        raise ArgumentError("run", config.run, "holds no run (there is no config.yaml)")
+    tensors = whole_run(directory, config.run)
     trained = saved_config(directory, "run")
     trained.data["root"] = config.data["root"] or trained.data["root"]
     with engine(trained.seed, threads=trained.trainer["threads"], deterministic=trained.trainer["deterministic"]):
         parts = build(trained, resolve_device(config.device))
         sequence, model = parts.sequence, parts.model
-        _check_data(directory, parts, "run")
+        check_data(directory, parts, "run")
         try:
-            load_weights(model, directory)
+            load_weights(model, tensors, directory)
             recorded = directory.read_accuracy()[-1]
         except ValueError as error:
             raise ArgumentError("run", config.run, f"can't be reloaded: {error}") from error
@@ -154,7 +201,7 @@ def evaluate(config: EvaluationConfig) -> list[float]:
         found = right.tolist()
     from hnetcl.tracking import comparison_table, number
 
-    print(comparison_table(sequence, tasks, found, recorded))
+    print(comparison_table({t: sequence[t].classes for t in tasks}, found, recorded))
     print(f"average_accuracy: {number(sum(found) / len(found))} (tasks: {len(tasks)}, stats: {config.stats})")
     if scenario != "task":
         print(f"task_inference_accuracy: {number(known.mean())} (scenario: {scenario}, inference: {inference})")
@@ -188,74 +235,6 @@ def _check_measured(config: Config, trainer: Trainer) -> None:
     if name in names("metric") and name not in known:
         rule = f"takes more than trainer.evaluate={trainer.evaluate} measures; allowed with it: {', '.join(known)}"
         raise ArgumentError("optimized_metric", name, rule)
-
-
-def _claim(config: Config, parts: Parts, call: Call) -> RunDirectory:
-    """Takes a directory for the run and writes what the run is; or finds there the run to go on with."""
-    if config.run["dir"] is not None and call.directory is not None:
-        raise ArgumentError("run.dir", config.run["dir"], "is one directory, but this is a multirun: set hydra.sweep.dir")
-    given = config.run["dir"] or call.directory
-    if config.resume and given is None:
-        raise ArgumentError("resume", config.resume, "needs run.dir, the run to go on with")
-    path = Path(given) if given else Path("outputs") / parts.sequence.name / time.strftime("%Y-%m-%d_%H-%M-%S")
-    try:
-        return _begin(RunDirectory(path if given else _fresh(path)), config, parts, call)
-    except OSError as error:
-        raise ArgumentError("run.dir", path, f"can't be written ({error.strerror or one_line(error)})") from error
-
-
-def _begin(directory: RunDirectory, config: Config, parts: Parts, call: Call) -> RunDirectory:
-    path, starts = directory.path, []
-    if path.exists() and not path.is_dir():
-        raise ArgumentError("run.dir", path, "is a file")
-    if directory.holds_run():
-        if not config.resume:
-            raise ArgumentError("run.dir", path, "holds a run already; resume=true goes on with it")
-        _check_same(config, saved_config(directory, "run.dir"))
-        _check_data(directory, parts, "run.dir")
-        starts = directory.read_environment()
-    directory.create()
-    directory.write_json(directory.environment, [*starts, environment(call)])
-    if not directory.holds_run():
-        directory.write_json(directory.tasks, _manifest(config, parts))
-        directory.write_text(directory.config, OmegaConf.to_yaml(OmegaConf.create(config.values())))
-    return directory
-
-
-def _fresh(path: Path) -> Path:
-    """Makes a directory that no other run has, be it started in the same second."""
-    for suffix in ["", *(f"_{k}" for k in range(1, 1000))]:
-        candidate = path.with_name(path.name + suffix)
-        try:
-            candidate.mkdir(parents=True)
-        except FileExistsError:
-            continue
-        return candidate
-    raise ArgumentError("run.dir", path, "a thousand runs have this name")
-
-
-def _check_same(config: Config, saved: Config) -> None:
-    """A continuation must be the same run."""
-    now, before = (_flatten({k: v for k, v in c.values().items() if k not in MAY_DIFFER}) for c in (config, saved))
-    for key in sorted(now.keys() | before.keys()):
-        if now.get(key) != before.get(key):
-            raise ArgumentError(key, now.get(key), f"the run to go on with has {key}={before.get(key)}")
-
-
-def _check_data(directory: RunDirectory, parts: Parts, name: str) -> None:
-    """The data must be those that the run was trained on."""
-    value = directory.path
-    try:
-        saved = directory.read_tasks()
-    except ValueError as error:
-        raise ArgumentError(name, value, str(error)) from error
-    found = parts.sequence.manifest()["tasks"]
-    if len(saved) != len(found):
-        raise ArgumentError(name, value, f"tasks.json has {len(saved)} tasks, but config.yaml makes {len(found)}")
-    for t, (before, now) in enumerate(zip(saved, found, strict=True)):
-        if before != now:
-            differing = ", ".join(sorted(k for k in before.keys() | now.keys() if before.get(k) != now.get(k)))
-            raise ArgumentError(name, value, f"the data of task {t} is not what the run was trained on: {differing} differ")
 
 
 def _task_number(name: str, value: int, tasks: int) -> int:
@@ -300,10 +279,6 @@ def _run_by_batch(model: HyperModel, params: dict[str, Tensor], task: int, x: Te
     return model.run(params, x, task, BATCH)
 
 
-def _manifest(config: Config, parts: Parts) -> dict[str, Any]:
-    return {"scenario": config.scenario, "seed": config.seed, **parts.sequence.manifest()}
-
-
 def _metrics(parts: Parts, result: Result, config: Config) -> dict[str, float]:
     metrics = summary(result.matrix, result.untrained)
     if config.scenario != "task":
@@ -319,10 +294,3 @@ def _metrics(parts: Parts, result: Result, config: Config) -> dict[str, float]:
         "seconds_total": result.seconds_total,
         "steps_per_second": result.steps / result.seconds,
     }
-
-
-def _flatten(values: dict[str, Any]) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= {f"{key}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {key: value}
-    return flat

@@ -23,7 +23,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from hnetcl.cli.call import Call
-from hnetcl.cli.streams import make_patient
+from hnetcl.cli.plain import require_followed_nowhere, saved_values
+from hnetcl.cli.streams import lost_output, make_patient
 from hnetcl.cli.words import as_text, is_multirun, prepared, read
 from hnetcl.config import CHOSEN
 from hnetcl.errors import ArgumentError, DivergedError, nearest, one_line, one_of
@@ -74,7 +75,9 @@ def run(config_name: str, job: Job) -> None:
                 raise
         except KeyboardInterrupt:
             sys.exit(INTERRUPTED)
-        if faulty or faults.exists():
+        if lost := lost_output():
+            print(lost, file=sys.stderr)
+        if faulty or lost or faults.exists():
             sys.exit(USAGE_ERROR)
 
 
@@ -103,9 +106,20 @@ def from_a_file(words: Sequence[str]) -> list[str]:
     flags = [place for place, word in enumerate(made) if word in PRIMARY]
     if not flags:
         return list(words)
+    folder, file = CONF, "config.yaml"
     for place in flags:
-        if made[place] in PRIMARY[:2] and place + 1 < len(made):
+        if place + 1 == len(made):
+            break
+        if made[place] in PRIMARY[:2]:
             made[place + 1] = os.path.abspath(os.path.expanduser(made[place + 1]))
+            folder = Path(made[place + 1])
+        else:
+            file = made[place + 1].removesuffix(".yaml") + ".yaml"
+    if (folder / "tasks.json").exists():  # of a saved run, perhaps another's
+        try:
+            require_followed_nowhere(saved_values((folder / file).read_text(encoding="utf-8")))
+        except (OSError, ValueError) as error:
+            raise ArgumentError("config-path", folder, f"{file} is no configuration of a run ({one_line(error)})") from error
     typed = {word.partition("=")[0].lstrip("+~") for word in words}
     return [*made, *(word for word in OF_OURS if word.partition("=")[0] not in typed)]
 

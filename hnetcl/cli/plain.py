@@ -3,6 +3,7 @@
 from collections.abc import Sequence, Set
 from typing import Any
 
+import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
@@ -10,6 +11,9 @@ from hnetcl.cli.imports import import_all
 from hnetcl.config import Config, EvaluationConfig, group_options, parse, parse_evaluation
 from hnetcl.errors import ArgumentError
 from hnetcl.registry import check_value, names
+
+LARGEST_CONFIG = 2**20  # bytes
+DEEPEST = 20  # levels in a configuration
 
 
 def typed_config(composed: Any, words: Sequence[str] = ()) -> Config:
@@ -66,3 +70,44 @@ def to_plain(composed: Any) -> dict[str, Any]:
         raise ArgumentError(error.full_key or "?", None if missing else "?", rule) from error
     assert isinstance(plain, dict)
     return {str(key): value for key, value in plain.items() if key != "hydra"}
+
+
+def saved_values(text: str) -> dict[str, Any]:
+    """The values of a config.yaml that a run has written, or somebody else: what it holds is text and numbers, and is followed
+    nowhere. `${oc.env:HOME}` stays these letters; aliases, which can unfold without end, and tags are refused.
+
+    Raises:
+        ValueError: it is no such file.
+    """
+    depth = kinds = 0
+    try:
+        for event in yaml.parse(text, yaml.SafeLoader):
+            if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
+                raise ValueError("it holds an anchor or alias")
+            if isinstance(event, yaml.NodeEvent) and getattr(event, "tag", None):
+                raise ValueError(f"it holds a tag, {event.tag}")
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            kinds += isinstance(event, yaml.MappingStartEvent)
+            if depth > DEEPEST:
+                raise ValueError(f"it is nested deeper than {DEEPEST} levels")
+        values = OmegaConf.to_container(OmegaConf.create(text), resolve=False) if kinds else None
+    except (yaml.YAMLError, OmegaConfBaseException, OSError) as error:
+        raise ValueError(str(error)) from error
+    if not isinstance(values, dict) or not values:
+        raise ValueError("it holds no keys")
+    return {str(key): value for key, value in values.items()}
+
+
+def require_followed_nowhere(values: Any) -> None:
+    """Refuses what Hydra would follow in a saved configuration: parts of its own, other files, references.
+
+    Raises:
+        ValueError: names it.
+    """
+    for key in ("hydra", "defaults"):
+        if isinstance(values, dict) and key in values:
+            raise ValueError(f"it holds {key}, which no run writes")
+    for each in values.values() if isinstance(values, dict) else values if isinstance(values, list) else ():
+        require_followed_nowhere(each)
+    if isinstance(values, str) and "${" in values:
+        raise ValueError(f"it holds a reference, {values}")

@@ -6,17 +6,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from torch import Tensor
 
 from hnetcl.build import build_model
 from hnetcl.cli.imports import import_all
-from hnetcl.cli.plain import to_plain
+from hnetcl.cli.plain import LARGEST_CONFIG, saved_values
 from hnetcl.config import Config, parse
 from hnetcl.errors import ArgumentError, one_line
 from hnetcl.model import HyperModel
 from hnetcl.training import RunDirectory, engine, resolve_device
+from hnetcl.training.files import read_text
+from hnetcl.training.watch import check_sound
 
 BY_NAME = ("observers", "inference", "optimized_metric")  # other keys whose values imported modules register
 LARGEST = 10**9  # numbers in an image; no image set is so large
@@ -37,18 +37,16 @@ def load(run: str | Path, device: str = "auto", imports: Sequence[str] = ()) -> 
     Raises:
         ArgumentError: the directory holds no finished run, or a file of it is damaged; its network is not registered.
     """
-    directory = RunDirectory(os.path.expanduser(run))
-    if not directory.holds_run():
-        raise ArgumentError("run", run, "holds no run (there is no config.yaml)")
+    directory, where = RunDirectory(os.path.expanduser(run)), resolve_device(device)
+    tensors = whole_run(directory, run)
     import_all(imports)
     config = saved_config(directory, "run")
-    where = resolve_device(device)
     try:
         tasks = _sound_tasks(directory)
         with engine(config.seed):
             outputs = len(tasks[0]["classes"]) * (len(tasks) if config.chosen_head == "all" else 1)
             model = build_model(config, tasks[0]["shape"], outputs, len(tasks))
-        load_weights(model, directory)
+        load_weights(model, tensors, directory)
     except ArgumentError:
         raise
     except ValueError as error:
@@ -56,15 +54,44 @@ def load(run: str | Path, device: str = "auto", imports: Sequence[str] = ()) -> 
     return model.to(where).eval()
 
 
-def load_weights(model: HyperModel, directory: RunDirectory) -> None:
+def reachable(directory: RunDirectory, name: str) -> bool:
+    """Whether there is a run in a directory.
+
+    Raises:
+        ArgumentError: of that name; the directory can't be looked at.
+    """
+    try:
+        return directory.holds_run()
+    except OSError as error:
+        raise ArgumentError(name, directory.path, f"can't be read ({error.strerror})") from error
+
+
+def whole_run(directory: RunDirectory, run: Any) -> dict[str, Tensor]:
+    """The tensors of a finished run, all of whose files have been found whole.
+
+    Args:
+        run: the directory, as it was given.
+
+    Raises:
+        ArgumentError: there is no finished run, or a file of it is damaged.
+    """
+    if not reachable(directory, "run"):
+        raise ArgumentError("run", run, "holds no run (there is no config.yaml)")
+    try:
+        return directory.load_model()
+    except ValueError as error:
+        raise ArgumentError("run", run, f"can't be reloaded: {error}") from error
+
+
+def load_weights(model: HyperModel, tensors: dict[str, Tensor], directory: RunDirectory) -> None:
     """Fills a model with the tensors of a run's model.safetensors.
 
     Raises:
-        ValueError: the file is missing or damaged, or its tensors are not those of this model.
+        ValueError: they are not those of this model, or values of no trained model.
     """
-    tensors = directory.load_model()
     try:
         model.load_tensors(tensors)
+        check_sound(model)
     except ValueError as error:
         raise ValueError(f"{directory.model.name} is damaged ({error})") from error
 
@@ -101,10 +128,7 @@ def saved_config(directory: RunDirectory, name: str) -> Config:
     """
     imports = None
     try:
-        text = directory.read_text(directory.config)
-        if not isinstance(yaml.compose(text, yaml.SafeLoader), yaml.MappingNode):
-            raise ValueError("it holds no keys")
-        values = to_plain(OmegaConf.create(text))
+        values = saved_values(read_text(directory.config, LARGEST_CONFIG))
         imports = values.get("imports")
         return parse(values)
     except ArgumentError as error:
@@ -113,5 +137,5 @@ def saved_config(directory: RunDirectory, name: str) -> Config:
             raise ArgumentError(error.name, error.value, rule) from error
         rule = f"config.yaml is damaged, or can't be used here ({one_line(error)})"
         raise ArgumentError(name, directory.path, rule) from error
-    except (ValueError, yaml.YAMLError, OmegaConfBaseException) as error:
+    except ValueError as error:
         raise ArgumentError(name, directory.path, f"config.yaml is damaged ({one_line(error)})") from error

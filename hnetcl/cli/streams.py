@@ -9,14 +9,27 @@ if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
 
+_faults: list[str] = []  # of what could not be written
+
+
 class _Patient(io.FileIO):
-    """A file whose reader may go away: what is written then is lost, and nothing else happens."""
+    """A file whose reader may go away, or whose disk may be full: what is written then is lost, and the job goes on."""
 
     def write(self, data: "ReadableBuffer", /) -> int:
         try:
             return super().write(data)
         except BrokenPipeError:
-            return memoryview(data).nbytes
+            pass
+        except OSError as error:
+            _faults.append(error.strerror or "?")
+        return memoryview(data).nbytes
+
+
+def lost_output() -> str | None:
+    """What was wrong, in one line, where output was lost that somebody waits for."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    return f"stdout can't be written ({_faults[0]}): what was printed is lost, files are not" if _faults else None
 
 
 def make_patient() -> None:

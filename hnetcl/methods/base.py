@@ -156,6 +156,17 @@ class Method:
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """The inverse of `state_dict`; the tensors may lie on another device."""
 
+    def task_state(self) -> dict[str, Tensor]:
+        """What steps have changed since `start_task`, and it can't make again: a checkpoint within a task keeps it.
+
+        A class that overrides `inputs`, `after_backward` or `after_step` and not this has no checkpoints within tasks, only
+        between them. One whose steps change nothing of its own returns `{}`.
+        """
+        return {}
+
+    def load_task_state(self, run: Run, state: Mapping[str, Tensor]) -> None:
+        """The inverse of `task_state`, called after `start_task`; the tensors lie on the model's device."""
+
     def task_loss(self, outputs: Any, inputs: Inputs) -> Losses:
         """Cross entropy of the batch, with a share of the network's auxiliary classifiers where it has some.
 
@@ -167,6 +178,16 @@ class Method:
         for auxiliary in auxiliary_logits(outputs):
             loss = loss + CLASSIFIER_WEIGHT * F.cross_entropy(active_only(auxiliary, inputs.active), inputs.y)
         return Losses(loss, {"loss": loss}, logits)
+
+
+def resumes_within_task(method: Method) -> bool:
+    """Whether a method says what its steps change: no class below that of its `task_state` has another hook of a step."""
+    classes = type(method).__mro__
+
+    def depth(hook: str) -> int:
+        return next(i for i, kind in enumerate(classes) if hook in vars(kind))
+
+    return depth("task_state") <= min(map(depth, ("inputs", "after_backward", "after_step")))
 
 
 def active_only(logits: Tensor, active: Tensor | None) -> Tensor:

@@ -4,6 +4,7 @@ from typing import Annotated
 
 import torch.nn.functional as F
 from annotated_types import Ge
+from torch import Tensor
 
 from hnetcl.methods.base import Draw, Inputs, Losses, Run, active_only
 from hnetcl.methods.replay import Replay
@@ -47,3 +48,6 @@ class DER(Replay):
         old = self.weight * F.cross_entropy(active_only(logits, inputs.tensors.get("memory.active")), samples.y)
         drift = self.alpha * F.mse_loss(held, stored.logits)
         return Losses(task.total + old + drift, {**task.parts, "replay": old, "distillation": drift}, task.logits)
+
+    def task_state(self) -> dict[str, Tensor]:
+        return super().task_state()  # all that its steps change is the memory

@@ -1,6 +1,7 @@
 """Joint training: all data seen so far stays at hand. The upper baseline."""
 
 import torch
+from torch import Tensor
 
 from hnetcl.methods.base import Draw, Inputs, Method, Run
 from hnetcl.registry import register
@@ -25,3 +26,6 @@ class Joint(Method):
         x, y = (torch.cat(each) for each in zip(*batches, strict=True))
         chosen = torch.randperm(len(y), generator=run.generator, device=y.device)[:size]
         return run.batch(x[chosen], y[chosen], run.task)
+
+    def task_state(self) -> dict[str, Tensor]:
+        return {}

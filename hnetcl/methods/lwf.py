@@ -78,6 +78,9 @@ class LwF(Method):
         drift = self.lambda_ * drift
         return Losses(task.total + drift, {**task.parts, "distillation": drift}, task.logits)
 
+    def task_state(self) -> dict[str, Tensor]:
+        return {}
+
     def _divergence(self, before: Tensor, now: Tensor, among: Tensor | None = None) -> Tensor:
         """The mean over the batch: [..., N, K] -> [...]."""
         lowest = torch.finfo(now.dtype).min

@@ -180,6 +180,16 @@ class OutputRegularizer(Method):
         if self.beta:
             self.importance.learn(run.model, run.task, run.data, run.generator)
 
+    def task_state(self) -> dict[str, Tensor]:
+        if self.order is None or self.generator is None:
+            return {}
+        return {"order": self.order, "place": torch.tensor(self.place), "generator": self.generator.get_state()}
+
+    def load_task_state(self, run: Run, state: Mapping[str, Tensor]) -> None:
+        if state and self.tasks is not None and self.generator is not None:
+            self.order, self.place = state["order"].to(self.tasks.device), int(state["place"])
+            self.generator.set_state(state["generator"].cpu())
+
     def state_dict(self) -> dict[str, Tensor]:
         return dict(self.importance.state())
 

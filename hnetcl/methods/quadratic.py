@@ -55,6 +55,9 @@ class QuadraticPenalty(Method):
             names = [key for key in state if key.startswith(f"{kind}.")]
             setattr(self, kind, {key.removeprefix(f"{kind}."): state[key] for key in names})
 
+    def task_state(self) -> dict[str, Tensor]:
+        return {}
+
     def start_task(self, run: Run) -> None:
         for values in (self.importance, self.anchor):
             values.update({name: value.to(run.generator.device) for name, value in values.items()})

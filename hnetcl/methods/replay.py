@@ -97,6 +97,12 @@ class Replay(Method):
         first = run.task * run.sequence.num_classes - run.sequence.first_output(run.task)
         self.memory.add(inputs.x, inputs.y, losses.logits, inputs.y + first, run.generator)
 
+    def task_state(self) -> dict[str, Tensor]:
+        return self.memory.state_dict()
+
+    def load_task_state(self, run: Run, state: Mapping[str, Tensor]) -> None:
+        self.memory.load_state_dict(state, run.generator.device)
+
     def state_dict(self) -> dict[str, Tensor]:
         return self.memory.state_dict()
 

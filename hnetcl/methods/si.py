@@ -1,5 +1,6 @@
 """Synaptic intelligence."""
 
+from collections.abc import Mapping
 from typing import Annotated
 
 import torch
@@ -58,6 +59,12 @@ class SI(QuadraticPenalty):
         parameters = run.model.common_parameters()
         for name, gradient in self.gradient.items():
             self.integral[name].addcmul_(gradient, parameters[name] - self.before[name], value=-1)
+
+    def task_state(self) -> dict[str, Tensor]:
+        return dict(self.integral)
+
+    def load_task_state(self, run: Run, state: Mapping[str, Tensor]) -> None:
+        self.integral = dict(state)
 
     @torch.no_grad()
     def end_task(self, run: Run) -> None:

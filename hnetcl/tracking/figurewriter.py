@@ -1,12 +1,12 @@
 """When figures are drawn, and where they go."""
 
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from hnetcl.registry import register
-from hnetcl.tracking.pace import Pace
 from hnetcl.training import Observer, RunDirectory, RunStart, TaskEnd
+from hnetcl.training.files import write_file
+from hnetcl.training.pace import Pace
 
 Show = Callable[[str, bytes, tuple[int, int], int], None]
 
@@ -52,9 +52,9 @@ class FigureWriter(Observer):
             for name, figure in figures.items():
                 pixels = to_image(figure)
                 png = to_png(pixels)
-                _replace(self.folder / f"{name}.png", png)
+                write_file(self.folder / f"{name}.png", png, flush=False)
                 if final:
-                    _replace(self.folder / f"{name}.pdf", to_pdf(figure))
+                    write_file(self.folder / f"{name}.pdf", to_pdf(figure), flush=False)
                 if self.show is not None and self.shown <= end.task:
                     self.show(name, png, (pixels.shape[0], pixels.shape[1]), end.task + 1)
             self.shown = end.task + 1
@@ -69,10 +69,3 @@ def figures(directory: RunDirectory, others: Sequence[Observer]) -> FigureWriter
             observer.on_figure(name, png, size, trained)
 
     return FigureWriter(directory.figures, show)
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Whole or not at all, for people who look while the run goes on."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)

@@ -1,6 +1,6 @@
 """Tables as text."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from textwrap import shorten
 
 from rich import box
@@ -9,25 +9,24 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
-from hnetcl.tasks import TaskSequence
-
 WIDTH = 100
 CLASSES_WIDTH = 36
 
 
-def result_table(sequence: TaskSequence, matrix: Tensor) -> str:
-    """A line per task: its accuracy right after its training and at the end, and their difference."""
+def result_table(classes: Sequence[Sequence[str]], matrix: Tensor) -> str:
+    """A line per task: its classes, its accuracy right after its training and at the end, and their difference."""
     rows = [
-        (str(j), _names(task.classes), number(matrix[j, j]), number(matrix[-1, j]), f"{matrix[-1, j] - matrix[j, j]:+.6f}")
-        for j, task in enumerate(sequence.tasks)
+        (str(j), _names(names), number(matrix[j, j]), number(matrix[-1, j]), f"{matrix[-1, j] - matrix[j, j]:+.6f}")
+        for j, names in enumerate(classes)
     ]
     return text_table(["task", "classes", "after its training", "at the end", "difference"], rows)
 
 
-def comparison_table(sequence: TaskSequence, tasks: Sequence[int], now: Sequence[float], recorded: Sequence[float]) -> str:
-    """A line per evaluated task: its accuracy now, and what training recorded at the end."""
+def comparison_table(classes: Mapping[int, Sequence[str]], now: Sequence[float], recorded: Sequence[float]) -> str:
+    """A line per evaluated task: its classes, its accuracy now, and what training recorded at the end."""
     rows = [
-        (str(j), _names(sequence[j].classes), number(value), number(recorded[j])) for j, value in zip(tasks, now, strict=True)
+        (str(j), _names(names), number(value), number(recorded[j]))
+        for (j, names), value in zip(classes.items(), now, strict=True)
     ]
     return text_table(["task", "classes", "accuracy", "recorded"], rows)
 

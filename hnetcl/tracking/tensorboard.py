@@ -1,6 +1,8 @@
 """TensorBoard."""
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +13,9 @@ from torch.utils.tensorboard.summary import hparams
 
 from hnetcl.registry import register
 from hnetcl.tracking.events import PER_STEP, drop_events
-from hnetcl.tracking.pace import Pace
 from hnetcl.training import Observer, RunDirectory, RunStart, Step, TaskEnd
+from hnetcl.training.files import read_text, writing
+from hnetcl.training.pace import Pace
 
 CHARTS = {
     "all tasks": {
@@ -25,6 +28,17 @@ CHARTS = {
     }
 }
 PROJECTOR = 'embeddings {\n  tensor_name: "task embeddings"\n  tensor_path: "embeddings.tsv"\n  metadata_path: "tasks.tsv"\n}\n'
+
+
+def stored(method: Callable[..., None]) -> Callable[..., None]:
+    """The same method of `TensorBoard`, whose faults of the machine name the folder."""
+
+    @wraps(method)
+    def told(self: "TensorBoard", *args: Any) -> None:
+        with writing(self.folder):
+            method(self, *args)
+
+    return told
 
 
 class TensorBoard(Observer):
@@ -66,11 +80,14 @@ class TensorBoard(Observer):
         self.writer: Any = None
         self.steps_before, self.tasks, self.pace = 0, 0, Pace(guess=0.1)
 
+    @stored
     def on_start(self, start: RunStart) -> None:
         self.tasks = len(start.steps)
-        drop_events(self.folder, start.done, sum(start.steps[: start.done]))
+        steps = sum(start.steps[: start.done]) + start.step
+        drop_events(self.folder, start.done, steps)
         self.writer = SummaryWriter(str(self.folder))
-        if start.done == 0:
+        threading.excepthook = _told_once
+        if steps == 0:
             self.writer.add_text("config", f"```yaml\n{self.text}```")
             self.writer.add_custom_scalars(CHARTS)
             if self.config:
@@ -79,12 +96,14 @@ class TensorBoard(Observer):
     def on_task_start(self, task: int, steps: int, steps_before: int) -> None:
         self.steps_before = steps_before
 
+    @stored
     def on_step(self, step: Step) -> None:
         others = (step.accuracy, step.gradient_norm, step.learning_rate)
         numbers = {"penalty": 0.0} | step.losses | dict(zip(PER_STEP[2:], others, strict=True))
         for name, value in numbers.items():
             self.writer.add_scalar(f"{name}/task_{step.task}", value, self.steps_before + step.step)
 
+    @stored
     def on_task_end(self, end: TaskEnd) -> None:
         trained = end.task + 1
         seen = end.matrix[end.task, :trained]
@@ -117,10 +136,16 @@ class TensorBoard(Observer):
         ):
             (self.folder / name).write_text(text + "\n", encoding="utf-8")
 
+    @stored
+    def on_checkpoint(self) -> None:
+        self.writer.flush()
+
+    @stored
     def on_figure(self, name: str, png: bytes, size: tuple[int, int], trained: int) -> None:
         picture = Summary.Image(height=size[0], width=size[1], colorspace=3, encoded_image_string=png)
         self._add_summary(Summary(value=[Summary.Value(tag=name, image=picture)]), trained)
 
+    @stored
     def on_end(self, metrics: dict[str, float]) -> None:
         scalars = {f"metrics/{name}": value for name, value in metrics.items()}
         for tag, value in scalars.items():
@@ -133,9 +158,18 @@ class TensorBoard(Observer):
     def _add_summary(self, summary: Any, step: int | None = None) -> None:
         self.writer.file_writer.add_summary(summary, step)
 
+    @stored
     def close(self) -> None:
         if self.writer is not None:
             self.writer.close()
+            self.writer = None
+            threading.excepthook = threading.__excepthook__
+
+
+def _told_once(failure: threading.ExceptHookArgs) -> None:
+    """TensorBoard's thread raises a fault in the main thread, too, at the next event: it need not be printed."""
+    if not isinstance(failure.exc_value, OSError):
+        threading.__excepthook__(failure)
 
 
 def _hparam(value: Any) -> Any:
@@ -146,4 +180,4 @@ def _hparam(value: Any) -> Any:
 @register("observer", "tensorboard")
 def tensorboard(directory: RunDirectory, config: dict[str, Any], keys: Sequence[str], run_name: str) -> TensorBoard:
     """TensorBoard in a run's directory."""
-    return TensorBoard(directory.tensorboard, directory.read_text(directory.config), config, keys, run_name)
+    return TensorBoard(directory.tensorboard, read_text(directory.config), config, keys, run_name)

@@ -1,7 +1,7 @@
 """Accuracy of a model on tasks."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -202,7 +202,7 @@ def accuracies(
     model: HyperModel,
     sequence: TaskSequence,
     protocol: Protocol,
-    tasks: Sequence[int] | None = None,
+    tasks: Iterable[int] | None = None,
     stats: int | str | None = None,
     seen: int | None = None,
 ) -> Accuracies:

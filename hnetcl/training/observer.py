@@ -68,11 +68,13 @@ class RunStart:
         steps: of every task [T].
         done: tasks that were trained before; 0 for a run that begins.
         last: the newest of these, without the values that no checkpoint keeps (`val_accuracy`); None for a run that begins.
+        step: steps of the next task that were done before.
     """
 
     steps: tuple[int, ...]
     done: int
     last: TaskEnd | None
+    step: int = 0
 
 
 class Observer:
@@ -87,7 +89,7 @@ class Observer:
     `RunDirectory`), `config` (the configuration, flat), `keys` (all that a configuration can have), `run_name` (what the run
     was told besides the defaults), `console` (where to draw), `others` (the observers before it; it then comes last).
 
-    A resumed run tells the events of the tasks that it trains, not of those that were trained before.
+    A resumed run tells the events of the steps and tasks that it trains, not of those that were trained before.
     """
 
     def on_start(self, start: RunStart) -> None:
@@ -107,6 +109,9 @@ class Observer:
 
     def on_task_end(self, end: TaskEnd) -> None:
         """A task has been trained, and all tasks evaluated."""
+
+    def on_checkpoint(self) -> None:
+        """A checkpoint is about to be written: what was told up to here will not be told again, and must not get lost."""
 
     def on_figure(self, name: str, png: bytes, size: tuple[int, int], trained: int) -> None:
         """Another observer has drawn a figure.

@@ -1,22 +1,25 @@
-"""The files of a run: where they lie, and how they are written so that a run which dies leaves none of them half."""
+"""The files of a run: what they hold, and whether they are what the run wrote."""
 
 import csv
 import io
 import json
 import math
 import os
-import zipfile
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
 from torch import Tensor
+
+from hnetcl.training.files import flush_folder, read_file, read_text, require_plain, write_file, writing
+from hnetcl.training.sealed import digest, packed, sealed, unpacked, unsealed
 
 
 class RunDirectory:
     """A run's directory.
+
+    All that is read back can tell damage: checkpoints and model.safetensors hold a checksum of themselves and of the texts
+    beside them, the configuration among these.
 
     Args:
         path: of the directory; it need not exist yet.
@@ -31,24 +34,49 @@ class RunDirectory:
         self.metrics = self.path / "metrics.json"
         self.statistics = self.path / "statistics.json"
         self.model = self.path / "model.safetensors"
-        self.checkpoint = self.path / "checkpoints" / "last.pt"
-        self.previous = self.path / "checkpoints" / "previous.pt"
+        self.checkpoints = self.path / "checkpoints"
+        self.checkpoint = self.checkpoints / "last.safetensors"
+        self.previous = self.checkpoints / "previous.safetensors"
         self.tensorboard = self.path / "tensorboard"
         self.figures = self.path / "figures"
         self.log = self.path / "train.log"
+        self.lock = self.path / ".lock"
 
     def holds_run(self) -> bool:
         """Whether a run was started here."""
-        return self.config.exists()
+        return self.config.is_file()
+
+    def is_finished(self) -> bool:
+        """Whether a run was finished here: the model is written last."""
+        return self.model.is_file()
+
+    def has_checkpoint(self) -> bool:
+        """Whether there is a state to go on from, whole or not."""
+        return any(os.path.lexists(path) for path in (self.checkpoint, self.previous))
+
+    def require_plain(self) -> None:
+        """Refuses links, pipes and the like where a run writes.
+
+        Raises:
+            ValueError: names the first such thing.
+        """
+        for path in vars(self).values():
+            if path != self.path:
+                require_plain(path)
 
     def create(self) -> None:
-        """Makes the directories."""
-        for folder in (self.path, self.checkpoint.parent, self.tensorboard, self.figures):
-            folder.mkdir(parents=True, exist_ok=True)
+        """Makes the directories.
+
+        Raises:
+            StorageError: one can't be made.
+        """
+        for folder in (self.path, self.checkpoints, self.tensorboard, self.figures):
+            with writing(folder):
+                folder.mkdir(parents=True, exist_ok=True)
 
     def write_text(self, path: Path, text: str) -> None:
         """Writes a file whole or not at all."""
-        _replace(path, text.encode())
+        write_file(path, text.encode())
 
     def write_json(self, path: Path, value: Any) -> None:
         """Writes plain values; null stands for values that are not finite, for JSON has none."""
@@ -72,40 +100,33 @@ class RunDirectory:
         plain = {key: {name: values.tolist() for name, values in table.items()} for key, table in tables.items()}
         self.write_json(self.statistics, plain)
 
-    def read_text(self, path: Path) -> str:
-        """A file of the run.
-
-        Raises:
-            ValueError: it is missing or not text.
-        """
-        try:
-            return path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"{path.name} is missing or damaged ({error})") from error
-
     def read_tasks(self) -> list[dict[str, Any]]:
         """What tasks.json says of each task.
 
         Raises:
             ValueError: the file is missing or damaged, or of a version that did not store how pixels are standardized.
         """
-        text = self.read_text(self.tasks)
         try:
-            tasks: list[dict[str, Any]] = [dict(task) for task in json.loads(text)["tasks"]]
+            tasks: list[dict[str, Any]] = [dict(task) for task in self._read_json(self.tasks)["tasks"]]
         except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{self.tasks.name} is damaged ({error})") from error
+            raise ValueError(f"{self.tasks.name} is missing or damaged ({_told(error)})") from error
         if not all({"mean", "std", "shape", "classes"} <= task.keys() for task in tasks):
             lack = f"{self.tasks.name} holds no mean and standard deviation of the pixels"
             raise ValueError(f"{lack}: an earlier version wrote it, which took them from other images; train the run again")
         return tasks
 
     def read_environment(self) -> list[dict[str, Any]]:
-        """What environment.json says of each time that the run was started; nothing where the file is missing or damaged."""
-        try:
-            starts = json.loads(self.read_text(self.environment))
-        except ValueError:
+        """What environment.json says of each time that the run was started.
+
+        Raises:
+            ValueError: the file is damaged.
+        """
+        if not self.environment.exists():
             return []
-        return starts if isinstance(starts, list) else []
+        starts = self._read_json(self.environment)
+        if not isinstance(starts, list) or not all(isinstance(start, dict) for start in starts):
+            raise ValueError(f"{self.environment.name} is damaged (no list of starts)")
+        return starts
 
     def read_accuracy(self) -> list[list[float]]:
         """The rows of R that `write_accuracy` wrote, the untrained model's first; NaN where a task was not evaluated.
@@ -113,45 +134,147 @@ class RunDirectory:
         Raises:
             ValueError: the file is missing or damaged.
         """
-        header, *rows = list(csv.reader(io.StringIO(self.read_text(self.accuracy)))) or [[]]
         try:
+            header, *rows = list(csv.reader(io.StringIO(read_text(self.accuracy)))) or [[]]
             values = [[float(value) if value else math.nan for value in row[1:]] for row in rows]
-        except ValueError as error:
-            raise ValueError(f"{self.accuracy.name} is damaged ({error})") from error
+        except (ValueError, csv.Error) as error:
+            raise ValueError(f"{self.accuracy.name} is missing or damaged ({_told(error)})") from error
         if not values or any(len(row) != len(header) - 1 for row in values):
             raise ValueError(f"{self.accuracy.name} is damaged (rows are missing or incomplete)")
+        if any(value < 0 or value > 1 for row in values for value in row):
+            raise ValueError(f"{self.accuracy.name} is damaged (accuracies lie between 0 and 1)")
         return values
 
-    def save_checkpoint(self, state: dict[str, Any]) -> None:
-        """Keeps the newest state and the one before."""
-        file = io.BytesIO()
-        torch.save(state, file)
-        if self.checkpoint.exists():
-            os.replace(self.checkpoint, self.previous)
-        _replace(self.checkpoint, file.getvalue())
-
-    def load_checkpoint(self) -> dict[str, Any] | None:
-        """The newest state that can be read, or None where no task was finished."""
-        for path in (self.checkpoint, self.previous):
-            if _is_whole(path):
-                state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-                return state
-        return None
-
-    def save_model(self, tensors: dict[str, Tensor]) -> None:
-        """Writes model.safetensors."""
-        _replace(self.model, save({name: value.detach().cpu().contiguous() for name, value in tensors.items()}))
-
-    def load_model(self) -> dict[str, Tensor]:
-        """The tensors of model.safetensors.
+    def read_metrics(self) -> dict[str, float]:
+        """What metrics.json holds; NaN where the run did not measure what a metric takes.
 
         Raises:
             ValueError: the file is missing or damaged.
         """
+        values = self._read_json(self.metrics)
+        if not isinstance(values, dict) or not all(value is None or type(value) in (int, float) for value in values.values()):
+            raise ValueError(f"{self.metrics.name} is damaged (no numbers by name)")
+        return {name: math.nan if value is None else float(value) for name, value in values.items()}
+
+    def save_checkpoint(self, state: dict[str, Any]) -> None:
+        """Keeps the newest state and the one before.
+
+        A damaged file never takes the place of the one before.
+
+        Args:
+            state: nested dicts, lists and tuples of tensors and plain values.
+
+        Raises:
+            TypeError: the state holds anything else.
+            StorageError: it can't be written; what was there is still there.
+        """
+        tensors, structure = packed(state)
+        facts = {"run": self._digests((self.config, self.tasks)), "state": json.dumps(structure)}
+        new = self.checkpoint.with_name("new.safetensors")
+        write_file(new, sealed(tensors, facts))
+        with writing(self.checkpoint):
+            if self._is_whole(self.checkpoint):
+                os.replace(self.checkpoint, self.previous)
+            os.replace(new, self.checkpoint)
+            flush_folder(self.checkpoints)
+
+    def load_checkpoint(self, tell: Callable[[str], None] = lambda _: None) -> dict[str, Any] | None:
+        """The newest state that is whole, or None where there are no checkpoints.
+
+        Args:
+            tell: is told of a damaged one that is left out.
+
+        Raises:
+            ValueError: there are checkpoints, but all are damaged or of another run; names them and what is wrong.
+        """
+        faults = []
+        for path in (self.checkpoint, self.previous):
+            if not self.has_checkpoint():
+                return None
+            try:
+                state = self._read_checkpoint(path)
+            except ValueError as error:
+                faults.append(str(error))
+                continue
+            if faults:
+                tell(f"{faults[0]}; goes on from {path.relative_to(self.path)}, the one before")
+            return state
+        raise ValueError(f"{'; '.join(faults)}; to begin anew, remove the folder {self.checkpoints.name}")
+
+    def save_model(self, tensors: dict[str, Tensor]) -> None:
+        """Writes model.safetensors, with checksums of the texts: it comes last, and the run is finished."""
+        texts = (self.config, self.tasks, self.accuracy, self.statistics, self.metrics, self.environment)
+        write_file(self.model, sealed(tensors, {"run": self._digests(texts)}))
+
+    def load_model(self) -> dict[str, Tensor]:
+        """The tensors of model.safetensors, once all files of the run that are read back have been found whole.
+
+        Raises:
+            ValueError: a file is missing, damaged, or of another run; named.
+        """
+        tensors, facts = self._unsealed(self.model)
+        self._check_texts(self.model, facts)
+        return tensors
+
+    def _read_checkpoint(self, path: Path) -> dict[str, Any]:
+        tensors, facts = self._unsealed(path)
+        self._check_texts(path, facts)
         try:
-            return load_file(self.model)
-        except (OSError, SafetensorError) as error:
-            raise ValueError(f"{self.model.name} is missing or damaged ({error})") from error
+            state = unpacked(tensors, json.loads(facts["state"]))
+            if not isinstance(state, dict):
+                raise ValueError("holds no state")
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise ValueError(f"{path.relative_to(self.path)} can't be used ({_told(error)})") from None
+        return state
+
+    def _unsealed(self, path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        content = read_file(path)
+        try:
+            return unsealed(content)
+        except ValueError as error:
+            raise ValueError(f"{path.relative_to(self.path)} {error}") from None
+
+    def _is_whole(self, path: Path) -> bool:
+        try:
+            self._unsealed(path)
+        except ValueError:
+            return False
+        return True
+
+    def _check_texts(self, path: Path, facts: dict[str, Any]) -> None:
+        """The texts must be those that a file of tensors was written with."""
+        known = facts.get("run")
+        name = path.relative_to(self.path)
+        if not isinstance(known, dict) or not all(isinstance(each, str) and Path(each).name == each for each in known):
+            raise ValueError(f"{name} is damaged (which run it belongs to)")
+        found = self._digests(self.path / each for each in known)
+        other = [each for each in known if found.get(each) != known[each]]
+        if len(other) > 1 and self.config.name in other:
+            raise ValueError(f"{name} is of another run: it was not written with this {' and '.join(other)}")
+        if other:
+            read_file(self.path / other[0])  # missing, or not to be read
+            raise ValueError(f"{other[0]} is damaged, or of another run: {name} was written with another")
+
+    def _digests(self, paths: Iterable[Path]) -> dict[str, str]:
+        """The checksums of files, by name; those that can't be read are left out."""
+        found = {}
+        for path in paths:
+            try:
+                found[path.name] = digest(read_file(path))
+            except ValueError:
+                continue
+        return found
+
+    def _read_json(self, path: Path) -> Any:
+        try:
+            return json.loads(read_text(path))
+        except (ValueError, RecursionError) as error:
+            text = str(error)
+            raise ValueError(text if path.name in text else f"{path.name} is damaged ({_told(error)})") from None
+
+
+def _told(error: BaseException) -> str:
+    return str(error) or type(error).__name__
 
 
 def _cells(values: Tensor) -> list[float | str]:
@@ -165,20 +288,3 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(each) for each in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _is_whole(path: Path) -> bool:
-    """Whether a checkpoint is there and undamaged; torch writes zip files, which carry checksums."""
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as file:
-        return file.testzip() is None
-
-
-def _replace(path: Path, content: bytes) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)

@@ -1,9 +1,9 @@
 """The continual-learning loop."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import torch
 from annotated_types import Ge
@@ -15,12 +15,14 @@ from hnetcl.model import HyperModel
 from hnetcl.modes import start_training
 from hnetcl.registry import check_value, checking
 from hnetcl.tasks import ActiveClasses, Batches, Split, TaskSequence
-from hnetcl.training.engine import random_states, set_random_states
+from hnetcl.training.checkpoints import Checkpoints, Training
+from hnetcl.training.current import CurrentTask
 from hnetcl.training.evaluation import Protocol, accuracies, accuracy, images_at_once
-from hnetcl.training.observer import Observer, RunStart, Step, TaskEnd
+from hnetcl.training.observer import Observer, RunStart, Step
 from hnetcl.training.optimizers import OptimizerFactory
 from hnetcl.training.references import References
 from hnetcl.training.rundir import RunDirectory
+from hnetcl.training.standing import Standing
 from hnetcl.training.statistics import statistics_report
 from hnetcl.training.step import TrainingStep
 from hnetcl.training.watch import Watch, check_learned
@@ -57,7 +59,8 @@ class Trainer:
 
     Per task: the method keeps what it needs, then per step a batch is drawn on the device, the hypernetwork writes the
     parameters, loss and penalty are summed, the optimizer steps. At its end tasks are evaluated, a row of R is filled and a
-    checkpoint written, from which `fit` goes on when the run is started again.
+    checkpoint written. Checkpoints are also written within a task, unless the method keeps something of its steps that it does
+    not name (see `Method.task_state`). `fit` goes on from the newest when the run is started again, to the same bits.
 
     Layers of virtual batch norm are given a reference batch of every task (see `References`): with the weights before each step
     of the task, and with those after the last, which evaluation then uses; of a task that was not trained yet, with the weights
@@ -82,6 +85,8 @@ class Trainer:
             metrics of R need; "all": all; "last": task i, and all after the last, so that only the average accuracy and
             backward transfer are known. All else of R is NaN.
         statistics: after which tasks a `statistics_report` is made: "each", "last", "none".
+        checkpoint_minutes: between two checkpoints within a task, at least; more where they would take more than a fiftieth of
+            the time. None writes checkpoints at the ends of tasks only.
 
     Raises:
         ArgumentError: both or none of steps and epochs, a number below 1, a network without a logit for each class, or what
@@ -107,6 +112,7 @@ class Trainer:
         compile: Literal["auto", "on", "off"] = "auto",
         evaluate: Literal["seen", "all", "last"] = "seen",
         statistics: Literal["each", "last", "none"] = "each",
+        checkpoint_minutes: Annotated[float, Ge(0)] | None = 10.0,
     ) -> None:
         if (steps is None) == (epochs is None):
             raise ArgumentError("steps", steps, f"give steps or epochs, not both or none (epochs={epochs})")
@@ -117,7 +123,7 @@ class Trainer:
         self.directory: RunDirectory | None = None
         self.observers: Sequence[Observer] = ()
         self.steps, self.epochs, self.log_every = steps, epochs, log_every
-        self.batch_size = batch_size
+        self.batch_size, self.checkpoint_minutes = batch_size, checkpoint_minutes
         self.evaluate, self.statistics = evaluate, statistics
 
         self.references = References(model, sequence, batch_size, generator.initial_seed())
@@ -129,43 +135,58 @@ class Trainer:
         self.protocol = Protocol(scenario, inference, self.eval_batch_size, sequence.head)
         self.step = TrainingStep(model, method, generator.device, compile)
 
-        tasks = len(sequence)
-        self.done = 0
-        self.matrix = torch.full((tasks, tasks), torch.nan, dtype=torch.float64)
-        self.untrained = torch.full((tasks,), torch.nan, dtype=torch.float64)
-        self.known = torch.full((tasks,), torch.nan, dtype=torch.float64)
-        self.aware = torch.full((tasks,), torch.nan, dtype=torch.float64)
-        self.distances: dict[str, Tensor] = {}
-        self.misfits: dict[str, Tensor] = {}
-        self.seconds, self.steps_done = 0.0, 0
-        self.seconds_before, self.started = 0.0, 0.0  # of the whole loop: until it was interrupted, and when it went on
+        self.standing = Standing.fresh(len(sequence))
+        self.checkpoints = self._checkpoints(bool)
 
-    def fit(self, directory: RunDirectory | None = None, observers: Sequence[Observer] = ()) -> Result:
+    def fit(
+        self, directory: RunDirectory | None = None, observers: Sequence[Observer] = (), stop: Callable[[], bool] = bool
+    ) -> Result:
         """Trains the tasks that are not done yet.
 
         Args:
             directory: where checkpoints are kept, and found; None keeps none.
             observers: who is told.
+            stop: asked after every step, and between the evaluations of two tasks, whether to write a checkpoint and stop.
+
+        Raises:
+            StoppedError: `stop` said so.
+            ArgumentError: no checkpoint in the directory can be used.
+            StorageError: a file can't be written.
         """
         self.directory, self.observers = directory, observers
-        self.started = time.perf_counter()
-        state = self.directory.load_checkpoint() if self.directory else None
-        if state is not None:
-            self._restore(state)
-        start = RunStart(tuple(map(self._steps, range(len(self.sequence)))), self.done, self._end(0.0) if self.done else None)
+        self.checkpoints, standing = self._checkpoints(stop), self.standing
+        resumed = self.checkpoints.load()
+        steps = tuple(map(self._steps, range(len(self.sequence))))
+        step = steps[standing.done] if standing.trained > standing.done else (self.checkpoints.loaded or {}).get("step", 0)
+        start = RunStart(steps, standing.done, standing.end(self.model) if standing.done else None, step)
         for observer in self.observers:
             observer.on_start(start)
-        if state is None:
+        if not resumed:
             self._enter("evaluating")
             if self.evaluate != "last":
-                self.untrained, self.known, self.aware = accuracies(self.model, self.sequence, self.protocol)
-        for task in range(self.done, len(self.sequence)):
+                tasks = self.checkpoints.pausing(range(len(self.sequence)))
+                found = accuracies(self.model, self.sequence, self.protocol, tasks)
+                standing.untrained, standing.known, standing.aware = found
+        for task in range(standing.done, len(self.sequence)):
             self._run_task(task)
-        total = self._seconds_total()
-        return Result(self.matrix, self.untrained, self.known, self.seconds, self.steps_done, self.aware, total)
+        return Result(
+            standing.matrix,
+            standing.untrained,
+            standing.known,
+            standing.seconds,
+            standing.steps,
+            standing.aware,
+            self.checkpoints.seconds_total,
+        )
 
-    def _seconds_total(self) -> float:
-        return self.seconds_before + time.perf_counter() - self.started
+    def _checkpoints(self, stop: Callable[[], bool]) -> Checkpoints:
+        """Of this training, with what one must agree on with who goes on from it: the command line compares whole
+        configurations before.
+        """
+        own = {name: getattr(self, name) for name in ("steps", "epochs", "batch_size")}
+        program = {"method": type(self.method).__qualname__, "num_tasks": len(self.sequence), **own}
+        training = Training(self.model, self.method, self.generator, self.standing, program)
+        return Checkpoints(training, self.checkpoint_minutes, self.directory, self.observers, stop)
 
     def _evaluated(self, task: int) -> range:
         """The tasks that are tested after a task."""
@@ -176,7 +197,7 @@ class Trainer:
 
     def measured(self) -> dict[str, Tensor]:
         """R and b with zeros where something will be measured, NaN elsewhere."""
-        R, b = torch.full_like(self.matrix, torch.nan), torch.full_like(self.untrained, torch.nan)
+        R, b = torch.full_like(self.standing.matrix, torch.nan), torch.full_like(self.standing.untrained, torch.nan)
         for task in range(len(R)):
             R[task, list(self._evaluated(task))] = 0
         return {"R": R, "b": b if self.evaluate == "last" else torch.zeros_like(b)}
@@ -185,43 +206,67 @@ class Trainer:
         """Fills a row of R."""
         chosen = self._evaluated(task)
         self.references.take_untrained([t for t in chosen if t > task])
-        found = accuracies(self.model, self.sequence, self.protocol, chosen, seen=task + 1)
-        for values, new in zip((self.matrix[task], self.known, self.aware), found, strict=True):
+        now, tasks = self.standing, self.checkpoints.pausing(chosen)
+        found = accuracies(self.model, self.sequence, self.protocol, tasks, seen=task + 1)
+        for values, new in zip((now.matrix[task], now.known, now.aware), found, strict=True):
             values[chosen.start : chosen.stop] = new
 
     def _run_task(self, task: int) -> None:
+        steps, standing = self._steps(task), self.standing
+        for observer in self.observers:
+            observer.on_task_start(task, steps, standing.steps)
+        if standing.trained == task:
+            self._enter("training")
+            current = self._start(task, steps)
+            self._train(current)
+            started = time.perf_counter()
+            self.method.end_task(current.run)
+            check_learned(self.method, task)
+            standing.trained, standing.seconds_of_task = task + 1, current.seconds + time.perf_counter() - started
+            self.checkpoints.pause()
+
+        self._enter("evaluating")
+        self._evaluate(task)
+        standing.done, standing.steps = task + 1, standing.steps + steps
+        standing.seconds += standing.seconds_of_task
+        now = self.sequence[task]
+        misfits: dict[str, Tensor] = {}
+        standing.distances = {}
+        if self.statistics == "each" or (self.statistics == "last" and standing.done == len(self.sequence)):
+            standing.distances, misfits = statistics_report(self.model, self.sequence, task + 1, self.eval_batch_size)
+        for name, values in misfits.items():
+            standing.misfits.setdefault(name, torch.full_like(standing.matrix, torch.nan))[task, : task + 1] = values
+        val = accuracy(self.model, task, now, now.val, self.protocol, seen=task + 1)[0] if len(now.val) else None
+        end = standing.end(self.model, val)
+        for observer in self.observers:
+            observer.on_task_end(end)
+        if self.directory:
+            self.directory.write_accuracy(standing.matrix, standing.untrained)
+            self.directory.write_statistics(standing.distances, standing.misfits)
+        self.checkpoints.write()  # last: what it counts as done has been told and written
+
+    def _start(self, task: int, steps: int) -> CurrentTask:
+        """What the next step of a task starts from: its beginning, or what a checkpoint held."""
+        model, method = self.model, self.method
         batches = [
             Batches(data, self.batch_size, self.generator, self.sequence.first_output(t))
             for t, data in enumerate(self.sequence.tasks[: task + 1])
         ]
-        steps = self._steps(task)
-        for observer in self.observers:
-            observer.on_task_start(task, steps, self.steps_done)
-        self._enter("training")
-        started = time.perf_counter()
-        run = self._train(task, batches, steps)
-        self.method.end_task(run)
-        check_learned(self.method, task)
-        seconds = time.perf_counter() - started
+        self.checkpoints.start_task()
+        for part in (model.net, model.hnet, model):
+            start_training(part)
+        model.start_task(task)
+        optimizer, schedule = self.optimizer.make(model, steps)
+        run = Run(model, task, self.sequence, optimizer, self.generator, self.active_classes)
+        self.references.take(self._trained_on(task))
+        method.start_task(run)
+        current = CurrentTask(run, method, schedule, batches, steps)
+        self.checkpoints.go_on(current)
+        return current
 
-        self._enter("evaluating")
-        self._evaluate(task)
-        self.done, self.seconds, self.steps_done = task + 1, self.seconds + seconds, self.steps_done + steps
-        now = self.sequence[task]
-        misfits: dict[str, Tensor] = {}
-        self.distances = {}
-        if self.statistics == "each" or (self.statistics == "last" and self.done == len(self.sequence)):
-            self.distances, misfits = statistics_report(self.model, self.sequence, task + 1, self.eval_batch_size)
-        for name, values in misfits.items():
-            self.misfits.setdefault(name, torch.full_like(self.matrix, torch.nan))[task, : task + 1] = values
-        val = accuracy(self.model, task, now, now.val, self.protocol, seen=task + 1)[0] if len(now.val) else None
-        end = self._end(seconds, val)
-        for observer in self.observers:
-            observer.on_task_end(end)
-        if self.directory:
-            self.directory.write_accuracy(self.matrix, self.untrained)
-            self.directory.write_statistics(self.distances, self.misfits)
-            self.directory.save_checkpoint(self._state())  # last: what it counts as done has been told and written
+    def _trained_on(self, task: int) -> Sequence[int]:
+        """The tasks whose data the training of a task sees."""
+        return range(task + 1) if self.method.sees_old_data else [task]
 
     def _steps(self, task: int) -> int:
         first = 0 if self.method.sees_old_data else task
@@ -232,35 +277,16 @@ class Trainer:
         for observer in self.observers:
             observer.on_phase(phase)
 
-    def _end(self, seconds: float, val_accuracy: float | None = None) -> TaskEnd:
-        """What is known at the end of the newest task."""
-        embeddings = self.model.hnet.embeddings
-        return TaskEnd(
-            self.done - 1,
-            val_accuracy,
-            self.matrix.clone(),
-            self.untrained.clone(),
-            None if embeddings is None else embeddings.detach().cpu().clone(),
-            seconds,
-            self.distances,
-            {name: values.clone() for name, values in self.misfits.items()},
-        )
-
-    def _train(self, task: int, batches: list[Batches], steps: int) -> Run:
-        model, method = self.model, self.method
-        trained = range(task + 1) if method.sees_old_data else [task]
+    def _train(self, current: CurrentTask) -> None:
+        run, method, steps, schedule = current.run, self.method, current.steps, current.schedule
+        model, task, optimizer = run.model, run.task, run.optimizer
+        trained = self._trained_on(task)
         now = [task] if model.rows == "task" else trained
-        for part in (model.net, model.hnet, model):
-            start_training(part)
-        model.start_task(task)
-        optimizer, schedule = self.optimizer.make(model, steps)
-        run = Run(model, task, self.sequence, optimizer, self.generator, self.active_classes)
-        draw = _drawing(method, task, batches)
-        self.references.take(trained)
-        method.start_task(run)
-        watch = Watch(model, task, optimizer, self.generator.device)
+        draw = _drawing(method, task, current.batches)
+        watch = Watch(model, task, optimizer, self.generator.device, first=current.step)
         log_every = self.log_every or max(1, steps // POINTS)
-        for step in range(steps):
+        started = time.perf_counter() - current.seconds
+        for step in range(current.step, steps):
             for observer in self.observers:
                 observer.on_tick(step + 1)
             run.step = step
@@ -275,11 +301,15 @@ class Trainer:
             optimizer.step()
             schedule.step()
             method.after_step(run, inputs, losses)
+            if self.checkpoints.due():
+                current.step, current.seconds = step + 1, time.perf_counter() - started
+                watch.check(step + 1)
+                self.checkpoints.pause(current)
         self.references.take(trained)
         watch.close()
         if self.generator.device.type == "cuda":
             torch.cuda.synchronize(self.generator.device)  # so that the seconds are those of the work, not of its launch
-        return run
+        current.step, current.seconds = steps, time.perf_counter() - started
 
     def _tell(self, run: Run, steps: int, losses: Losses, inputs: Inputs, norm: Tensor, watch: Watch) -> None:
         accuracy = (active_only(losses.logits, inputs.active).argmax(1) == inputs.y).float().mean()
@@ -292,45 +322,6 @@ class Trainer:
         record = Step(run.task, run.step + 1, steps, named, right, length, rate)
         for observer in self.observers:
             observer.on_step(record)
-
-    def _state(self) -> dict[str, Any]:
-        """All that the next task starts from: tensors and plain values."""
-        return {
-            "program": self._program(),
-            "done": self.done,
-            "model": self.model.saved_tensors(),
-            "method": self.method.state_dict(),
-            "generator": self.generator.get_state(),
-            "random": random_states(self.generator.device),
-            "matrix": self.matrix,
-            "untrained": self.untrained,
-            "known": self.known,
-            "aware": self.aware,
-            "distances": self.distances,
-            "misfits": self.misfits,
-            "seconds": self.seconds,
-            "seconds_total": self._seconds_total(),
-            "steps": self.steps_done,
-        }
-
-    def _program(self) -> dict[str, Any]:
-        """What a checkpoint must agree on with who goes on from it. The command line compares whole configurations before."""
-        own = {name: getattr(self, name) for name in ("steps", "epochs", "batch_size")}
-        return {"method": type(self.method).__qualname__, "num_tasks": len(self.sequence), **own}
-
-    def _restore(self, state: dict[str, Any]) -> None:
-        for name, value in self._program().items():
-            if state["program"][name] != value:
-                rule = f"the checkpoint in the directory is of a training with {name}={state['program'][name]}"
-                raise ArgumentError(name, value, f"{rule}; allowed: that, or another directory")
-        self.model.load_tensors(state["model"])
-        self.method.load_state_dict(state["method"])
-        self.generator.set_state(state["generator"])
-        set_random_states(state["random"], self.generator.device)
-        self.done, self.seconds, self.steps_done = state["done"], state["seconds"], state["steps"]
-        self.matrix, self.untrained, self.known = state["matrix"], state["untrained"], state["known"]
-        self.misfits, self.aware, self.seconds_before = state["misfits"], state["aware"], state["seconds_total"]
-        self.distances = state["distances"]
 
 
 def _drawing(method: Method, task: int, batches: Sequence[Batches]) -> Draw:

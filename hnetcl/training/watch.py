@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from hnetcl.bn import norm_layers
+from hnetcl.bn import batchnorm_layers, norm_layers
 from hnetcl.errors import DivergedError
 from hnetcl.methods import Inputs, Losses, Method
 from hnetcl.model import HyperModel
@@ -34,6 +34,7 @@ class Watch:
         optimizer: of all that is trained.
         device: of the model.
         latch: whether to wait for `read`; None is as said above.
+        first: steps of the task that were done before.
 
     Attributes:
         found: the latch, 0-dim float32: 1 from the first bad step on.
@@ -41,15 +42,21 @@ class Watch:
     """
 
     def __init__(
-        self, model: HyperModel, task: int, optimizer: Optimizer, device: torch.device, latch: bool | None = None
+        self,
+        model: HyperModel,
+        task: int,
+        optimizer: Optimizer,
+        device: torch.device,
+        latch: bool | None = None,
+        first: int = 0,
     ) -> None:
         self.model, self.task = model, task
         self.parameters = list(model.parameters())
         fused = bool(getattr(optimizer, "_step_supports_amp_scaling", False))
         self.latch = fused and device.type != "cpu" if latch is None else latch
-        self.found, self.good = torch.zeros((), device=device), torch.zeros((), device=device)
+        self.found, self.good = torch.zeros((), device=device), torch.full((), float(first), device=device)
         self.newest: tuple[Losses, Inputs] | None = None
-        self.steps = 0
+        self.steps = first
         if self.latch:
             optimizer.found_inf = self.found  # type: ignore[attr-defined]
 
@@ -88,16 +95,27 @@ class Watch:
         Raises:
             DivergedError: a parameter, a row of statistics or a logit of the newest batch is not finite.
         """
-        self.read()
-        for name, value in _kept(self.model):
-            if not value.isfinite().all():
-                raise DivergedError(self.task, None, name)
+        self.check()
         if self.newest is not None:
             inputs = self.newest[1]
             with evaluation_mode(self.model):
                 fault = first_bad_layer(self.model, inputs.x, inputs.task)
             if fault is not None:
                 raise DivergedError(self.task, None, fault)
+
+    def check(self, step: int | None = None) -> None:
+        """After an optimizer's step: looks at what it made of the model.
+
+        Args:
+            step: which; None for the task's last.
+
+        Raises:
+            DivergedError: a parameter or a row of statistics is not finite.
+        """
+        self.read()
+        for name, value in _kept(self.model):
+            if not value.isfinite().all():
+                raise DivergedError(self.task, step, name)
 
     def _error(self, step: int) -> DivergedError:
         """Looks for what was bad in the newest step: where the latch was set before, its parameters are still the same."""
@@ -135,6 +153,28 @@ def check_learned(method: Method, task: int) -> None:
     for name, value in method.state_dict().items():
         if value.is_floating_point() and not value.isfinite().all():
             raise DivergedError(task, None, f"what the method keeps ({name})")
+
+
+@torch.no_grad()
+def check_sound(model: HyperModel) -> None:
+    """Looks at a model whose tensors come from a file.
+
+    Raises:
+        ValueError: what learns, or a row of statistics, is not finite; or batch norm could not divide by a row's variances.
+    """
+    for name, value in _kept(model):
+        if not value.isfinite().all():
+            raise ValueError(f"{name} is not finite")
+    for name, layer in batchnorm_layers(model.net).items():
+        for row in range(layer.num_stats):
+            variance = layer.get_stats(row)[1]
+            if variance.ndim == 1:
+                sound = bool((variance + layer.eps > 0).all())
+            else:
+                shifted = variance + layer.eps * torch.eye(variance.shape[-1], dtype=variance.dtype, device=variance.device)
+                sound = not bool(torch.linalg.cholesky_ex(shifted).info.any())
+            if not sound:
+                raise ValueError(f"the variances of {name}, row {row}, are not positive")
 
 
 @torch.no_grad()

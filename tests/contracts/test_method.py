@@ -17,7 +17,7 @@ from hnetcl.config import Config, EvaluationConfig
 from hnetcl.methods import Inputs, Losses, Method, Run
 from hnetcl.registry import find, names, register
 from hnetcl.tasks import Batches
-from hnetcl.training import Observer
+from hnetcl.training import Observer, RunDirectory
 from hnetcl.training.step import TrainingStep
 
 METHODS: dict[str, list[str]] = {  # name -> what makes it small
@@ -86,7 +86,7 @@ def test_a_resumed_run_is_the_undisturbed_one(
     assert first.keys() == second.keys()
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert (whole / "accuracy.csv").read_text() == (halves / "accuracy.csv").read_text()
-    kept = [torch.load(run / "checkpoints" / "last.pt", weights_only=True)["method"] for run in (whole, halves)]
+    kept = [state["method"] for run in (whole, halves) if (state := RunDirectory(run).load_checkpoint())]
     assert kept[0].keys() == kept[1].keys()
     assert all(torch.equal(kept[0][name], kept[1][name]) for name in kept[0])
     values: dict[str, Any] = {"run": str(whole), "task": None, "stats": "own", "scenario": None, "inference": None}

@@ -11,14 +11,15 @@ class Pace:
     Args:
         share: of the time since it was done last that doing it again may cost.
         guess: seconds that the first time is thought to cost.
+        least: seconds between two times, whatever it costs.
     """
 
-    def __init__(self, share: float = 0.05, guess: float = 1.0) -> None:
-        self.share, self.cost, self.since = share, guess, time.perf_counter()
+    def __init__(self, share: float = 0.05, guess: float = 1.0, least: float = 0.0) -> None:
+        self.share, self.cost, self.least, self.since = share, guess, least, time.perf_counter()
 
     def due(self) -> bool:
         """Whether enough time has passed."""
-        return time.perf_counter() - self.since >= self.cost / self.share
+        return time.perf_counter() - self.since >= max(self.least, self.cost / self.share)
 
     @contextmanager
     def measured(self) -> Iterator[None]:
