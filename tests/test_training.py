@@ -138,7 +138,8 @@ def test_a_checkpoint_is_plain_and_keeps_the_one_before(sequence: TaskSequence, 
     newest = directory.load_checkpoint()
     directory.checkpoint.unlink()
     before = directory.load_checkpoint()
-    assert newest and before
+    assert newest
+    assert before
     assert (newest["standing"]["done"], before["standing"]["done"]) == (3, 2)
     assert not list(tmp_path.rglob("*.tmp"))
 
