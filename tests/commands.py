@@ -30,13 +30,14 @@ def run(directory: str, words: list[str]) -> tuple[int, str]:
             os.dup2(output.fileno(), 2)
             sys.argv, sys.orig_argv = words, [sys.executable, *words]
             sys.path[0] = str(Path(words[0]).parent)
-            os._exit(_code(words[0]))
+            os._exit(exit_code(words[0]))
         _, status = os.waitpid(child, 0)
         output.seek(0)
         return os.waitstatus_to_exitcode(status), output.read().decode()
 
 
-def _code(script: str) -> int:
+def exit_code(script: str) -> int:
+    """Of a script that runs to its end in this process."""
     try:
         runpy.run_path(script, run_name="__main__")
         code: object = 0

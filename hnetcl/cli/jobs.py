@@ -14,7 +14,7 @@ from hnetcl.bn import BATCH, VirtualBatchNormLayer, batchnorm_layers, norm_layer
 from hnetcl.build import Parts, build, named
 from hnetcl.cli.call import PYTHON, Call
 from hnetcl.cli.claim import check_data, check_same, claim, defining, given_directory, is_resumed
-from hnetcl.cli.reload import load_weights, reachable, saved_config, whole_run
+from hnetcl.cli.reload import load_weights, reachable, recorded, saved_config, sound_tasks, whole_run
 from hnetcl.cli.signals import Signals
 from hnetcl.config import Config, EvaluationConfig, all_keys
 from hnetcl.errors import ArgumentError, StoppedError, StorageError
@@ -138,7 +138,8 @@ def finished_run(directory: RunDirectory, config: Config) -> str | None:
     check_same(config, saved_config(directory, "run.dir"))
     try:
         directory.load_model()
-        rows, metrics, tasks = directory.read_accuracy(), directory.read_metrics(), directory.read_tasks()
+        tasks, metrics = sound_tasks(directory), directory.read_metrics()
+        rows = recorded(directory, len(tasks))
     except ValueError as error:
         if directory.has_checkpoint():
             return str(error)
@@ -176,7 +177,7 @@ def evaluate(config: EvaluationConfig) -> list[float]:
         check_data(directory, parts, "run")
         try:
             load_weights(model, tensors, directory)
-            recorded = directory.read_accuracy()[-1]
+            before = recorded(directory, len(sequence))[-1]
         except ValueError as error:
             raise ArgumentError("run", config.run, f"can't be reloaded: {error}") from error
         tasks = list(range(len(sequence)))
@@ -201,12 +202,12 @@ def evaluate(config: EvaluationConfig) -> list[float]:
         found = right.tolist()
     from hnetcl.tracking import comparison_table, number
 
-    print(comparison_table({t: sequence[t].classes for t in tasks}, found, recorded))
+    print(comparison_table({t: sequence[t].classes for t in tasks}, found, before))
     print(f"average_accuracy: {number(sum(found) / len(found))} (tasks: {len(tasks)}, stats: {config.stats})")
     if scenario != "task":
         print(f"task_inference_accuracy: {number(known.mean())} (scenario: {scenario}, inference: {inference})")
     own = config.stats == "own" and (scenario, inference) == (trained.scenario, trained.inference)
-    if own and found != [recorded[t] for t in tasks]:
+    if own and found != [before[t] for t in tasks]:
         print("these are not the recorded numbers: another device, or another version of torch?")
     return found
 

@@ -42,7 +42,7 @@ def load(run: str | Path, device: str = "auto", imports: Sequence[str] = ()) -> 
     import_all(imports)
     config = saved_config(directory, "run")
     try:
-        tasks = _sound_tasks(directory)
+        tasks = sound_tasks(directory)
         with engine(config.seed):
             outputs = len(tasks[0]["classes"]) * (len(tasks) if config.chosen_head == "all" else 1)
             model = build_model(config, tasks[0]["shape"], outputs, len(tasks))
@@ -96,7 +96,7 @@ def load_weights(model: HyperModel, tensors: dict[str, Tensor], directory: RunDi
         raise ValueError(f"{directory.model.name} is damaged ({error})") from error
 
 
-def _sound_tasks(directory: RunDirectory) -> list[dict[str, Any]]:
+def sound_tasks(directory: RunDirectory) -> list[dict[str, Any]]:
     """What tasks.json says, with what a model is built from checked.
 
     Raises:
@@ -113,6 +113,18 @@ def _sound_tasks(directory: RunDirectory) -> list[dict[str, Any]]:
     if faults:
         raise ValueError(f"{directory.tasks.name} is damaged ({faults[0]})")
     return tasks
+
+
+def recorded(directory: RunDirectory, tasks: int) -> list[list[float]]:
+    """R of a finished run of so many tasks, the untrained model's row first.
+
+    Raises:
+        ValueError: accuracy.csv is missing or damaged.
+    """
+    rows = directory.read_accuracy()
+    if len(rows) != tasks + 1 or len(rows[0]) != tasks:
+        raise ValueError(f"{directory.accuracy.name} is damaged ({len(rows) - 1} rows of {len(rows[0])} for {tasks} tasks)")
+    return rows
 
 
 def _are(kind: type, values: Any, least: int) -> bool:

@@ -173,7 +173,10 @@ class Checkpoints:
         training.standing.load(state["standing"])
         training.model.load_tensors(state["model"])
         check_sound(training.model)
-        training.method.load_state_dict(state["method"])
+        kept = state["method"]
+        if not isinstance(kept, dict) or not all(isinstance(value, Tensor) for value in kept.values()):
+            raise TypeError("what the method keeps are tensors by name")
+        training.method.load_state_dict(kept)
         training.generator.set_state(state["generator"])
         set_random_states(state["random"], training.generator.device)
 

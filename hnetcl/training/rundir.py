@@ -107,9 +107,11 @@ class RunDirectory:
             ValueError: the file is missing or damaged, or of a version that did not store how pixels are standardized.
         """
         try:
-            tasks: list[dict[str, Any]] = [dict(task) for task in self._read_json(self.tasks)["tasks"]]
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{self.tasks.name} is missing or damaged ({_told(error)})") from error
+            tasks: list[dict[str, Any]] = self._read_json(self.tasks)["tasks"]
+        except (KeyError, TypeError):
+            tasks = []
+        if not isinstance(tasks, list) or not tasks or not all(isinstance(task, dict) for task in tasks):
+            raise ValueError(f"{self.tasks.name} is damaged (no list of tasks)")
         if not all({"mean", "std", "shape", "classes"} <= task.keys() for task in tasks):
             lack = f"{self.tasks.name} holds no mean and standard deviation of the pixels"
             raise ValueError(f"{lack}: an earlier version wrote it, which took them from other images; train the run again")
@@ -152,7 +154,11 @@ class RunDirectory:
             ValueError: the file is missing or damaged.
         """
         values = self._read_json(self.metrics)
-        if not isinstance(values, dict) or not all(value is None or type(value) in (int, float) for value in values.values()):
+        if (
+            not isinstance(values, dict)
+            or not values
+            or not all(value is None or type(value) in (int, float) for value in values.values())
+        ):
             raise ValueError(f"{self.metrics.name} is damaged (no numbers by name)")
         return {name: math.nan if value is None else float(value) for name, value in values.items()}
 
