@@ -154,11 +154,7 @@ class RunDirectory:
             ValueError: the file is missing or damaged.
         """
         values = self._read_json(self.metrics)
-        if (
-            not isinstance(values, dict)
-            or not values
-            or not all(value is None or type(value) in (int, float) for value in values.values())
-        ):
+        if not isinstance(values, dict) or not values or not all(map(_is_number, values.values())):
             raise ValueError(f"{self.metrics.name} is damaged (no numbers by name)")
         return {name: math.nan if value is None else float(value) for name, value in values.items()}
 
@@ -277,6 +273,10 @@ class RunDirectory:
         except (ValueError, RecursionError) as error:
             text = str(error)
             raise ValueError(text if path.name in text else f"{path.name} is damaged ({_told(error)})") from None
+
+
+def _is_number(value: Any) -> bool:
+    return value is None or type(value) in (int, float)
 
 
 def _told(error: BaseException) -> str:
