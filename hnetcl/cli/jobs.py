@@ -77,7 +77,6 @@ def train(config: Config, call: Call = PYTHON) -> Path:
             finally:
                 lock.release()
     if stopped:
-        signals.pass_on()
         sys.exit(128 + (signals.got or 0))
     return directory.path
 
@@ -88,7 +87,7 @@ def _fit(
     """Trains in a directory that is the run's alone. Whether a signal has stopped it."""
     from hnetcl.tracking import Console, log_to, number, observers, result_table
 
-    console = Console()
+    console, signals.goes_on = Console(), call.continued(directory.path)
     try:
         with log_to(console, directory.log) as log, ExitStack() as closing:
             log.info(describe(parts, trainer.generator.device, config))
@@ -100,13 +99,11 @@ def _fit(
                 closing.callback(observer.close)
             try:
                 with allocating("trainer.batch_size", config.trainer["batch_size"]):
-                    result = trainer.fit(directory, listening, signals.asked)
-            except StoppedError as error:
-                signal = signals.got.name if signals.got else "a signal"
-                log.info(f"stopped by {signal} {error.where}; this goes on: {call.continued(directory.path)}")
+                    result = trainer.fit(directory, listening, signals)
+            except StoppedError:
                 return True
             except KeyboardInterrupt:
-                log.info(f"interrupted; this goes on from the newest checkpoint: {call.continued(directory.path)}")
+                log.info(f"interrupted; this goes on from the newest checkpoint: {signals.goes_on}")
                 raise
             metrics = _metrics(parts, result, config)
             for observer in listening:
@@ -119,7 +116,7 @@ def _fit(
             log.info(f"run: {directory.path}")
     except StorageError as error:
         kept = "what was written before is whole" if directory.has_checkpoint() else "no task was written yet"
-        rule = f"{error}; {kept}; once that is mended, this goes on: {call.continued(directory.path)}"
+        rule = f"{error}; {kept}; once that is mended, this goes on: {signals.goes_on}"
         raise ArgumentError("run.dir", directory.path, rule) from error
     return False
 

@@ -1,35 +1,48 @@
 """Signals that ask a run to stop."""
 
+import logging
 import signal
 import threading
 from types import FrameType, TracebackType
 from typing import Any
 
+from hnetcl.training import Stop
+
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2)
 
+logger = logging.getLogger("hnetcl")
 
-class Signals:
+
+class Signals(Stop):
     """Within, signals are noted, for the run to stop where it can go on again. A second Ctrl-C raises KeyboardInterrupt.
 
-    Signals that the process ignores, as under nohup, stay ignored. Outside of the main thread nothing changes.
+    Signals that the process ignores, as under nohup, stay ignored. Those that another program handles, such as submitit, are
+    handed to it once the checkpoint is written: it puts the job into the queue again, or lets the run go on. Outside of the
+    main thread nothing changes.
 
     Attributes:
         got: the first signal, or None.
+        goes_on: the command that goes on with the run.
     """
 
     def __init__(self) -> None:
         self.got: signal.Signals | None = None
+        self.goes_on = ""
         self.before: dict[signal.Signals, Any] = {}
 
     def asked(self) -> bool:
-        """Whether the run is to stop."""
         return self.got is not None
 
-    def pass_on(self) -> None:
-        """After the end: calls what would have handled the signal, where that is another program's own, such as submitit's."""
-        handler = self.before[self.got] if self.got else None
-        if callable(handler) and handler is not signal.default_int_handler:
-            handler(self.got, None)
+    def ends(self, where: str) -> bool:
+        assert self.got is not None
+        handler = self.before[self.got]
+        if not callable(handler) or handler is signal.default_int_handler:
+            logger.info(f"stopped by {self.got.name} {where}; this goes on: {self.goes_on}")
+            return True
+        logger.info(f"{self.got.name} {where}, where the run can go on; what started the job decides")
+        handler(self.got, None)
+        self.got = None
+        return False
 
     def __enter__(self) -> "Signals":
         if threading.current_thread() is threading.main_thread():

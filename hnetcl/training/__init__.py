@@ -1,5 +1,6 @@
 """The continual-learning loop, evaluation, and the files of a run."""
 
+from hnetcl.training.checkpoints import Stop
 from hnetcl.training.engine import engine, resolve_device
 from hnetcl.training.evaluation import Protocol, accuracies, accuracy, batch_sizes, images_at_once
 from hnetcl.training.observer import Observer, RunStart, Step, TaskEnd
@@ -17,6 +18,7 @@ __all__ = [
     "RunDirectory",
     "RunStart",
     "Step",
+    "Stop",
     "TaskEnd",
     "Trainer",
     "TrainingStep",

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +25,22 @@ from hnetcl.training.watch import check_sound
 SHARE = 0.02  # of the time that checkpoints within a task may take
 
 logger = logging.getLogger("hnetcl")
+
+
+class Stop:
+    """Whether a training is to stop. This one never is."""
+
+    def asked(self) -> bool:
+        """Looked at after every step, and between the evaluations of two tasks. Must be quick."""
+        return False
+
+    def ends(self, where: str) -> bool:
+        """What the training goes on from has been written: whether it ends now.
+
+        Args:
+            where: it would go on.
+        """
+        return True
 
 
 @dataclass
@@ -53,7 +69,7 @@ class Checkpoints:
         minutes: between two checkpoints within a task, at least; None: there are none.
         directory: where they are kept; None keeps none.
         observers: are told before, so that nothing is lost of what they have been told.
-        stop: whether to write a checkpoint and stop.
+        stop: whether to write a checkpoint, and to stop.
     """
 
     def __init__(
@@ -62,7 +78,7 @@ class Checkpoints:
         minutes: float | None,
         directory: RunDirectory | None,
         observers: Sequence[Observer],
-        stop: Callable[[], bool],
+        stop: Stop,
     ) -> None:
         self.training, self.directory, self.observers, self.stop = training, directory, observers, stop
         self.within = directory is not None and minutes is not None and resumes_within_task(training.method)
@@ -116,7 +132,7 @@ class Checkpoints:
 
     def due(self) -> bool:
         """Whether `pause` has something to do after a step."""
-        return self.stop() or (self.within and self.pace.due())
+        return self.stop.asked() or (self.within and self.pace.due())
 
     def pause(self, current: CurrentTask | None = None) -> None:
         """Writes a checkpoint where one is due, and stops where that was asked for.
@@ -128,15 +144,16 @@ class Checkpoints:
             StoppedError: it was.
         """
         step = 0 if current is None or not self.within else current.step
-        if step or (current is None and self.training.standing.trained and self.stop()):
+        if step or (current is None and self.training.standing.trained and self.stop.asked()):
             self.write(current)
-        if self.stop():
-            raise StoppedError(position(self.training.standing, step))
+        where = position(self.training.standing, step)
+        if self.stop.asked() and self.stop.ends(where):
+            raise StoppedError(where)
 
     def pausing(self, tasks: Sequence[int]) -> Iterator[int]:
         """The same tasks, for an evaluation that may stop between two of them."""
         for task in tasks:
-            if self.stop():
+            if self.stop.asked():
                 self.pause()
             yield task
 

@@ -1,7 +1,7 @@
 """The continual-learning loop."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -15,7 +15,7 @@ from hnetcl.model import HyperModel
 from hnetcl.modes import start_training
 from hnetcl.registry import check_value, checking
 from hnetcl.tasks import ActiveClasses, Batches, Split, TaskSequence
-from hnetcl.training.checkpoints import Checkpoints, Training
+from hnetcl.training.checkpoints import Checkpoints, Stop, Training
 from hnetcl.training.current import CurrentTask
 from hnetcl.training.evaluation import Protocol, accuracies, accuracy, images_at_once
 from hnetcl.training.observer import Observer, RunStart, Step
@@ -136,17 +136,17 @@ class Trainer:
         self.step = TrainingStep(model, method, generator.device, compile)
 
         self.standing = Standing.fresh(len(sequence))
-        self.checkpoints = self._checkpoints(bool)
+        self.checkpoints = self._checkpoints(Stop())
 
     def fit(
-        self, directory: RunDirectory | None = None, observers: Sequence[Observer] = (), stop: Callable[[], bool] = bool
+        self, directory: RunDirectory | None = None, observers: Sequence[Observer] = (), stop: Stop | None = None
     ) -> Result:
         """Trains the tasks that are not done yet.
 
         Args:
             directory: where checkpoints are kept, and found; None keeps none.
             observers: who is told.
-            stop: asked after every step, and between the evaluations of two tasks, whether to write a checkpoint and stop.
+            stop: whether to write a checkpoint and stop; None: it never is.
 
         Raises:
             StoppedError: `stop` said so.
@@ -154,7 +154,7 @@ class Trainer:
             StorageError: a file can't be written.
         """
         self.directory, self.observers = directory, observers
-        self.checkpoints, standing = self._checkpoints(stop), self.standing
+        self.checkpoints, standing = self._checkpoints(stop or Stop()), self.standing
         resumed = self.checkpoints.load()
         steps = tuple(map(self._steps, range(len(self.sequence))))
         step = steps[standing.done] if standing.trained > standing.done else (self.checkpoints.loaded or {}).get("step", 0)
@@ -179,7 +179,7 @@ class Trainer:
             self.checkpoints.seconds_total,
         )
 
-    def _checkpoints(self, stop: Callable[[], bool]) -> Checkpoints:
+    def _checkpoints(self, stop: Stop) -> Checkpoints:
         """Of this training, with what one must agree on with who goes on from it: the command line compares whole
         configurations before.
         """

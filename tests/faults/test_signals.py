@@ -73,15 +73,19 @@ def test_ignored_signals_stay_ignored() -> None:
         signal.signal(signal.SIGHUP, before)
 
 
-def test_another_programs_handler_is_called_afterwards() -> None:
-    """Submitit's, which puts the job into the queue again."""
+def test_another_programs_handler_decides() -> None:
+    """Submitit's, which puts the job into the queue again, or lets it go on."""
     called: list[int] = []
     before = signal.signal(signal.SIGUSR2, lambda number, frame: called.append(number))
     try:
         with Signals() as signals:
             signal.raise_signal(signal.SIGUSR2)
+            assert signals.asked()
             assert not called
-        signals.pass_on()
-        assert called == [signal.SIGUSR2]
+            assert not signals.ends("after task 1")
+            assert called == [signal.SIGUSR2]
+            assert not signals.asked()
+            signal.raise_signal(signal.SIGTERM)
+            assert signals.ends("after task 1")
     finally:
         signal.signal(signal.SIGUSR2, before)
