@@ -32,6 +32,7 @@ from hnetcl.tasks import (
     sources,
     split_sequence,
 )
+from hnetcl.training import RunDirectory
 
 Compose = Callable[..., Config]
 Write = Callable[..., Path]
@@ -325,8 +326,8 @@ def test_runs_keep_their_constants_and_refuse_others(
     tiny: list[str], compose: Compose, compose_evaluation: Callable[..., EvaluationConfig], tmp_path: Path
 ) -> None:
     run = train(compose(*tiny, "trainer.steps=2", f"run.dir={tmp_path / 'run'}"))
-    path = run / "tasks.json"
-    manifest = json.loads(path.read_text())
+    path, directory = run / "tasks.json", RunDirectory(run)
+    manifest, tensors = json.loads(path.read_text()), directory.load_model()
     for change, message in (
         (lambda task: task.update(mean=[0.5]), "the data of task 0 is not what the run was trained on: mean differ"),
         (lambda task: task.pop("std"), "holds no mean and standard deviation of the pixels: an earlier version wrote it"),
@@ -334,13 +335,16 @@ def test_runs_keep_their_constants_and_refuse_others(
         other = json.loads(json.dumps(manifest))
         change(other["tasks"][0])
         path.write_text(json.dumps(other))
+        directory.save_model(tensors)  # as if the run had written that
         with pytest.raises(ArgumentError, match=message) as caught:
             evaluate(compose_evaluation(f"run={run}"))
         assert "\n" not in str(caught.value)
+        directory.model.unlink()
         with pytest.raises(ArgumentError, match=message):
             train(compose(*tiny, "trainer.steps=2", f"run.dir={run}", "resume=true"))
     for tasks in ([1, 2, 3], manifest["tasks"][:2]):
         path.write_text(json.dumps({"tasks": tasks}))
+        directory.save_model(tensors)
         with pytest.raises(ArgumentError, match=r"tasks\.json (is damaged|has 2 tasks, but config\.yaml makes 3)"):
             evaluate(compose_evaluation(f"run={run}"))
 

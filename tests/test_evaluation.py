@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from hnetcl.bn import BatchNormLayer
@@ -196,7 +197,9 @@ def test_a_run_with_thinned_evaluation_resumes_to_the_same_numbers(
         with pytest.raises(KeyboardInterrupt):
             train(compose(*thin, f"run.dir={tmp_path / 'died'}"))
     died = train(compose(*thin, f"run.dir={tmp_path / 'died'}", "resume=true"))
-    for name in ("accuracy.csv", "model.safetensors", "statistics.json"):
+    models = [load_file(run / "model.safetensors") for run in (whole, died)]
+    assert all(torch.equal(value, models[1][name]) for name, value in models[0].items())
+    for name in ("accuracy.csv", "statistics.json"):
         assert (whole / name).read_bytes() == (died / name).read_bytes()
     first, second = (json.loads((run / "metrics.json").read_text()) for run in (whole, died))
     timed = {"seconds", "seconds_total", "steps_per_second"}

@@ -349,7 +349,7 @@ def test_damaged_models_are_told(run: Path) -> None:
         evaluate(parse_evaluation(arguments(run)))
     RunDirectory(run).save_model({name: value.long() for name, value in tensors.items()})
     with pytest.raises(
-        ArgumentError, match=r"model.safetensors is damaged \(hnet\.\S+ is of torch.int64, expected torch.float32"
+        ArgumentError, match=r"model.safetensors is damaged \((hnet|net)\.\S+ is of torch.int64, expected torch.float32"
     ):
         evaluate(parse_evaluation(arguments(run)))
     path.write_bytes(path.read_bytes()[:100])

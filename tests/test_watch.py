@@ -114,8 +114,9 @@ def test_the_line_names_step_and_layer_and_observers_hear_of_no_such_number(sequ
         trainer(sequence, model(Faulty(5 + 2))).fit(directory, [heard])
     assert len(heard.steps) == 5 + 2
     assert all(math.isfinite(value) for step in heard.steps for value in ({**vars(step), "losses": 0} | step.losses).values())
-    saved = torch.load(directory.checkpoint, weights_only=True)
-    assert saved["done"] == 1
+    saved = directory.load_checkpoint()
+    assert saved is not None
+    assert saved["standing"]["done"] == 1
     assert all(value.isfinite().all() for value in saved["model"].values())
     assert not directory.previous.exists()
 

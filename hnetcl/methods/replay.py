@@ -36,7 +36,6 @@ class Replay(Method):
     def __init__(self, *, size: Annotated[int, Ge(1)] = 2000, weight: Annotated[float, Ge(0)] = 1.0) -> None:
         self.size, self.weight = size, weight
         self.memory = Memory(size, 1)
-        self.saved: Mapping[str, Tensor] = {}  # of a checkpoint, until the device is known
 
     def check(self, model: HyperModel, sequence: TaskSequence) -> None:
         classes = len(sequence) * sequence.num_classes
@@ -46,9 +45,7 @@ class Replay(Method):
         self.memory = Memory(self.size, sequence.num_classes)
 
     def start_task(self, run: Run) -> None:
-        if self.saved:
-            self.memory.load_state_dict(self.saved, run.generator.device)
-            self.saved = {}
+        self.memory.to(run.generator.device)
         self.memory.open(run.task + 1)
 
     def inputs(self, run: Run, draw: Draw) -> Inputs:
@@ -101,10 +98,10 @@ class Replay(Method):
         return self.memory.state_dict()
 
     def load_task_state(self, run: Run, state: Mapping[str, Tensor]) -> None:
-        self.memory.load_state_dict(state, run.generator.device)
+        self.memory.load_state_dict(state)
 
     def state_dict(self) -> dict[str, Tensor]:
         return self.memory.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        self.saved = state
+        self.memory.load_state_dict(state)

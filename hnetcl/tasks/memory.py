@@ -95,8 +95,12 @@ class Memory:
         """All that is stored."""
         return {"seen": self.seen, **self.tensors}
 
-    def load_state_dict(self, state: Mapping[str, Tensor], device: torch.device) -> None:
-        """The inverse of `state_dict`, on a device."""
-        tensors = {name: value.to(device) for name, value in state.items()}
-        self.seen = tensors.pop("seen", torch.zeros(0, dtype=torch.long))
-        self.tensors = tensors
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """The inverse of `state_dict`."""
+        self.tensors = dict(state)
+        self.seen = self.tensors.pop("seen", torch.zeros(0, dtype=torch.long))
+
+    def to(self, device: torch.device) -> None:
+        """Moves all to a device."""
+        self.seen = self.seen.to(device)
+        self.tensors = {name: value.to(device) for name, value in self.tensors.items()}

@@ -1,6 +1,7 @@
 """What every method must do. A new method is a row of `METHODS`, and is then tested like all others."""
 
 import json
+import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from hnetcl.config import Config, EvaluationConfig
 from hnetcl.methods import Inputs, Losses, Method, Run
 from hnetcl.registry import find, names, register
 from hnetcl.tasks import Batches
-from hnetcl.training import Observer, RunDirectory
+from hnetcl.training import Observer, RunDirectory, RunStart
 from hnetcl.training.step import TrainingStep
 
 METHODS: dict[str, list[str]] = {  # name -> what makes it small
@@ -62,11 +63,26 @@ def test_every_method_is_in_the_table() -> None:
 
 
 class Stops(Observer):
-    """As Ctrl-C does it: after the checkpoint of task 1."""
+    """Ends a run in the middle of task 1; the next time before its evaluation; the next time after its checkpoint."""
+
+    lives = 0
+
+    def on_start(self, start: RunStart) -> None:
+        type(self).lives += 1
+        self.task = start.done
 
     def on_task_start(self, task: int, steps: int, steps_before: int) -> None:
-        if task == 2:
+        self.task = task
+        if task == 2 and self.lives == 3:
             raise KeyboardInterrupt
+
+    def on_tick(self, step: int) -> None:
+        if (self.task, step, self.lives) == (1, 3, 1):
+            signal.raise_signal(signal.SIGTERM)
+
+    def on_phase(self, phase: str) -> None:
+        if (self.task, phase, self.lives) == (1, "evaluating", 2):
+            signal.raise_signal(signal.SIGTERM)
 
 
 @EachMethod
@@ -78,10 +94,18 @@ def test_a_resumed_run_is_the_undisturbed_one(
     """Tensor for tensor, what the method keeps included; and an evaluation from the directory gives the recorded numbers."""
     own, whole, halves = words(method, model), tmp_path / "whole", tmp_path / "halves"
     train(compose(*own, f"run.dir={whole}"))
-    register("observer", "stops_before_task_2")(Stops)
-    with pytest.raises(KeyboardInterrupt):
-        train(compose(*own, f"run.dir={halves}", "observers=[stops_before_task_2]"))
+    Stops.lives = 0
+    register("observer", "stops")(Stops)
+    for end, position in (
+        (SystemExit, "in task 1, after step 3"),
+        (SystemExit, "after the training of task 1"),
+        (KeyboardInterrupt, "after task 1"),
+    ):
+        with pytest.raises(end):
+            train(compose(*own, f"run.dir={halves}", "observers=[stops]", "resume=true"))
+        assert end is KeyboardInterrupt or position in (halves / "train.log").read_text().splitlines()[-1]
     train(compose(*own, f"run.dir={halves}", "resume=true"))
+    assert "goes on after task 1" in (halves / "train.log").read_text()
     first, second = (load_file(run / "model.safetensors") for run in (whole, halves))
     assert first.keys() == second.keys()
     assert all(torch.equal(first[name], second[name]) for name in first)
@@ -197,6 +221,9 @@ def test_the_state_is_all_there_is(method: str, words: Callable[[str, str], list
     assert all(isinstance(value, Tensor) and not value.requires_grad for value in state.values())
     fresh: Method = build(config, CPU).method
     fresh.load_state_dict({name: value.clone() for name, value in state.items()})
+    again = fresh.state_dict()  # a checkpoint may be written before a task is started
+    assert again.keys() == state.keys()
+    assert all(torch.equal(again[name], state[name]) for name in state)
     new.parts.model.load_state_dict(old.parts.model.state_dict())
     new.method, new.take = fresh, TrainingStep(new.parts.model, fresh, CPU, "off")
     for training in (old, new):
