@@ -7,7 +7,12 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-LISTINGS = ("hnetcl/registry.py ", "task 0, step 2: ")  # how a block starts that lists files, or shows output, and no commands
+LISTINGS = (
+    "hnetcl/registry.py ",
+    "task 0, step 2: ",
+    "goes on in task ",
+    "run.dir=",
+)  # how a block starts that lists files, or shows output, and no commands
 
 
 @dataclass(frozen=True)

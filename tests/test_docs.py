@@ -30,6 +30,9 @@ ELSEWHERE = {
     'python -m pytest -m "" tests/test_zoo.py': "takes minutes; .ci/run does it",
     "pip install PATH": "test_installed.py builds a wheel and installs it",
     "pip install hydra-optuna-sweeper": "is among what tests need",
+    "pip install hydra-submitit-launcher": "the same",
+    "python scripts/train.py -m hydra/launcher=submitit_slurm hydra.launcher.partition=gpu hydra.launcher.timeout_min=240 "
+    "seed=0,1,2": "test_slurm.py does it, where there is a Slurm",
     "pip install -e '.[peers]'": ".ci/run installs them",
     "pip install mlflow": "is none of what tests need; tests/standins takes its place",
     "pip install wandb": "the same",

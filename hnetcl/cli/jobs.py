@@ -2,6 +2,7 @@
 
 import math
 import sys
+from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -73,7 +74,11 @@ def train(config: Config, call: Call = PYTHON) -> Path:
         with Signals() as signals:
             directory, lock = claim(given, config, parts, call)
             try:
-                stopped = _fit(trainer, directory, config, call, parts, signals, damage if resumed else None)
+                notes = [f"{damage}; made again from the checkpoint"] if resumed and damage and directory.is_finished() else []
+                notes += (
+                    [] if lock.held else ["this file system has no locks: nothing keeps another process out of this directory"]
+                )
+                stopped = _fit(trainer, directory, config, call, parts, signals, notes)
             finally:
                 lock.release()
     if stopped:
@@ -82,7 +87,7 @@ def train(config: Config, call: Call = PYTHON) -> Path:
 
 
 def _fit(
-    trainer: Trainer, directory: RunDirectory, config: Config, call: Call, parts: Parts, signals: Signals, damage: str | None
+    trainer: Trainer, directory: RunDirectory, config: Config, call: Call, parts: Parts, signals: Signals, notes: Sequence[str]
 ) -> bool:
     """Trains in a directory that is the run's alone. Whether a signal has stopped it."""
     from hnetcl.tracking import Console, log_to, number, observers, result_table
@@ -91,8 +96,8 @@ def _fit(
     try:
         with log_to(console, directory.log) as log, ExitStack() as closing:
             log.info(describe(parts, trainer.generator.device, config))
-            if damage and directory.is_finished():
-                log.warning(f"{damage}; made again from the checkpoint")
+            for note in notes:
+                log.warning(note)
             offered = {"console": console, "directory": directory, "config": defining(config), "keys": all_keys()}
             listening = observers(config.observers, **offered, run_name=call.name())
             for observer in listening:
