@@ -46,8 +46,14 @@ def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def tiny(data_root: Path) -> list[str]:
+def tiny(small_job: list[str]) -> list[str]:
     """Overrides that make the main job small."""
+    return list(small_job)
+
+
+@pytest.fixture(scope="session")
+def small_job(data_root: Path) -> list[str]:
+    """The same, for what is shared by many tests; nobody changes it."""
     return [
         f"data.root={data_root}",
         "task.dataset=tiny",

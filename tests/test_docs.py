@@ -71,6 +71,8 @@ def runnable(text: str, places: dict[str, str]) -> list[str]:
     if name == "evaluate" or AS_THEY_ARE & set(words):
         return [script, *words]
     words = [re.sub(r"(n_trials=)\d+$", r"\g<1>2", word) for word in words]
+    if not any(word.startswith("observers=") for word in words):
+        words.append("observers=[progress,tensorboard]")  # figures take a second each time; those of DIR are drawn
     few = [re.sub(r"=([^,\[(]+),(.*,)?([^,]+)$", r"=\1" if "seed" in word else r"=\1,\3", word) for word in words]
     return [script, *(word.replace("cuda:1", "cpu") for word in few), *TRAIN, f"data.root={places['FOLDER']}"]
 

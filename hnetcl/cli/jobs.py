@@ -52,10 +52,11 @@ def train(config: Config, call: Call = PYTHON) -> Path:
             of the run can't be written; what it goes on from is whole then.
         SystemExit: a signal has stopped the run, with 128 and the signal's number.
     """
-    given, resumed = given_directory(config, call), is_resumed(config)
-    damage = finished_run(given, config) if given is not None and resumed else "unfinished"
-    if given is not None and damage is None:
-        return given.path
+    given, damage = given_directory(config, call), ""
+    if given is not None and is_resumed(config):
+        told, damage = finished_run(given, config)
+        if told:
+            return given.path
     if config.data["root"] is not None:
         config.data["root"] = str(_data_folder(config.data["root"]).absolute())
     values = dict(config.trainer)
@@ -74,10 +75,9 @@ def train(config: Config, call: Call = PYTHON) -> Path:
         with Signals() as signals:
             directory, lock = claim(given, config, parts, call)
             try:
-                notes = [f"{damage}; made again from the checkpoint"] if resumed and damage and directory.is_finished() else []
-                notes += (
-                    [] if lock.held else ["this file system has no locks: nothing keeps another process out of this directory"]
-                )
+                notes = [f"{damage}; made again from the checkpoint"] if damage else []
+                if not lock.held:
+                    notes.append("this file system has no locks: nothing keeps another process out of this directory")
                 stopped = _fit(trainer, directory, config, call, parts, signals, notes)
             finally:
                 lock.release()
@@ -126,17 +126,17 @@ def _fit(
     return False
 
 
-def finished_run(directory: RunDirectory, config: Config) -> str | None:
+def finished_run(directory: RunDirectory, config: Config) -> tuple[bool, str]:
     """Prints the result of a finished run, which is left as it is.
 
     Returns:
-        None; or why there is none: the run is not finished, or damaged.
+        Whether there was one; and if not because it is damaged, what is.
 
     Raises:
         ArgumentError: it is another run, or damaged without a checkpoint that it could be made again from.
     """
     if not (reachable(directory, "run.dir") and directory.is_finished()):
-        return "unfinished"
+        return False, ""
     check_same(config, saved_config(directory, "run.dir"))
     try:
         directory.load_model()
@@ -144,7 +144,7 @@ def finished_run(directory: RunDirectory, config: Config) -> str | None:
         rows = recorded(directory, len(tasks))
     except ValueError as error:
         if directory.has_checkpoint():
-            return str(error)
+            return False, str(error)
         raise ArgumentError("run.dir", directory.path, f"can't be reloaded: {error}") from error
     from hnetcl.tracking import number, result_table
 
@@ -152,7 +152,7 @@ def finished_run(directory: RunDirectory, config: Config) -> str | None:
     print(result_table([task["classes"] for task in tasks], torch.tensor(rows[1:], dtype=torch.float64)))
     print("\n".join(f"{name}: {number(value)}" for name, value in metrics.items()))
     print(f"run: {directory.path}")
-    return None
+    return True, ""
 
 
 def metric(run: Path, name: str) -> float:

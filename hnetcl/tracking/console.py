@@ -68,7 +68,7 @@ def log_to(console: Console, path: Path) -> Iterator[logging.Logger]:
         with suppress(StorageError):  # of the disk that may have ended it
             if isinstance(error, ArgumentError | DivergedError | StorageError):
                 logger.error(f"the run ended early: {error}")
-            else:
+            elif not isinstance(error, SystemExit):  # what stops the process has said why
                 logger.exception("the run ended early")
         raise
     finally:

@@ -56,7 +56,7 @@ def test_killed_at_random_moments(configuration: str, tiny: list[str], jobs: Job
     draws, kills, code = random.Random(configuration), 0, -signal.SIGKILL
     while code == -signal.SIGKILL:
         job = jobs.start(*command, f"run.dir={tmp_path / 'killed'}", share=SHARE)
-        if kills < 4 * THOROUGH:
+        if kills < 2 * THOROUGH:
             while " tasks, on cpu" not in job.printed() and job.lives():  # it is not built yet
                 time.sleep(0.01)
             time.sleep(draws.uniform(0, 1.5))
@@ -78,7 +78,7 @@ def test_killed_at_every_write(configuration: str, tiny: list[str], jobs: Jobs, 
     writes = int(told.read_text())
     assert writes > 100
     places = range(1, writes + 1)
-    for place in random.Random(0).sample(places, min(writes, max(2, int(6 * THOROUGH)))):
+    for place in random.Random(0).sample(places, min(writes, max(2, int(3 * THOROUGH)))):
         killed = tmp_path / str(place)
         code, output = jobs.run(*command, f"run.dir={killed}", share=SHARE, dies_at=place, folder=str(killed))
         assert code == -signal.SIGKILL, (place, output)

@@ -96,6 +96,7 @@ def test_pickles_are_not_read(received: Path, goes_on: list[str], jobs: Jobs, tm
     assert not trace.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "text"),
     [
@@ -134,6 +135,7 @@ def test_references_are_text(received: Path, goes_on: list[str], jobs: Jobs, tmp
         refused(jobs, ["train", "-cp", str(received), f"run.dir={tmp_path / 'again'}"], "a reference, ${oc.env:HOME}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["config.yaml", "tasks.json", "accuracy.csv", "model.safetensors"])
 @pytest.mark.parametrize("kind", ["link", "pipe", "folder"])
 def test_links_and_pipes_are_not_followed(kind: str, name: str, received: Path, jobs: Jobs, tmp_path: Path) -> None:
@@ -144,6 +146,7 @@ def test_links_and_pipes_are_not_followed(kind: str, name: str, received: Path, 
     refused(jobs, ["evaluate", f"run={received}"], "" if kind == "link" and name == "config.yaml" else "run=")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["train.log", "checkpoints", "tensorboard", "environment.json", "figures", ".lock", "accuracy.csv"]
 )
@@ -168,6 +171,7 @@ def test_nothing_is_written_elsewhere(
     assert before == after
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["tasks.json", "accuracy.csv", "metrics.json", "environment.json"])
 @pytest.mark.parametrize("content", STRUCTURES)
 def test_any_structure_gets_a_line(

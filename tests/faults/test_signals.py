@@ -12,9 +12,17 @@ from faults.processes import Job, Jobs, differences
 from hnetcl.cli.signals import STOPPING, Signals
 
 
-@pytest.fixture
-def command(tiny: list[str]) -> list[str]:
-    return ["train", *tiny, "trainer.steps=300", "trainer.threads=1", "bn=quaternion", "method.sample=1"]
+@pytest.fixture(scope="module")
+def command(small_job: list[str]) -> list[str]:
+    return ["train", *small_job, "trainer.steps=100", "trainer.threads=1", "bn=quaternion", "method.sample=1"]
+
+
+@pytest.fixture(scope="module")
+def whole(command: list[str], jobs: Jobs, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The undisturbed run."""
+    run = tmp_path_factory.mktemp("undisturbed") / "run"
+    assert jobs.run(*command, f"run.dir={run}")[0] == 0
+    return run
 
 
 def in_training(job: Job, run: Path, task: int = 1) -> None:
@@ -23,15 +31,16 @@ def in_training(job: Job, run: Path, task: int = 1) -> None:
     while not (log.exists() and f"task {task - 1} of 3" in log.read_text()):
         assert job.lives(), job.printed()
         time.sleep(0.01)
-    time.sleep(0.15)
+    time.sleep(0.05)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", STOPPING)
-def test_a_signal_stops_a_run_where_it_goes_on(number: signal.Signals, command: list[str], jobs: Jobs, tmp_path: Path) -> None:
+def test_a_signal_stops_a_run_where_it_goes_on(
+    number: signal.Signals, command: list[str], whole: Path, jobs: Jobs, tmp_path: Path
+) -> None:
     """Within a step; with one line that says how, and an exit code of its own."""
-    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    assert jobs.run(*command, f"run.dir={whole}")[0] == 0
+    stopped = tmp_path / "stopped"
     job = jobs.start(*command, f"run.dir={stopped}")
     in_training(job, stopped)
     job.signal(number)
