@@ -189,10 +189,12 @@ class RunDirectory:
         Raises:
             ValueError: there are checkpoints, but all are damaged or of another run; names them and what is wrong.
         """
+        if not self.has_checkpoint():
+            if old := sorted(self.checkpoints.glob("*.pt")):
+                raise ValueError(f"{old[0].relative_to(self.path)} is of an earlier version of hnetcl; train the run again")
+            return None
         faults = []
         for path in (self.checkpoint, self.previous):
-            if not self.has_checkpoint():
-                return None
             try:
                 state = self._read_checkpoint(path)
             except ValueError as error:

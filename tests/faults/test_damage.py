@@ -197,6 +197,15 @@ def report(kind: str, state: str, outcomes: dict[str, Outcomes], capsys: pytest.
             print(f"{kind} {state} {name}: {', '.join(f'{count} {outcome}' for outcome, count in counts.items())}")
 
 
+def test_checkpoints_of_earlier_versions_are_told(tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path)
+    directory.create()
+    assert directory.load_checkpoint() is None
+    (directory.checkpoints / "last.pt").write_bytes(b"PK")
+    with pytest.raises(ValueError, match=r"checkpoints/last\.pt is of an earlier version of hnetcl; train the run again"):
+        directory.load_checkpoint()
+
+
 def test_a_damaged_checkpoint_never_takes_the_place_of_the_one_before(tmp_path: Path) -> None:
     directory = RunDirectory(tmp_path)
     directory.create()
