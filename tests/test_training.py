@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from hnetcl.bn import BATCH, BatchNormLayer, auxiliary_loss, row_parameters, writable_parameters
 from hnetcl.bn.gaussian import distance
-from hnetcl.errors import ArgumentError
+from hnetcl.errors import ArgumentError, StoppedError
 from hnetcl.hnets import BaseHyperNetwork, DirectHyperNetwork, HyperNetwork
-from hnetcl.methods import Method
+from hnetcl.methods import Inputs, Losses, Method, Run
 from hnetcl.methods.finetune import Finetune
 from hnetcl.methods.output_regularizer import OutputRegularizer
 from hnetcl.methods.replay import Replay
@@ -29,6 +29,7 @@ from hnetcl.training import (
     Protocol,
     RunDirectory,
     Step,
+    Stop,
     TaskEnd,
     Trainer,
     accuracy,
@@ -146,7 +147,13 @@ def test_a_checkpoint_is_plain_and_keeps_the_one_before(sequence: TaskSequence, 
 
 @pytest.mark.parametrize(
     ("options", "told"),
-    [({"method": SI()}, "method=SI: .* method=OutputRegularizer"), ({"steps": 3}, "steps=3: .* steps=2")],
+    [
+        ({"method": SI()}, "method=SI: .* method=OutputRegularizer"),
+        ({"steps": 3}, "steps=3: .* steps=2"),
+        ({"method": OutputRegularizer(beta=9.0)}, r"method\.beta=9\.0: .* method\.beta=0\.1"),
+        ({"scenario": "class"}, r"protocol\.scenario=class: .* protocol\.scenario=task"),
+        ({"evaluate": "all"}, "evaluate=all: .* evaluate=seen"),
+    ],
 )
 def test_another_training_does_not_go_on_from_a_checkpoint(
     sequence: TaskSequence, tmp_path: Path, options: dict[str, Any], told: str
@@ -156,6 +163,67 @@ def test_another_training_does_not_go_on_from_a_checkpoint(
     trainer(sequence, steps=2).fit(directory)
     with pytest.raises(ArgumentError, match=told):
         trainer(sequence, **{"steps": 2, **options}).fit(directory)
+
+
+class Looks(Observer):
+    """Tries to train in the directory that is in use."""
+
+    def __init__(self, other: Trainer, directory: RunDirectory) -> None:
+        self.other, self.directory, self.lines = other, directory, [""]
+
+    def on_task_end(self, end: TaskEnd) -> None:
+        with pytest.raises(ArgumentError) as caught:
+            self.other.fit(self.directory)
+        self.lines.append(str(caught.value))
+
+
+def test_a_directory_is_one_trainings_at_a_time(sequence: TaskSequence, tmp_path: Path) -> None:
+    """From Python, too; afterwards it is free."""
+    directory, other = RunDirectory(tmp_path), RunDirectory(tmp_path)
+    directory.create()
+    looks = Looks(trainer(sequence, steps=2), other)
+    result = trainer(sequence, steps=2).fit(directory, [looks])
+    assert all(line.startswith(f"run.dir={tmp_path}: is in use by process ") for line in looks.lines[1:])
+    assert len(looks.lines) == 1 + 3
+    same(trainer(sequence, steps=2).fit(other).matrix, result.matrix)
+
+
+class StopsOnce(Stop):
+    """After a number of steps."""
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+
+    def asked(self) -> bool:
+        self.steps -= 1
+        return self.steps < 0
+
+
+@pytest.mark.parametrize("minutes", [None, 10])
+def test_a_training_that_is_stopped_goes_on_within_the_task(
+    minutes: float | None, sequence: TaskSequence, tmp_path: Path
+) -> None:
+    directory = RunDirectory(tmp_path)
+    directory.create()
+    with pytest.raises(StoppedError, match="in task 0, after step 2"):
+        trainer(sequence, steps=9, checkpoint_minutes=minutes).fit(directory, stop=StopsOnce(3 + 1))
+    result = trainer(sequence, steps=9).fit(directory)
+    same(result.matrix, trainer(sequence, steps=9).fit().matrix)
+
+
+class Counts(SI):
+    """Keeps something of its steps that no checkpoint knows of."""
+
+    def after_step(self, run: Run, inputs: Inputs, losses: Losses) -> None:
+        self.steps = getattr(self, "steps", 0) + 1
+
+
+def test_a_method_that_hides_its_steps_goes_on_between_tasks(sequence: TaskSequence, tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path)
+    directory.create()
+    with pytest.raises(StoppedError, match="at the beginning"):
+        trainer(sequence, Counts(), steps=9).fit(directory, stop=StopsOnce(5))
+    assert not directory.has_checkpoint()
 
 
 def test_replay_trains_without_the_command_line(sequence: TaskSequence) -> None:

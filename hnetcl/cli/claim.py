@@ -2,6 +2,8 @@
 
 import os
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,6 @@ from hnetcl.cli.reload import saved_config
 from hnetcl.config import Config
 from hnetcl.errors import ArgumentError, StorageError, one_line
 from hnetcl.training import RunDirectory
-from hnetcl.training.lock import Lock
 
 MAY_DIFFER = (
     "run",
@@ -46,34 +47,41 @@ def given_directory(config: Config, call: Call) -> RunDirectory | None:
     return None if given is None else RunDirectory(given)
 
 
-def claim(directory: RunDirectory | None, config: Config, parts: Parts, call: Call) -> tuple[RunDirectory, Lock]:
-    """Takes the directory, and writes what the run is; or finds there the run to go on with.
+@contextmanager
+def claimed(
+    directory: RunDirectory | None, config: Config, parts: Parts, call: Call
+) -> Iterator[tuple[RunDirectory, list[str]]]:
+    """Within, the directory is the run's alone, and says what the run is, or is found to be that of the run to go on with.
+
+    Returns:
+        The directory, and what is to be said about it.
 
     Raises:
         ArgumentError: the directory is in use, holds another run, or can't be written.
     """
     path = directory.path if directory else Path("outputs") / parts.sequence.name / time.strftime("%Y-%m-%d_%H-%M-%S")
-    try:
-        directory = directory or RunDirectory(_fresh(path))
-        path = directory.path
-        if path.exists() and not path.is_dir():
-            raise ArgumentError("run.dir", path, "is a file")
-        path.mkdir(parents=True, exist_ok=True)
-        lock = Lock(directory.lock)
+    with ExitStack() as stack:
         try:
-            _begin(directory, config, parts, call)
-        except BaseException:
-            lock.release()
-            raise
-        return directory, lock
-    except StorageError as error:
-        raise ArgumentError("run.dir", path, f"can't be written ({error.reason})") from error
-    except OSError as error:
-        raise ArgumentError("run.dir", path, f"can't be written ({error.strerror or one_line(error)})") from error
+            directory = directory or RunDirectory(_fresh(path))
+            path = directory.path
+            if path.exists() and not path.is_dir():
+                raise ArgumentError("run.dir", path, "is a file")
+            if directory.holds_run() and not is_resumed(config):
+                raise ArgumentError("run.dir", path, "holds a run already; resume=true goes on with it")
+            locked = stack.enter_context(directory.claimed())
+            notes = _begin(directory, config, parts, call)
+        except StorageError as error:
+            name = "" if error.path == path else f"{Path(error.path).relative_to(path)} "
+            raise ArgumentError("run.dir", path, f"{name}can't be written ({error.reason})") from error
+        except OSError as error:
+            raise ArgumentError("run.dir", path, f"can't be written ({error.strerror or one_line(error)})") from error
+        if not locked:
+            notes.append("this file system has no locks: nothing keeps another process out of this directory")
+        yield directory, notes
 
 
-def _begin(directory: RunDirectory, config: Config, parts: Parts, call: Call) -> None:
-    path, starts = directory.path, []
+def _begin(directory: RunDirectory, config: Config, parts: Parts, call: Call) -> list[str]:
+    path, starts, notes = directory.path, [], []
     try:
         directory.require_plain()
     except ValueError as error:
@@ -87,6 +95,8 @@ def _begin(directory: RunDirectory, config: Config, parts: Parts, call: Call) ->
             raise ArgumentError("run.dir", path, f"{error}; remove that file to go on") from error
         check_same(config, saved_config(directory, "run.dir"))
         check_data(directory, parts, "run.dir")
+        if not directory.has_checkpoint():
+            notes.append("there is no checkpoint yet: begins anew")
     elif directory.has_checkpoint() or directory.model.exists():
         raise ArgumentError("run.dir", path, "holds a run's tensors, but no config.yaml that says of which run")
     directory.create()
@@ -94,6 +104,7 @@ def _begin(directory: RunDirectory, config: Config, parts: Parts, call: Call) ->
     if not directory.holds_run():
         directory.write_json(directory.tasks, manifest(config, parts))
         directory.write_text(directory.config, OmegaConf.to_yaml(OmegaConf.create(config.values())))
+    return notes
 
 
 def _fresh(path: Path) -> Path:

@@ -14,7 +14,7 @@ from torch import Tensor
 from hnetcl.bn import BATCH, VirtualBatchNormLayer, batchnorm_layers, norm_layers, recalibrate
 from hnetcl.build import Parts, build, named
 from hnetcl.cli.call import PYTHON, Call
-from hnetcl.cli.claim import check_data, check_same, claim, defining, given_directory, is_resumed
+from hnetcl.cli.claim import check_data, check_same, claimed, defining, given_directory, is_resumed
 from hnetcl.cli.reload import load_weights, reachable, recorded, saved_config, sound_tasks, whole_run
 from hnetcl.cli.signals import Signals
 from hnetcl.config import Config, EvaluationConfig, all_keys
@@ -72,15 +72,9 @@ def train(config: Config, call: Call = PYTHON) -> Path:
                 **values,
             )
         _check_measured(config, trainer)
-        with Signals() as signals:
-            directory, lock = claim(given, config, parts, call)
-            try:
-                notes = [f"{damage}; made again from the checkpoint"] if damage else []
-                if not lock.held:
-                    notes.append("this file system has no locks: nothing keeps another process out of this directory")
-                stopped = _fit(trainer, directory, config, call, parts, signals, notes)
-            finally:
-                lock.release()
+        with Signals() as signals, claimed(given, config, parts, call) as (directory, notes):
+            notes = [*([f"{damage}; made again from the checkpoint"] if damage else []), *notes]
+            stopped = _fit(trainer, directory, config, call, parts, signals, notes)
     if stopped:
         sys.exit(128 + (signals.got or 0))
     return directory.path

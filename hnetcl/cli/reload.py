@@ -150,4 +150,6 @@ def saved_config(directory: RunDirectory, name: str) -> Config:
         rule = f"config.yaml is damaged, or can't be used here ({one_line(error)})"
         raise ArgumentError(name, directory.path, rule) from error
     except ValueError as error:
-        raise ArgumentError(name, directory.path, f"config.yaml is damaged ({one_line(error)})") from error
+        text = one_line(error)
+        rule = text if text.startswith("config.yaml ") else f"config.yaml is damaged ({text})"
+        raise ArgumentError(name, directory.path, rule) from error

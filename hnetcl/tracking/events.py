@@ -31,7 +31,7 @@ def drop_events(folder: Path, tasks: int, steps: int) -> None:
         tasks: that were trained before the checkpoint.
         steps: of the run up to there; 0 drops everything.
     """
-    files = sorted(folder.glob("events.out.tfevents.*")) if folder.exists() else []
+    files = sorted(path for path in folder.glob("events.out.tfevents.*") if path.is_file())
     for path in files:
         if steps == 0:
             path.unlink()

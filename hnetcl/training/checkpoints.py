@@ -1,6 +1,7 @@
 """What a training goes on from, and when it is written."""
 
 import logging
+import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -66,7 +67,7 @@ class Checkpoints:
 
     Args:
         training: whose.
-        minutes: between two checkpoints within a task, at least; None: there are none.
+        minutes: between two checkpoints within a task, at least; None: there are none but where the training is to stop.
         directory: where they are kept; None keeps none.
         observers: are told before, so that nothing is lost of what they have been told.
         stop: whether to write a checkpoint, and to stop.
@@ -81,8 +82,8 @@ class Checkpoints:
         stop: Stop,
     ) -> None:
         self.training, self.directory, self.observers, self.stop = training, directory, observers, stop
-        self.within = directory is not None and minutes is not None and resumes_within_task(training.method)
-        self.pace = Pace(SHARE, guess=0.0, least=60 * (minutes or 0))
+        self.within = directory is not None and resumes_within_task(training.method)
+        self.pace = Pace(SHARE, guess=0.0, least=math.inf if minutes is None else 60 * minutes)
         self.before: dict[str, Any] = {}  # the state before the current task
         self.loaded: dict[str, Any] | None = None  # of a current task, until it goes on
         self.seconds_before, self.started = 0.0, time.perf_counter()  # of the whole loop

@@ -100,14 +100,19 @@ def writing(path: Path) -> Iterator[None]:
         raise StorageError(path, _reason(error)) from error
 
 
-def require_plain(path: Path) -> None:
+def require_plain(path: Path, folder: bool) -> None:
     """Refuses what is neither a regular file nor a folder of such: writing there could reach outside of the folder.
+
+    Args:
+        folder: whether it must be a folder, should it be there.
 
     Raises:
         ValueError: names the first such thing.
     """
     if not os.path.lexists(path):
         return
+    if not path.is_symlink() and path.is_dir() != folder and (folder or path.is_dir()):
+        raise ValueError(f"{path.name} is {'no folder' if folder else 'a folder'}")
     inside = [Path(place, name) for place, folders, files in os.walk(path) for name in sorted([*folders, *files])]
     for each in [path, *inside]:
         mode = each.lstat().st_mode

@@ -5,13 +5,15 @@ import io
 import json
 import math
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from hnetcl.training.files import flush_folder, read_file, read_text, require_plain, write_file, writing
+from hnetcl.training.lock import Lock
 from hnetcl.training.sealed import digest, packed, sealed, unpacked, unsealed
 
 
@@ -42,27 +44,54 @@ class RunDirectory:
         self.log = self.path / "train.log"
         self.lock = self.path / ".lock"
 
+        self._claims = 0
+        self._lock: Lock | None = None
+
     def holds_run(self) -> bool:
         """Whether a run was started here."""
-        return self.config.is_file()
+        return _is_there(self.config)
 
     def is_finished(self) -> bool:
         """Whether a run was finished here: the model is written last."""
-        return self.model.is_file()
+        return _is_there(self.model)
+
+    @contextmanager
+    def claimed(self) -> Iterator[bool]:
+        """Within, no other process may claim the directory, which is made where it is missing. Can be entered again inside.
+
+        Returns:
+            Whether the file system can keep others out.
+
+        Raises:
+            ArgumentError: another process holds it; says which.
+            StorageError: it can't be made or written.
+        """
+        if self._lock is None:
+            with writing(self.path):
+                self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = Lock(self.lock)
+        self._claims += 1
+        try:
+            yield self._lock.held
+        finally:
+            self._claims -= 1
+            if not self._claims:
+                self._lock.release()
+                self._lock = None
 
     def has_checkpoint(self) -> bool:
         """Whether there is a state to go on from, whole or not."""
-        return any(os.path.lexists(path) for path in (self.checkpoint, self.previous))
+        return any(map(_is_there, (self.checkpoint, self.previous)))
 
     def require_plain(self) -> None:
-        """Refuses links, pipes and the like where a run writes.
+        """Refuses links, pipes and the like where a run writes, folders in place of files, and files in place of folders.
 
         Raises:
             ValueError: names the first such thing.
         """
-        for path in vars(self).values():
-            if path != self.path:
-                require_plain(path)
+        folders = (self.checkpoints, self.tensorboard, self.figures)
+        for path in (each for each in vars(self).values() if isinstance(each, Path) and each != self.path):
+            require_plain(path, folder=path in folders)
 
     def create(self) -> None:
         """Makes the directories.
@@ -275,6 +304,19 @@ class RunDirectory:
         except (ValueError, RecursionError) as error:
             text = str(error)
             raise ValueError(text if path.name in text else f"{path.name} is damaged ({_told(error)})") from None
+
+
+def _is_there(path: Path) -> bool:
+    """Whether something lies there, be it a link that leads nowhere.
+
+    Raises:
+        OSError: that can't be known.
+    """
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
 
 
 def _is_number(value: Any) -> bool:

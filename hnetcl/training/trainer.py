@@ -2,8 +2,9 @@
 
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from annotated_types import Ge
@@ -86,7 +87,7 @@ class Trainer:
             backward transfer are known. All else of R is NaN.
         statistics: after which tasks a `statistics_report` is made: "each", "last", "none".
         checkpoint_minutes: between two checkpoints within a task, at least; more where they would take more than a fiftieth of
-            the time. None writes checkpoints at the ends of tasks only.
+            the time. None writes them at the ends of tasks only, and where the training is to stop.
 
     Raises:
         ArgumentError: both or none of steps and epochs, a number below 1, a network without a logit for each class, or what
@@ -135,6 +136,15 @@ class Trainer:
         self.protocol = Protocol(scenario, inference, self.eval_batch_size, sequence.head)
         self.step = TrainingStep(model, method, generator.device, compile)
 
+        own = ("steps", "epochs", "batch_size", "evaluate", "statistics", "active_classes")
+        self.program = {  # what a checkpoint must agree on; the command line compares whole configurations before
+            "num_tasks": len(sequence),
+            "seed": generator.initial_seed(),
+            **{name: getattr(self, name) for name in own},
+            **_plain("protocol", protocol),
+            **_plain("method", method),
+            **_plain("optimizer", optimizer),
+        }
         self.standing = Standing.fresh(len(sequence))
         self.checkpoints = self._checkpoints(Stop())
 
@@ -154,7 +164,11 @@ class Trainer:
             StorageError: a file can't be written.
         """
         self.directory, self.observers = directory, observers
-        self.checkpoints, standing = self._checkpoints(stop or Stop()), self.standing
+        with nullcontext() if directory is None else directory.claimed():
+            return self._fit(stop or Stop())
+
+    def _fit(self, stop: Stop) -> Result:
+        self.checkpoints, standing = self._checkpoints(stop), self.standing
         resumed = self.checkpoints.load()
         steps = tuple(map(self._steps, range(len(self.sequence))))
         step = steps[standing.done] if standing.trained > standing.done else (self.checkpoints.loaded or {}).get("step", 0)
@@ -169,6 +183,7 @@ class Trainer:
                 standing.untrained, standing.known, standing.aware = found
         for task in range(standing.done, len(self.sequence)):
             self._run_task(task)
+        self._write_tables()  # again, for a run that goes on after its last task
         return Result(
             standing.matrix,
             standing.untrained,
@@ -180,12 +195,8 @@ class Trainer:
         )
 
     def _checkpoints(self, stop: Stop) -> Checkpoints:
-        """Of this training, with what one must agree on with who goes on from it: the command line compares whole
-        configurations before.
-        """
-        own = {name: getattr(self, name) for name in ("steps", "epochs", "batch_size")}
-        program = {"method": type(self.method).__qualname__, "num_tasks": len(self.sequence), **own}
-        training = Training(self.model, self.method, self.generator, self.standing, program)
+        """Of this training."""
+        training = Training(self.model, self.method, self.generator, self.standing, self.program)
         return Checkpoints(training, self.checkpoint_minutes, self.directory, self.observers, stop)
 
     def _evaluated(self, task: int) -> range:
@@ -240,10 +251,13 @@ class Trainer:
         end = standing.end(self.model, val)
         for observer in self.observers:
             observer.on_task_end(end)
-        if self.directory:
-            self.directory.write_accuracy(standing.matrix, standing.untrained)
-            self.directory.write_statistics(standing.distances, standing.misfits)
+        self._write_tables()
         self.checkpoints.write()  # last: what it counts as done has been told and written
+
+    def _write_tables(self) -> None:
+        if self.directory:
+            self.directory.write_accuracy(self.standing.matrix, self.standing.untrained)
+            self.directory.write_statistics(self.standing.distances, self.standing.misfits)
 
     def _start(self, task: int, steps: int) -> CurrentTask:
         """What the next step of a task starts from: its beginning, or what a checkpoint held."""
@@ -322,6 +336,12 @@ class Trainer:
         record = Step(run.task, run.step + 1, steps, named, right, length, rate)
         for observer in self.observers:
             observer.on_step(record)
+
+
+def _plain(name: str, part: object) -> dict[str, Any]:
+    """The kind of a part, and its attributes that are plain values, as they are before a training."""
+    values = {f"{name}.{key}": value for key, value in vars(part).items() if isinstance(value, bool | int | float | str)}
+    return {name: type(part).__qualname__, **values}
 
 
 def _drawing(method: Method, task: int, batches: Sequence[Batches]) -> Draw:

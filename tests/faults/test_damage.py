@@ -197,6 +197,22 @@ def report(kind: str, state: str, outcomes: dict[str, Outcomes], capsys: pytest.
             print(f"{kind} {state} {name}: {', '.join(f'{count} {outcome}' for outcome, count in counts.items())}")
 
 
+@pytest.mark.parametrize("name", ["accuracy.csv", "statistics.json", "metrics.json", "model.safetensors"])
+@pytest.mark.parametrize("content", [None, b"", b"trained,task_0\ninit,0.5\n"])
+def test_what_is_damaged_in_a_finished_run_is_made_again(
+    name: str, content: bytes | None, run: Path, words: list[str], compose: Compose, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From its checkpoint, to what it was; and told."""
+    before, recorded = {path: path.read_bytes() for path in (run / "accuracy.csv", run / "statistics.json")}, evaluated(run)
+    (run / name).unlink()
+    if content is not None:
+        (run / name).write_bytes(content)
+    train(compose(*words, f"run.dir={run}", "resume=true"))
+    assert (name == "model.safetensors" and content is None) or f"{name} is" in capsys.readouterr().out
+    assert {path: path.read_bytes() for path in before} == before
+    assert evaluated(run) == recorded
+
+
 def test_checkpoints_of_earlier_versions_are_told(tmp_path: Path) -> None:
     directory = RunDirectory(tmp_path)
     directory.create()
