@@ -222,3 +222,9 @@ def position(standing: Standing, step: int = 0) -> str:
     if standing.trained > standing.done:
         return f"after the training of task {standing.done}"
     return f"after task {standing.done - 1}" if standing.done else "at the beginning"
+
+
+def plain_values(name: str, part: object) -> dict[str, Any]:
+    """The kind of a part, and its attributes that are plain values, as they are before a training: for `Training.program`."""
+    values = {f"{name}.{key}": value for key, value in vars(part).items() if isinstance(value, bool | int | float | str)}
+    return {name: type(part).__qualname__, **values}

@@ -4,7 +4,7 @@ import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import torch
 from annotated_types import Ge
@@ -16,7 +16,7 @@ from hnetcl.model import HyperModel
 from hnetcl.modes import start_training
 from hnetcl.registry import check_value, checking
 from hnetcl.tasks import ActiveClasses, Batches, Split, TaskSequence
-from hnetcl.training.checkpoints import Checkpoints, Stop, Training
+from hnetcl.training.checkpoints import Checkpoints, Stop, Training, plain_values
 from hnetcl.training.current import CurrentTask
 from hnetcl.training.evaluation import Protocol, accuracies, accuracy, images_at_once
 from hnetcl.training.observer import Observer, RunStart, Step
@@ -141,9 +141,9 @@ class Trainer:
             "num_tasks": len(sequence),
             "seed": generator.initial_seed(),
             **{name: getattr(self, name) for name in own},
-            **_plain("protocol", protocol),
-            **_plain("method", method),
-            **_plain("optimizer", optimizer),
+            **plain_values("protocol", protocol),
+            **plain_values("method", method),
+            **plain_values("optimizer", optimizer),
         }
         self.standing = Standing.fresh(len(sequence))
         self.checkpoints = self._checkpoints(Stop())
@@ -336,12 +336,6 @@ class Trainer:
         record = Step(run.task, run.step + 1, steps, named, right, length, rate)
         for observer in self.observers:
             observer.on_step(record)
-
-
-def _plain(name: str, part: object) -> dict[str, Any]:
-    """The kind of a part, and its attributes that are plain values, as they are before a training."""
-    values = {f"{name}.{key}": value for key, value in vars(part).items() if isinstance(value, bool | int | float | str)}
-    return {name: type(part).__qualname__, **values}
 
 
 def _drawing(method: Method, task: int, batches: Sequence[Batches]) -> Draw:

@@ -20,7 +20,8 @@ CONFIGURATIONS = {
     "der": ["method=der", "method.size=60", "hnet=direct", "scenario=class", "bn=real"],
 }
 SHARE = 1e9  # a checkpoint after every step
-Each = pytest.mark.parametrize("configuration", CONFIGURATIONS)
+Some = pytest.mark.parametrize("configuration", ["quaternion", "replay"] if THOROUGH == 1 else list(CONFIGURATIONS))
+Others = pytest.mark.parametrize("configuration", ["distilled", "fisher", "der"] if THOROUGH == 1 else list(CONFIGURATIONS))
 
 
 def words(configuration: str, tiny: list[str]) -> list[str]:
@@ -46,7 +47,7 @@ def same(whole: Path, killed: Path) -> None:
     assert not list(killed.rglob("*.tmp"))
 
 
-@Each
+@Some
 @pytest.mark.slow
 def test_killed_at_random_moments(configuration: str, tiny: list[str], jobs: Jobs, tmp_path: Path) -> None:
     """Again and again, until there is nothing left to kill."""
@@ -66,7 +67,7 @@ def test_killed_at_random_moments(configuration: str, tiny: list[str], jobs: Job
     same(tmp_path / "whole", tmp_path / "killed")
 
 
-@Each
+@Others
 @pytest.mark.slow
 def test_killed_at_every_write(configuration: str, tiny: list[str], jobs: Jobs, tmp_path: Path) -> None:
     """At each of a run's writes in turn, thinned out unless the test is to be thorough."""
