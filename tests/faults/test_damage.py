@@ -173,20 +173,23 @@ def test_files_of_other_runs(
     run: Path, half: Path, words: list[str], compose: Compose, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Each file in turn is that of a run with another seed: what is read back is refused."""
-    other = train(compose(*words, "seed=1", f"run.dir={tmp_path / 'other'}"))
-    recorded = evaluated(run)
-    outcomes = collections.defaultdict[str, Outcomes](Outcomes)
-    for name in READ:
-        content = (run / name).read_bytes()
-        (run / name).write_bytes((other / name).read_bytes())
-        outcomes[name][attempt(run / name, lambda: evaluated(run), lambda: False, lambda: capsys.readouterr().out)] += 1
-        (run / name).write_bytes(content)
-    assert evaluated(run) == recorded
+    recorded, outcomes = evaluated(run), collections.defaultdict[str, Outcomes](Outcomes)
     goes_on = compose(*words, f"run.dir={half}", "resume=true")
-    for name in ("last.safetensors", "previous.safetensors"):
-        (half / "checkpoints" / name).write_bytes((other / "checkpoints" / "last.safetensors").read_bytes())
-    with pytest.raises(ArgumentError, match=r"last\.safetensors is of another run.*previous\.safetensors is of another run"):
-        train(goes_on)
+    for seed in range(1, 2 + int(THOROUGH) // 4):
+        other = train(compose(*words, f"seed={seed}", f"run.dir={tmp_path / str(seed)}"))
+        for name in READ:
+            content = (run / name).read_bytes()
+            (run / name).write_bytes((other / name).read_bytes())
+            outcomes[name][attempt(run / name, lambda: evaluated(run), lambda: False, lambda: capsys.readouterr().out)] += 1
+            (run / name).write_bytes(content)
+        for name in ("last.safetensors", "previous.safetensors"):
+            (half / "checkpoints" / name).write_bytes((other / "checkpoints" / name).read_bytes())
+        with pytest.raises(
+            ArgumentError, match=r"last\.safetensors is of another run.*previous\.safetensors is of another run"
+        ):
+            train(goes_on)
+    assert evaluated(run) == recorded
+    report("swap", "finished", outcomes, capsys)
     assert {outcome for each in outcomes.values() for outcome in each} == {"refused"}
 
 
