@@ -45,7 +45,7 @@ class DivergedError(ArithmeticError):
 
 
 class StorageError(OSError):
-    """A file of a run that can't be written or read because of the machine, told in one line: a full disk, a forbidden folder.
+    """A file of a run that can't be written because of the machine, told in one line: a full disk, a forbidden folder.
 
     Args:
         path: of the file.

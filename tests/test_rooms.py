@@ -10,6 +10,7 @@ import hnetcl
 PACKAGE = Path(hnetcl.__file__).parent
 ROOMS = [
     "errors",
+    "files",
     "values",
     "registry",
     "config",

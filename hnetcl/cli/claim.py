@@ -66,8 +66,7 @@ def claimed(
             path = directory.path
             if path.exists() and not path.is_dir():
                 raise ArgumentError("run.dir", path, "is a file")
-            if directory.holds_run() and not is_resumed(config):
-                raise ArgumentError("run.dir", path, "holds a run already; resume=true goes on with it")
+            _refuse_begun(directory, config)
             locked = stack.enter_context(directory.claimed())
             notes = _begin(directory, config, parts, call)
         except StorageError as error:
@@ -86,9 +85,8 @@ def _begin(directory: RunDirectory, config: Config, parts: Parts, call: Call) ->
         directory.require_plain()
     except ValueError as error:
         raise ArgumentError("run.dir", path, str(error)) from error
+    _refuse_begun(directory, config)  # once more, for now nobody else can begin one
     if directory.holds_run():
-        if not is_resumed(config):
-            raise ArgumentError("run.dir", path, "holds a run already; resume=true goes on with it")
         try:
             starts = directory.read_environment()
         except ValueError as error:
@@ -97,7 +95,7 @@ def _begin(directory: RunDirectory, config: Config, parts: Parts, call: Call) ->
         check_data(directory, parts, "run.dir")
         if not directory.has_checkpoint():
             notes.append("there is no checkpoint yet: begins anew")
-    elif directory.has_checkpoint() or directory.model.exists():
+    elif directory.has_checkpoint() or directory.is_finished():
         raise ArgumentError("run.dir", path, "holds a run's tensors, but no config.yaml that says of which run")
     directory.create()
     directory.write_json(directory.environment, [*starts, environment(call)])
@@ -105,6 +103,11 @@ def _begin(directory: RunDirectory, config: Config, parts: Parts, call: Call) ->
         directory.write_json(directory.tasks, manifest(config, parts))
         directory.write_text(directory.config, OmegaConf.to_yaml(OmegaConf.create(config.values())))
     return notes
+
+
+def _refuse_begun(directory: RunDirectory, config: Config) -> None:
+    if directory.holds_run() and not is_resumed(config):
+        raise ArgumentError("run.dir", directory.path, "holds a run already; resume=true goes on with it")
 
 
 def _fresh(path: Path) -> Path:
@@ -152,6 +155,5 @@ def defining(config: Config) -> dict[str, Any]:
     """What a run is, flat: all values but those that may differ between it and its continuation."""
     flat: dict[str, Any] = {}
     for key, value in config.values().items():
-        if key not in MAY_DIFFER:
-            flat |= {f"{key}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {key: value}
-    return {key: value for key, value in flat.items() if key not in MAY_DIFFER}
+        flat |= {f"{key}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {key: value}
+    return {key: value for key, value in flat.items() if not {key, key.partition(".")[0]} & set(MAY_DIFFER)}

@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from hnetcl.cli.call import Call
-from hnetcl.cli.plain import require_followed_nowhere, saved_values
+from hnetcl.cli.plain import read_config, require_followed_nowhere
 from hnetcl.cli.streams import lost_output, make_patient
 from hnetcl.cli.words import as_text, is_multirun, prepared, read
 from hnetcl.config import CHOSEN
@@ -117,8 +117,8 @@ def from_a_file(words: Sequence[str]) -> list[str]:
             file = made[place + 1].removesuffix(".yaml") + ".yaml"
     if (folder / "tasks.json").exists():  # of a saved run, perhaps another's
         try:
-            require_followed_nowhere(saved_values((folder / file).read_text(encoding="utf-8")))
-        except (OSError, ValueError) as error:
+            require_followed_nowhere(read_config(folder / file))
+        except ValueError as error:
             raise ArgumentError("config-path", folder, f"{file} is no configuration of a run ({one_line(error)})") from error
     typed = {word.partition("=")[0].lstrip("+~") for word in words}
     return [*made, *(word for word in OF_OURS if word.partition("=")[0] not in typed)]

@@ -1,6 +1,7 @@
 """What Hydra composed, as a checked configuration."""
 
 from collections.abc import Sequence, Set
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -10,6 +11,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from hnetcl.cli.imports import import_all
 from hnetcl.config import Config, EvaluationConfig, group_options, parse, parse_evaluation
 from hnetcl.errors import ArgumentError
+from hnetcl.files import read_text
 from hnetcl.registry import check_value, names
 
 LARGEST_CONFIG = 2**20  # bytes
@@ -96,6 +98,15 @@ def saved_values(text: str) -> dict[str, Any]:
     if not isinstance(values, dict) or not values:
         raise ValueError("it holds no keys")
     return {str(key): value for key, value in values.items()}
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The same of a file, which may be a link or a pipe: these are refused.
+
+    Raises:
+        ValueError: as above, or it can't be read.
+    """
+    return saved_values(read_text(path, LARGEST_CONFIG))
 
 
 def require_followed_nowhere(values: Any) -> None:

@@ -10,12 +10,11 @@ from torch import Tensor
 
 from hnetcl.build import build_model
 from hnetcl.cli.imports import import_all
-from hnetcl.cli.plain import LARGEST_CONFIG, saved_values
+from hnetcl.cli.plain import read_config
 from hnetcl.config import Config, parse
 from hnetcl.errors import ArgumentError, one_line
 from hnetcl.model import HyperModel
 from hnetcl.training import RunDirectory, engine, resolve_device
-from hnetcl.training.files import read_text
 from hnetcl.training.watch import check_sound
 
 BY_NAME = ("observers", "inference", "optimized_metric")  # other keys whose values imported modules register
@@ -140,7 +139,7 @@ def saved_config(directory: RunDirectory, name: str) -> Config:
     """
     imports = None
     try:
-        values = saved_values(read_text(directory.config, LARGEST_CONFIG))
+        values = read_config(directory.config)
         imports = values.get("imports")
         return parse(values)
     except ArgumentError as error:

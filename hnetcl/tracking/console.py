@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 
 from hnetcl.errors import ArgumentError, DivergedError, StorageError
-from hnetcl.training.files import write_file, writing
+from hnetcl.files import write_file, writing
 
 __all__ = ["Console", "drop_lines", "log_to", "task_line"]
 
@@ -35,7 +35,7 @@ class _FileHandler(logging.FileHandler):
         super().emit(record)
         self.close()
 
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's own name
         error = sys.exc_info()[1]
         if not isinstance(error, OSError):
             super().handleError(record)

@@ -14,7 +14,7 @@ from tensorboard.compat.tensorflow_stub.errors import DataLossError
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from hnetcl.errors import one_line
-from hnetcl.training.files import write_file
+from hnetcl.files import write_file
 
 logger = logging.getLogger("hnetcl")
 PER_STEP = ("loss", "penalty", "batch_accuracy", "gradient_norm", "learning_rate")  # tags over steps; a method may add more

@@ -3,9 +3,9 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from hnetcl.files import write_file
 from hnetcl.registry import register
 from hnetcl.training import Observer, RunDirectory, RunStart, TaskEnd
-from hnetcl.training.files import write_file
 from hnetcl.training.pace import Pace
 
 Show = Callable[[str, bytes, tuple[int, int], int], None]

@@ -11,10 +11,10 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
+from hnetcl.files import read_text, writing
 from hnetcl.registry import register
 from hnetcl.tracking.events import PER_STEP, drop_events
 from hnetcl.training import Observer, RunDirectory, RunStart, Step, TaskEnd
-from hnetcl.training.files import read_text, writing
 from hnetcl.training.pace import Pace
 
 CHARTS = {
@@ -78,6 +78,7 @@ class TensorBoard(Observer):
         self.text, self.keys = text, keys
         self.config = {key: _hparam(value) for key, value in (config or {}).items()}
         self.writer: Any = None
+        self.before = threading.excepthook
         self.steps_before, self.tasks, self.pace = 0, 0, Pace(guess=0.1)
 
     @stored
@@ -86,7 +87,7 @@ class TensorBoard(Observer):
         steps = sum(start.steps[: start.done]) + start.step
         drop_events(self.folder, start.done, steps)
         self.writer = SummaryWriter(str(self.folder))
-        threading.excepthook = _told_once
+        self.before, threading.excepthook = threading.excepthook, self._told_once
         if steps == 0:
             self.writer.add_text("config", f"```yaml\n{self.text}```")
             self.writer.add_custom_scalars(CHARTS)
@@ -163,13 +164,12 @@ class TensorBoard(Observer):
         if self.writer is not None:
             self.writer.close()
             self.writer = None
-            threading.excepthook = threading.__excepthook__
+            threading.excepthook = self.before
 
-
-def _told_once(failure: threading.ExceptHookArgs) -> None:
-    """TensorBoard's thread raises a fault in the main thread, too, at the next event: it need not be printed."""
-    if not isinstance(failure.exc_value, OSError):
-        threading.__excepthook__(failure)
+    def _told_once(self, failure: threading.ExceptHookArgs) -> None:
+        """TensorBoard's thread raises a fault in the main thread, too, at the next event: it need not be printed."""
+        if not isinstance(failure.exc_value, OSError):
+            self.before(failure)
 
 
 def _hparam(value: Any) -> Any:

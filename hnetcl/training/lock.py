@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from hnetcl.errors import ArgumentError
-from hnetcl.training.files import writing
+from hnetcl.files import writing
 
 WAIT = 1.0  # seconds that one who has just taken a lock may need to say who it is
 

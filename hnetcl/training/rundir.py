@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from hnetcl.training.files import flush_folder, read_file, read_text, require_plain, write_file, writing
+from hnetcl.files import flush_folder, read_file, read_text, require_plain, write_file, writing
 from hnetcl.training.lock import Lock
 from hnetcl.training.sealed import digest, packed, sealed, unpacked, unsealed
 

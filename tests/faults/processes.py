@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -123,9 +122,3 @@ def _equal(first: Any, second: Any) -> bool:
     if not isinstance(first, torch.Tensor):
         return bool(first == second)
     return first.shape == second.shape and bool(((first == second) | (first.isnan() & second.isnan())).all())
-
-
-def one_line_only(output: str, allowed: Sequence[str] = ()) -> bool:
-    """Whether nothing but one line was printed beside lines that begin so; and no traceback."""
-    lines = [line for line in output.splitlines() if not line.startswith(tuple(allowed))]
-    return len(lines) == 1 and "Traceback" not in output

@@ -144,6 +144,8 @@ def test_links_and_pipes_are_not_followed(kind: str, name: str, received: Path, 
     path.rename(elsewhere)
     {"link": lambda: path.symlink_to(elsewhere), "pipe": lambda: os.mkfifo(path), "folder": path.mkdir}[kind]()
     refused(jobs, ["evaluate", f"run={received}"], "" if kind == "link" and name == "config.yaml" else "run=")
+    if name == "config.yaml":
+        refused(jobs, ["train", "-cp", str(received), "-cn", "config", f"run.dir={tmp_path / 'again'}"], "config-path=")
 
 
 @pytest.mark.slow

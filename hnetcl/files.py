@@ -111,7 +111,7 @@ def require_plain(path: Path, folder: bool) -> None:
     """
     if not os.path.lexists(path):
         return
-    if not path.is_symlink() and path.is_dir() != folder and (folder or path.is_dir()):
+    if not path.is_symlink() and path.is_dir() != folder:
         raise ValueError(f"{path.name} is {'no folder' if folder else 'a folder'}")
     inside = [Path(place, name) for place, folders, files in os.walk(path) for name in sorted([*folders, *files])]
     for each in [path, *inside]:
