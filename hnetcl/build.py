@@ -12,6 +12,7 @@ from torch import nn
 from hnetcl.bn import ConvBatchNorm, VirtualBatchNormLayer, convert_batchnorm
 from hnetcl.config import Config, Values, takes_norm
 from hnetcl.errors import ArgumentError
+from hnetcl.inference import add_recognizer
 from hnetcl.memory import allocating, require
 from hnetcl.methods import Method
 from hnetcl.model import HyperModel
@@ -62,9 +63,12 @@ def build_model(config: Config, in_shape: Sequence[int], num_outputs: int, num_t
         how |= {"num_outputs": num_outputs, "head": config.chosen_head}
     with allocating(*_largest("hnet", config.hnet), watch=True):
         try:
-            return wrap(net, num_tasks, hnet=config.hnet["name"], **how, **options)
+            model = wrap(net, num_tasks, hnet=config.hnet["name"], **how, **options)
         except ArgumentError as error:
             raise error.within("hnet") if error.name in options else error from error
+    with named("inference"):
+        add_recognizer(model, config.inference)
+    return model
 
 
 def build_sequence(config: Config, device: torch.device) -> TaskSequence:

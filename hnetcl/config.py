@@ -14,7 +14,7 @@ from hnetcl.errors import ArgumentError, one_of
 from hnetcl.registry import COSTS, INFERENCE_METRICS, Option, Options, checked, declared_options, given, names, options
 
 MOST_THREADS = max(256, 4 * (os.cpu_count() or 1))  # a system that runs out of threads ends the process
-CHOSEN = ("task", "bn", "net", "hnet", "method", "optimizer")  # the groups that are parts; `name` says which
+CHOSEN = ("task", "bn", "net", "hnet", "method", "optimizer", "inference")  # the groups that are parts; `name` says which
 
 Values = dict[str, Any]
 Scenario = Literal["task", "domain", "class"]
@@ -31,7 +31,7 @@ class Config:
     seed: Annotated[int, Ge(0), Le(2**31 - 1)]
     device: str
     scenario: Scenario
-    inference: str
+    inference: Values
     head: Literal["task", "shared", "all"] | None
     active_classes: Literal["all", "seen", "current"] | None
     generate: Annotated[str | Annotated[list[str], Len(1)], doc("all, norm, or a list of patterns of parameters' names")]
@@ -52,7 +52,6 @@ class Config:
     trainer: Values
 
     def __post_init__(self) -> None:
-        _known("inference", "inference", self.inference)
         for name in self.observers:
             if name not in names("observer"):
                 error = one_of("observers", name, names("observer"))
@@ -98,7 +97,8 @@ class EvaluationConfig:
     task: Annotated[int, Ge(0)] | None
     stats: str
     scenario: Scenario | None
-    inference: str | None
+    inference: str | Values | None
+    split: Literal["test", "val"]
     imports: list[str]
     device: str
     data: Values
@@ -106,7 +106,7 @@ class EvaluationConfig:
     def __post_init__(self) -> None:
         self.run = os.path.expanduser(self.run)
         if self.inference is not None:
-            _known("inference", "inference", self.inference)
+            self.inference = _group("inference", self.inference)
 
 
 def parse(values: Mapping[str, Any]) -> Config:
@@ -173,6 +173,8 @@ def _root(values: Mapping[str, Any], kind: type) -> Values:
 
 
 def _group(group: str, values: Any) -> Values:
+    if group == "inference" and isinstance(values, str):  # a name alone, as runs before had it
+        values = {"name": values}
     if not isinstance(values, dict):
         raise ArgumentError(group, values, "must be a group of values")
     if group == "bn":

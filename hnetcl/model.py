@@ -83,6 +83,7 @@ class HyperModel(nn.Module):
         self.buffers_by_task = TaskBuffers(hnet.num_tasks)
         self.places = parameter_places(net)
         self.caches = Caches()
+        self.recognizer: Any = None  # an `inference.Recognizer`, where tasks are told apart by more than logits
         for name, parameter in parameters.items():
             parameter.requires_grad_(parameter.requires_grad and name not in hnet.shapes and shared != "fixed")
         for layer in norm_layers(net).values():
@@ -112,6 +113,8 @@ class HyperModel(nn.Module):
         """
         self.hnet.add_task(optimizer)
         self.buffers_by_task.add_task(self.net)
+        if self.recognizer is not None:
+            self.recognizer.add_task()
         for layer in norm_layers(self.net).values():
             before = layer.rows
             if 0 < layer.num_stats < self.num_rows:
@@ -139,15 +142,12 @@ class HyperModel(nn.Module):
         return {name: p for name, p in (found | net).items() if p.requires_grad and p.numel()}
 
     def forward(self, x: Any, task: int | Tensor, stats: int | Tensor | str | None = None) -> Any:
-        """Logits [N, K] of a task.
+        """Logits [N, K] of a task: what the network returns.
 
         Args:
             x: what the network takes: a tensor, a dict or list as one input, or a tuple of several inputs.
             task: whose parameters and buffers, an int or a 0-dim tensor.
             stats: whose row of statistics, or `bn.BATCH`; the task's own where left out.
-
-        Returns:
-            What the network returns.
 
         Raises:
             ValueError: there is no such task.
@@ -297,7 +297,7 @@ class HyperModel(nn.Module):
 
     def saved_tensors(self) -> dict[str, Tensor]:
         """All that a reload needs: the hypernetwork; of the network what it does not write, statistics rows included, each
-        tensor once; and the rows of other buffers.
+        tensor once; the rows of other buffers and of the recognizer.
         """
         tensors = {f"hnet.{name}": value for name, value in self.hnet.state_dict().items()}
         own: dict[str, Tensor] = {**dict(self.net.named_parameters()), **dict(self.net.named_buffers())}
@@ -305,6 +305,8 @@ class HyperModel(nn.Module):
         tensors |= {
             f"net.{name}": value.detach() for name, value in own.items() if name in state and name not in self.hnet.shapes
         }
+        if self.recognizer is not None:
+            tensors |= {f"recognizer.{name}": value for name, value in self.recognizer.named_buffers()}
         return tensors | {f"buffers.{name}": value for name, value in self.buffers_by_task.rows.items()}
 
     def load_tensors(self, tensors: dict[str, Tensor]) -> None:

@@ -23,7 +23,7 @@ from hnetcl.methods.si import SI
 from hnetcl.model import HyperModel
 from hnetcl.nets import MLP
 from hnetcl.registry import find, names
-from hnetcl.tasks import Split, TaskSequence, load_images, split_sequence
+from hnetcl.tasks import Split, TaskSequence, batch_sizes, load_images, split_sequence
 from hnetcl.training import (
     Observer,
     Protocol,
@@ -36,7 +36,6 @@ from hnetcl.training import (
     engine,
     resolve_device,
 )
-from hnetcl.training.evaluation import batch_sizes
 from hnetcl.training.optimizers import adam, sgd
 from hnetcl.training.statistics import statistics_report
 

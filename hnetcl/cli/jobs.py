@@ -17,20 +17,20 @@ from hnetcl.cli.call import PYTHON, Call
 from hnetcl.cli.claim import check_data, check_same, claimed, defining, given_directory, is_resumed
 from hnetcl.cli.reload import load_weights, reachable, recorded, saved_config, sound_tasks, whole_run
 from hnetcl.cli.signals import Signals
-from hnetcl.config import Config, EvaluationConfig, all_keys
+from hnetcl.config import Config, EvaluationConfig, Values, all_keys
 from hnetcl.errors import ArgumentError, StoppedError, StorageError
+from hnetcl.inference import teach
 from hnetcl.memory import allocating
 from hnetcl.metrics import summary
 from hnetcl.model import HyperModel
 from hnetcl.registry import make, names
-from hnetcl.tasks import data_folder, listed
+from hnetcl.tasks import batch_sizes, data_folder, listed
 from hnetcl.training import (
     Protocol,
     Result,
     RunDirectory,
     Trainer,
     accuracies,
-    batch_sizes,
     engine,
     images_at_once,
     resolve_device,
@@ -65,7 +65,7 @@ def train(config: Config, call: Call = PYTHON) -> Path:
     with engine(config.seed, threads=threads, deterministic=deterministic):
         parts = build(config, device)
         generator = torch.Generator(device).manual_seed(config.seed)
-        with named("trainer", inference="", scenario="", head="", logits=""):
+        with named("trainer", inference="", scenario="", head="", logits="", layers="inference"):
             trainer = Trainer(
                 *(parts.model, parts.sequence, parts.method, parts.optimizer, generator, config.scenario, config.inference),
                 config.active_classes or "seen",
@@ -183,27 +183,32 @@ def evaluate(config: EvaluationConfig) -> list[float]:
         at_once = trained.trainer["eval_batch_size"] or images_at_once(model, sequence[0])
         if config.stats == "recalibrated":
             _recalibrate(parts, tasks, at_once)
-        scenario, inference = config.scenario or trained.scenario, config.inference or trained.inference
+        scenario = config.scenario or trained.scenario
+        inference: Values = config.inference or trained.inference  # type: ignore[assignment]
         if scenario == "task" and config.inference is not None:
             raise ArgumentError(
-                "inference", inference, "in scenario=task the task is told; allowed with scenario=domain, class"
+                "inference", inference["name"], "in scenario=task the task is told; allowed with scenario=domain, class"
             )
         if scenario != "task" and config.stats not in ("own", "recalibrated"):
             raise ArgumentError(
                 "stats", config.stats, f"in scenario={scenario} each task uses its own; allowed: own, recalibrated"
             )
+        own = config.stats == "own" and (scenario, inference) == (trained.scenario, trained.inference)
         protocol = Protocol(scenario, inference, at_once, sequence.head)
-        with allocating("trainer.eval_batch_size", at_once):
-            right, known, _ = accuracies(model, sequence, protocol, tasks, row)
+        with allocating("trainer.eval_batch_size", at_once), named("inference"):
+            if protocol.recognizes(model) and (trained.scenario == "task" or inference != trained.inference):
+                teach(model, sequence, inference, at_once)
+            right, known, _ = accuracies(model, sequence, protocol, tasks, row, split=config.split)
         found = right.tolist()
     from hnetcl.tracking import comparison_table, number
 
-    print(comparison_table({t: sequence[t].classes for t in tasks}, found, before))
-    print(f"average_accuracy: {number(sum(found) / len(found))} (tasks: {len(tasks)}, stats: {config.stats})")
+    is_test = config.split == "test"
+    print(comparison_table({t: sequence[t].classes for t in tasks}, found, before if is_test else None))
+    of = "" if is_test else ", on held-out images"
+    print(f"average_accuracy: {number(sum(found) / len(found))} (tasks: {len(tasks)}, stats: {config.stats}{of})")
     if scenario != "task":
-        print(f"task_inference_accuracy: {number(known.mean())} (scenario: {scenario}, inference: {inference})")
-    own = config.stats == "own" and (scenario, inference) == (trained.scenario, trained.inference)
-    if own and found != [before[t] for t in tasks]:
+        print(f"task_inference_accuracy: {number(known.mean())} (scenario: {scenario}, inference: {inference['name']})")
+    if own and is_test and found != [before[t] for t in tasks]:
         print("these are not the recorded numbers: another device, or another version of torch?")
     return found
 

@@ -17,7 +17,7 @@ from hnetcl.model import HyperModel
 from hnetcl.training import RunDirectory, engine, resolve_device
 from hnetcl.training.watch import check_sound
 
-BY_NAME = ("observers", "inference", "optimized_metric")  # other keys whose values imported modules register
+BY_NAME = ("observers", "optimized_metric")  # other keys whose values imported modules register
 LARGEST = 10**9  # numbers in an image; no image set is so large
 
 
@@ -88,7 +88,10 @@ def load_weights(model: HyperModel, tensors: dict[str, Tensor], directory: RunDi
     Raises:
         ValueError: they are not those of this model, or values of no trained model.
     """
+    own = {name.removeprefix("recognizer."): value for name, value in tensors.items() if name.startswith("recognizer.")}
     try:
+        if model.recognizer is not None and own:
+            model.recognizer.open_as(own)
         model.load_tensors(tensors)
         check_sound(model)
     except ValueError as error:

@@ -1,6 +1,6 @@
 """Sequences of image-classification tasks."""
 
-from hnetcl.tasks.batches import Batches
+from hnetcl.tasks.batches import Batches, batch_sizes
 from hnetcl.tasks.images import Images, Load, image_set, listed
 from hnetcl.tasks.permuted import permuted_sequence
 from hnetcl.tasks.sequence import ActiveClasses, Head, Preprocess, Split, Task, TaskSequence
@@ -17,6 +17,7 @@ __all__ = [
     "Split",
     "Task",
     "TaskSequence",
+    "batch_sizes",
     "data_folder",
     "image_set",
     "listed",

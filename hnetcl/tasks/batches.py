@@ -37,3 +37,14 @@ class Batches:
         self.position += self.batch_size
         labels = self.task.train.labels[index]
         return self.task.preprocess(self.task.train.images[index]), labels + self.first if self.first else labels
+
+
+def batch_sizes(count: int, size: int) -> list[int]:
+    """Sizes of batches of `count` images, at most `size` each.
+
+    None is 1 where that can be, for a batch of one has no statistics of its own.
+    """
+    sizes = [size] * (count // size) + [count % size] * (count % size > 0)
+    if size > 2 and sizes[-1:] == [1] and len(sizes) > 1:
+        sizes[-2:] = [size - 1, 2]
+    return sizes

@@ -22,13 +22,13 @@ def result_table(classes: Sequence[Sequence[str]], matrix: Tensor) -> str:
     return text_table(["task", "classes", "after its training", "at the end", "difference"], rows)
 
 
-def comparison_table(classes: Mapping[int, Sequence[str]], now: Sequence[float], recorded: Sequence[float]) -> str:
-    """A line per evaluated task: its classes, its accuracy now, and what training recorded at the end."""
+def comparison_table(classes: Mapping[int, Sequence[str]], now: Sequence[float], recorded: Sequence[float] | None) -> str:
+    """A line per evaluated task: its classes, its accuracy now, and what training recorded at the end, where it did."""
     rows = [
-        (str(j), _names(names), number(value), number(recorded[j]))
+        (str(j), _names(names), number(value), *([] if recorded is None else [number(recorded[j])]))
         for (j, names), value in zip(classes.items(), now, strict=True)
     ]
-    return text_table(["task", "classes", "accuracy", "recorded"], rows)
+    return text_table(["task", "classes", "accuracy", *([] if recorded is None else ["recorded"])], rows)
 
 
 def number(value: float | Tensor) -> str:

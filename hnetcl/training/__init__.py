@@ -2,7 +2,7 @@
 
 from hnetcl.training.checkpoints import Stop
 from hnetcl.training.engine import engine, resolve_device
-from hnetcl.training.evaluation import Protocol, accuracies, accuracy, batch_sizes, images_at_once
+from hnetcl.training.evaluation import Protocol, accuracies, accuracy, images_at_once
 from hnetcl.training.observer import Observer, RunStart, Step, TaskEnd
 from hnetcl.training.optimizers import OptimizerFactory
 from hnetcl.training.rundir import RunDirectory
@@ -24,7 +24,6 @@ __all__ = [
     "TrainingStep",
     "accuracies",
     "accuracy",
-    "batch_sizes",
     "engine",
     "images_at_once",
     "resolve_device",

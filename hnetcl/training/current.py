@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 
 from hnetcl.methods import Method, Run
@@ -28,6 +29,18 @@ class CurrentTask:
     def __init__(self, run: Run, method: Method, schedule: LRScheduler, batches: Sequence[Batches], steps: int) -> None:
         self.run, self.method, self.schedule, self.batches, self.steps = run, method, schedule, batches, steps
         self.step, self.seconds = 0, 0.0
+
+    def draw(self, of: int | None = None) -> tuple[Tensor, Tensor]:
+        """What gives the method its batches: the next one of the current task, or of an old one (see `methods.Draw`).
+
+        Raises:
+            ValueError: the method asks for an old one's, and does not say that it sees old data.
+        """
+        task = self.run.task
+        if of not in (None, task) and not self.method.sees_old_data:
+            name = type(self.method).__name__
+            raise ValueError(f"{name} asks for data of task {of} in task {task}, but does not say `sees_old_data = True`")
+        return self.batches[task if of is None else of].draw()
 
     def state(self) -> dict[str, Any]:
         """What steps have changed since the task was started: tensors and plain values."""

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,12 +11,11 @@ from torch.utils._pytree import tree_leaves
 
 from hnetcl.bn import BATCH, batchnorm_layers
 from hnetcl.errors import ArgumentError, one_of
-from hnetcl.inference import Candidates, candidates, compare_tasks
+from hnetcl.inference import Candidates, Criterion, as_criterion, candidates, compare_tasks, learns
 from hnetcl.model import HyperModel
 from hnetcl.modes import evaluation_mode
 from hnetcl.modules import main_logits
-from hnetcl.registry import names
-from hnetcl.tasks import Split, Task, TaskSequence
+from hnetcl.tasks import Split, Task, TaskSequence, batch_sizes
 
 SCENARIOS = ("task", "domain", "class")
 
@@ -30,7 +29,8 @@ class Protocol:
     Args:
         scenario: "task": the task is told. "domain": it is not, and only the class within the task counts. "class": both the
             task and the class within it must be found.
-        inference: by what the task is found, see `infer_tasks`; of no account for a network that is the same for all tasks.
+        inference: by what the task is found, a name or a configuration, see `infer_tasks`; of no account for a network that
+            is the same for all tasks.
         batch_size: images at a time.
         head: which logits the network has, see `TaskSequence`. With those of all classes, no others come into question than
             those of the tasks seen so far, or of the task that is told or inferred.
@@ -40,15 +40,22 @@ class Protocol:
     """
 
     scenario: str = "task"
-    inference: str = "entropy"
+    inference: Criterion = "entropy"
     batch_size: int = 250
     head: str = "task"
 
     def __post_init__(self) -> None:
         if self.scenario not in SCENARIOS:
             raise one_of("scenario", self.scenario, SCENARIOS)
-        if self.inference not in names("inference"):
-            raise one_of("inference", self.inference, names("inference"))
+        as_criterion(self.inference)
+
+    def infers(self, model: HyperModel) -> bool:
+        """Whether tasks are inferred: they are not told, and the network differs between them."""
+        return self.scenario != "task" and model.is_conditioned
+
+    def recognizes(self, model: HyperModel) -> bool:
+        """Whether they are inferred by what the model's recognizer learns when they have been trained."""
+        return self.infers(model) and learns(self.inference)
 
 
 class Accuracy(NamedTuple):
@@ -103,7 +110,7 @@ def accuracy(
     classes, seen = len(task.classes), model.hnet.num_tasks if seen is None else seen
     first = classes * number if protocol.head == "all" else 0
     told = protocol.scenario == "task"
-    if not told and model.is_conditioned and among is None:
+    if protocol.infers(model) and among is None:
         among = candidates(model, protocol.inference, seen, classes if protocol.head == "all" else None)
     if protocol.scenario == "class" and among is None and protocol.head != "all":
         rule = "has no logit for each class, and the network is the same for all tasks; allowed with scenario=class: all"
@@ -179,17 +186,6 @@ def images_at_once(model: HyperModel, task: Task) -> int:
     return max(2, (LARGEST_OUTPUT if x.is_cpu else LARGEST_OUTPUT_ON_GPU) * len(x) // largest)
 
 
-def batch_sizes(count: int, size: int) -> list[int]:
-    """Sizes of batches of `count` images, at most `size` each.
-
-    None is 1 where that can be, for a batch of one has no statistics of its own.
-    """
-    sizes = [size] * (count // size) + [count % size] * (count % size > 0)
-    if size > 2 and sizes[-1:] == [1] and len(sizes) > 1:
-        sizes[-2:] = [size - 1, 2]
-    return sizes
-
-
 def _require_classes(logits: Tensor, labels: Tensor, task: Task) -> None:
     """A classification needs a logit for each of the task's classes, and two classes at least."""
     least = max(2, len(task.classes))
@@ -205,13 +201,18 @@ def accuracies(
     tasks: Iterable[int] | None = None,
     stats: int | str | None = None,
     seen: int | None = None,
+    split: Literal["test", "val"] = "test",
 ) -> Accuracies:
-    """How much of the test images of some tasks, or of all, the model classifies right; the rest as in `accuracy`."""
+    """How much of the test images of some tasks, or of all, the model classifies right; the rest as in `accuracy`.
+
+    Args:
+        split: "val" for the held-out images.
+    """
     chosen = range(len(sequence)) if tasks is None else tasks
     with evaluation_mode(model):
         among = None
-        if protocol.scenario != "task" and model.is_conditioned:
+        if protocol.infers(model):
             classes = sequence.num_classes if protocol.head == "all" else None
             among = candidates(model, protocol.inference, seen, classes)
-        values = [accuracy(model, t, sequence[t], sequence[t].test, protocol, stats, seen, among) for t in chosen]
+        values = [accuracy(model, t, sequence[t], getattr(sequence[t], split), protocol, stats, seen, among) for t in chosen]
     return Accuracies(*torch.tensor(values, dtype=torch.float64).reshape(-1, 3).unbind(1))

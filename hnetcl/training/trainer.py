@@ -11,7 +11,8 @@ from annotated_types import Ge
 from torch import Tensor
 
 from hnetcl.errors import ArgumentError
-from hnetcl.methods import Draw, Inputs, Losses, Method, Run, active_only
+from hnetcl.inference import Criterion, open_recognizer
+from hnetcl.methods import Inputs, Losses, Method, Run, active_only
 from hnetcl.model import HyperModel
 from hnetcl.modes import start_training
 from hnetcl.registry import check_value, checking
@@ -102,7 +103,7 @@ class Trainer:
         optimizer: OptimizerFactory,
         generator: torch.Generator,
         scenario: str = "task",
-        inference: str = "entropy",
+        inference: Criterion = "entropy",
         active_classes: ActiveClasses = "seen",
         *,
         steps: Annotated[int, Ge(1)] | None = None,
@@ -131,6 +132,7 @@ class Trainer:
         self.references.take(range(len(sequence)) if model.rows == "task" else [0])
         few = Split(sequence[0].test.images[:2], sequence[0].test.labels[:2])
         protocol = Protocol(scenario, inference, head=sequence.head)
+        open_recognizer(model, sequence, inference)
         accuracy(model, 0, sequence[0], few, protocol, seen=1)  # refuses a network that does not give a logit for each class
         self.eval_batch_size = eval_batch_size or images_at_once(model, sequence[0])
         self.protocol = Protocol(scenario, inference, self.eval_batch_size, sequence.head)
@@ -233,6 +235,8 @@ class Trainer:
             started = time.perf_counter()
             self.method.end_task(current.run)
             check_learned(self.method, task)
+            if self.protocol.recognizes(self.model):
+                self.model.recognizer.learn(self.model, task, self.sequence[task], self.eval_batch_size)
             standing.trained, standing.seconds_of_task = task + 1, current.seconds + time.perf_counter() - started
             self.checkpoints.pause()
 
@@ -296,7 +300,6 @@ class Trainer:
         model, task, optimizer = run.model, run.task, run.optimizer
         trained = self._trained_on(task)
         now = [task] if model.rows == "task" else trained
-        draw = _drawing(method, task, current.batches)
         watch = Watch(model, task, optimizer, self.generator.device, first=current.step)
         log_every = self.log_every or max(1, steps // POINTS)
         started = time.perf_counter() - current.seconds
@@ -305,7 +308,7 @@ class Trainer:
                 observer.on_tick(step + 1)
             run.step = step
             self.references.take(now)
-            inputs = method.inputs(run, draw)
+            inputs = method.inputs(run, current.draw)
             if not isinstance(inputs.task, Tensor) and inputs.task != task:
                 self.references.take([inputs.task])
             losses = self.step(run, inputs)
@@ -336,15 +339,3 @@ class Trainer:
         record = Step(run.task, run.step + 1, steps, named, right, length, rate)
         for observer in self.observers:
             observer.on_step(record)
-
-
-def _drawing(method: Method, task: int, batches: Sequence[Batches]) -> Draw:
-    """What gives a method its batches."""
-
-    def draw(of: int | None = None) -> tuple[Tensor, Tensor]:
-        if of not in (None, task) and not method.sees_old_data:
-            name = type(method).__name__
-            raise ValueError(f"{name} asks for data of task {of} in task {task}, but does not say `sees_old_data = True`")
-        return batches[task if of is None else of].draw()
-
-    return draw
