@@ -5,7 +5,8 @@ Free of torch, so that a refused value is refused at once.
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
+from inspect import Parameter
 from typing import Annotated, Any, Literal, get_type_hints
 
 from annotated_types import Ge, Le, Len, doc
@@ -31,7 +32,6 @@ class Config:
     seed: Annotated[int, Ge(0), Le(2**31 - 1)]
     device: str
     scenario: Scenario
-    inference: Values
     head: Literal["task", "shared", "all"] | None
     active_classes: Literal["all", "seen", "current"] | None
     generate: Annotated[str | Annotated[list[str], Len(1)], doc("all, norm, or a list of patterns of parameters' names")]
@@ -49,6 +49,7 @@ class Config:
     hnet: Values
     method: Values
     optimizer: Values
+    inference: Values
     trainer: Values
 
     def __post_init__(self) -> None:
@@ -98,7 +99,7 @@ class EvaluationConfig:
     stats: str
     scenario: Scenario | None
     inference: str | Values | None
-    split: Literal["test", "val"]
+    split: Literal["test", "val"] = "test"
     imports: list[str]
     device: str
     data: Values
@@ -163,7 +164,8 @@ def all_keys() -> list[str]:
 def _root(values: Mapping[str, Any], kind: type) -> Values:
     hints = get_type_hints(kind, include_extras=True)
     groups = [key for key, hint in hints.items() if hint is Values or hint == Values]
-    scalars = {key: Option(hint) for key, hint in hints.items() if key not in groups}
+    defaults = {field.name: field.default for field in fields(kind) if field.default is not MISSING}
+    scalars = {key: Option(hint, defaults.get(key, Parameter.empty)) for key, hint in hints.items() if key not in groups}
     found = checked({key: value for key, value in values.items() if key not in groups}, scalars, beside=groups)
     for group in groups:
         if group not in values:
@@ -174,6 +176,7 @@ def _root(values: Mapping[str, Any], kind: type) -> Values:
 
 def _group(group: str, values: Any) -> Values:
     if group == "inference" and isinstance(values, str):  # a name alone, as runs before had it
+        _known(group, group, values)
         values = {"name": values}
     if not isinstance(values, dict):
         raise ArgumentError(group, values, "must be a group of values")

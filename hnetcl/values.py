@@ -84,8 +84,12 @@ def check_value(key: str, value: Any, wanted: Any) -> Any:
         faults = error.errors(include_url=False)
         kinds = {fault["type"] for fault in faults}
         allowed = words(wanted)
-        if allowed and kinds <= {"literal_error", "sequence_str", "is_instance_of"} and not isinstance(value, list):
-            raise one_of(key, value, allowed) from None
+        if (
+            allowed
+            and kinds <= {"literal_error", "list_type", "sequence_str", "is_instance_of"}
+            and not isinstance(value, list)
+        ):
+            raise one_of(key, value, [*allowed, *(["a list"] if "list_type" in kinds else [])]) from None
         inside = all(type(place) is int for fault in faults for place in fault["loc"][-1:] or [""])
         where = "every value must be" if inside else "must be"
         if "finite_number" in kinds:

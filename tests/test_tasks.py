@@ -3,17 +3,21 @@
 import gzip
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import save_file
 
 from hnetcl.errors import ArgumentError
 from hnetcl.tasks import Batches, Images, load_images, permuted_sequence, sources, split_sequence
 from hnetcl.tasks.images import TENSORS
+from hnetcl.tasks.split import _order
 
 
 @pytest.fixture(scope="module")
@@ -191,13 +195,64 @@ def test_preprocessing_standardizes(images: Images) -> None:
         ({"num_tasks": 4}, "num_tasks=4: must be from 1 to 3: tiny has 6 classes, 2 a task"),
         ({"num_tasks": 0}, "num_tasks=0"),
         ({"classes_per_task": 7}, "classes_per_task=7: must be from 2 to 6"),
-        ({"class_order": "reversed"}, "class_order=reversed: allowed: natural, random"),
+        ({"class_order": "reversed"}, "class_order=reversed: allowed: a list, icarl, natural, random"),
+        ({"class_order": [0, 1, 2, 2, 3, 4]}, r"class_order=\[0, 1, 2, 2, 3, 4\]: must be different numbers from 0 to 5"),
+        ({"class_order": [0, 1, 6]}, "must be different numbers from 0 to 5"),
+        ({"class_order": [4, 5, 1]}, "names 3 classes, but the tasks have 6"),
         ({"val_size": 119}, "val_size=119: must be from 0 to 118"),
+        ({"mean": 0.1}, "mean=0.1: goes unused with preprocess=standardized"),
+        ({"preprocess": "constants", "mean": 0.1}, "std=None: is missing with preprocess=constants"),
+        ({"preprocess": "constants", "mean": [0.1, 0.2], "std": 1.0}, r"mean=\[0.1, 0.2\]: must be one number, or 1"),
+        ({"preprocess": "constants", "mean": 0.1, "std": 0.0}, "std=0.0: must be greater than 0"),
     ],
 )
 def test_refused_split_arguments(images: Images, arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ArgumentError, match=message):
         split_sequence(lambda _: images, **{"num_tasks": 3, "val_size": 20, **arguments})
+
+
+def test_orders_of_classes(images: Images) -> None:
+    """A list is taken as it is; iCaRL's is numpy's shuffle by 1993, which numpy's own random numbers know nothing of."""
+    listed = split_sequence(lambda _: images, num_tasks=2, val_size=0, class_order=[5, 0, 3, 1])
+    assert [task.classes for task in listed.tasks] == [("5", "0"), ("3", "1")]
+    before = np.random.get_state()[1][:5].tolist()  # type: ignore[index]
+    icarl = split_sequence(lambda _: images, num_tasks=3, val_size=0, class_order="icarl")
+    assert np.random.get_state()[1][:5].tolist() == before  # type: ignore[index]
+    expected = list(range(6))
+    np.random.RandomState(1993).shuffle(expected)
+    assert icarl.facts["class_order"] == expected
+    hundred = _order("icarl", 0, replace(images, classes=tuple(map(str, range(100)))), 100)
+    assert hundred[:10] == [68, 56, 78, 8, 23, 84, 90, 65, 74, 76]  # as published for CIFAR-100
+
+
+def test_pixels_as_papers_have_them(images: Images) -> None:
+    """Hsu et al. 2018 pad with zeros, and then take constants; `none` leaves pixels in [0, 1]."""
+    hsu = split_sequence(lambda _: images, val_size=0, num_tasks=3, padding=2, preprocess="constants", mean=0.1, std=0.2752)
+    assert hsu.in_shape == (1, 20, 20)
+    assert hsu.manifest()["padding"] == 2
+    raw = images.test_images[torch.isin(images.test_labels, torch.tensor([0, 1]))]
+    expected = (F.pad(raw.float() / 255, [2] * 4) - 0.1) / 0.2752
+    torch.testing.assert_close(hsu[0].preprocess(hsu[0].test.images), expected)
+    plain = split_sequence(lambda _: images, val_size=0, num_tasks=3, preprocess="none")
+    torch.testing.assert_close(plain[0].preprocess(plain[0].test.images), raw.float() / 255)
+
+
+def test_permutations_of_other_libraries(images: Images) -> None:
+    """Those that Avalanche 0.6 and Continuum 1.2.7 draw, by their formulas."""
+    random, pixels = np.random.RandomState(7), images.test_images.flatten(2)[:3, 0]
+    same: dict[str, Any] = {"num_tasks": 3, "padding": 0, "val_size": 0, "preprocess": "none"}
+    found = permuted_sequence(lambda _: images, seed=7, permutations="avalanche", **same)
+    for task in found.tasks:
+        expected = pixels[:, torch.from_numpy(random.permutation(256))]
+        torch.testing.assert_close(task.preprocess(images.test_images[:3]).flatten(1), expected / 255)
+    seeds = np.random.RandomState(7).permutation(100000)[:2]
+    found = permuted_sequence(lambda _: images, seed=7, permutations="continuum", first="identity", **same)
+    orders = [torch.arange(256), *(torch.randperm(256, generator=torch.Generator().manual_seed(int(s))) for s in seeds)]
+    for task, order in zip(found.tasks, orders, strict=True):
+        torch.testing.assert_close(task.preprocess(images.test_images[:3]).flatten(1), pixels[:, order] / 255)
+    assert found[0].facts == {"permutation": "identity"}
+    with pytest.raises(ArgumentError, match="first=permuted: Continuum's first task has the images as they are"):
+        permuted_sequence(lambda _: images, permutations="continuum")
 
 
 def test_refused_permuted_arguments(images: Images) -> None:

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from hnetcl import inference, metrics
+from hnetcl import metrics
 from hnetcl.cli.main import CONF
+from hnetcl.inference import scores
 from hnetcl.methods import Method
 from hnetcl.registry import names
 from hnetcl.training import Observer, OptimizerFactory
@@ -61,7 +62,7 @@ def example(documented: Any) -> str:
 def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The user's file, and a YAML of theirs in a folder beside it."""
     folder = tmp_path_factory.mktemp("elsewhere")
-    documented = (Method, Observer, OptimizerFactory, metrics, inference)
+    documented = (Method, Observer, OptimizerFactory, metrics, scores)
     (folder / "my_parts.py").write_text(HEAD + "\n\n\n".join(map(example, documented)) + "\n")
     (folder / "mine" / "method").mkdir(parents=True)
     (folder / "mine" / "method" / "l2.yaml").write_text("name: l2\nstrength: 0.25 # of the decay\n")
@@ -122,7 +123,7 @@ def test_a_run_of_the_users_own_parts(parts: Path, tiny: list[str], tmp_path: Pa
         "method.strenth=1: there is no such key; did you mean method.strength? allowed: method.name, method.str",
         f"method.name=l22: did you mean l2? allowed: {', '.join(sorted([*names('method'), 'l2']))}",
         "observers=['printr']: printr: did you mean printer? allowed: figures, printer, progress, tensorboard",
-        "inference=margn: did you mean margin? allowed: agreement, confidence, entropy, margin",
+        "inference.name=margn: did you mean margin? allowed: agreement, confidence, entropy, margin, statistics",
         "optimizer.gamma=1: there is no such key; allowed: optimizer.beta, optimizer.lr, optimizer.name (optimizer=adamax)",
         "name=halves",
     ]

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from hnetcl.registry import register
 from hnetcl.tasks.images import Load
+from hnetcl.tasks.pixels import Constants, Preprocessing, padded, preprocessing
 from hnetcl.tasks.sequence import (
     Preprocess,
     Split,
@@ -19,7 +20,6 @@ from hnetcl.tasks.sequence import (
     derive_seed,
     hold_out,
     require_classes,
-    standardize,
 )
 
 
@@ -54,6 +54,10 @@ def rotated_sequence(
     num_tasks: Annotated[int, Ge(1)] = 10,
     max_angle: Annotated[float, Gt(0), Le(360)] = 180.0,
     angles: Literal["even", "random"] = "even",
+    padding: Annotated[int, Ge(0)] = 0,
+    preprocess: Preprocessing = "standardized",
+    mean: Constants = None,
+    std: Constants = None,
     val_size: Annotated[int, Ge(0)] = 500,
 ) -> TaskSequence:
     """All tasks share the images and classes; task t turns them by an angle of its own.
@@ -67,6 +71,8 @@ def rotated_sequence(
         dataset: the image set's name.
         max_angle: in degrees; angles are from 0 to below it.
         angles: "even", task t turns by t max_angle / num_tasks; "random", drawn for each task by `seed`.
+        padding: zeros put around each image before anything else.
+        preprocess, mean, std: see `preprocessing`.
         val_size: images held out from training for validation, the same for all tasks.
 
     Raises:
@@ -75,10 +81,10 @@ def rotated_sequence(
     Source: Lopez-Paz & Ranzato 2017 (arXiv:1706.08840), section 5.1, whose angles are random and below 180 degrees.
     """
     images = load(dataset)
-    train = Split(images.train_images, images.train_labels)
-    test = Split(images.test_images, images.test_labels)
+    train_images, test_images = padded([images.train_images, images.test_images], padding)
+    train, test = Split(train_images, images.train_labels), Split(test_images, images.test_labels)
     require_classes(images.name, images.origin, "task 0", train, test, images.classes)
-    standard = standardize(images.train_images)
+    standard = preprocessing(images.train_images, preprocess, mean, std)
     train, val = hold_out(*(train.images, train.labels), val_size, derive_seed(seed, "validation"), images.classes)
     tasks = []
     for t in range(num_tasks):
@@ -86,7 +92,7 @@ def rotated_sequence(
         if angles == "random":
             generator = torch.Generator().manual_seed(derive_seed(seed, "angle", t))
             angle = max_angle * torch.rand((), generator=generator, dtype=torch.float64).item()
-        preprocess = Rotate(**{field.name: getattr(standard, field.name) for field in fields(standard)}, angle=angle)
-        tasks.append(Task(images.classes, train, val, test, preprocess, {"angle": angle}))
-    facts = {"dataset": images.name, "left_out": list(images.left_out)}
+        turned = Rotate(**{field.name: getattr(standard, field.name) for field in fields(standard)}, angle=angle)
+        tasks.append(Task(images.classes, train, val, test, turned, {"angle": angle}))
+    facts = {"dataset": images.name, "left_out": list(images.left_out)} | ({"padding": padding} if padding else {})
     return TaskSequence(f"rotated_{images.name}", tuple(tasks), facts, images.origin)

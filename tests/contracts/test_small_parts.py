@@ -31,11 +31,13 @@ METRICS = {  # name -> its value for R = [[0.9, 0.2], [0.5, 0.8]] and b = [0.1, 
     "learning_accuracy": 0.85,
 }
 INFERENCES = ["agreement", "confidence", "entropy"]
+RECOGNIZERS = ["statistics"]  # which learn when tasks end: tests/test_recognition.py
 OBSERVERS = ["figures", "progress", "tensorboard"]
 
 
 @pytest.mark.parametrize(
-    ("kind", "table"), [("optimizer", OPTIMIZERS), ("metric", METRICS), ("inference", INFERENCES), ("observer", OBSERVERS)]
+    ("kind", "table"),
+    [("optimizer", OPTIMIZERS), ("metric", METRICS), ("inference", [*INFERENCES, *RECOGNIZERS]), ("observer", OBSERVERS)],
 )
 def test_every_part_is_in_its_table(kind: str, table: Any) -> None:
     assert set(table) == {n for n in names(kind) if find(kind, n).__module__.startswith("hnetcl.")}
