@@ -36,7 +36,7 @@ class Config:
     active_classes: Literal["all", "seen", "current"] | None
     generate: Annotated[str | Annotated[list[str], Len(1)], doc("all, norm, or a list of patterns of parameters' names")]
     shared: Literal["trained", "trained_once", "fixed"]
-    init: Literal["own", "fan_in", "fan_out", "given"] | None
+    init: Literal["own", "fan_in", "fan_out", "torch", "given"] | None
     imports: list[str]
     optimized_metric: str
     observers: list[str]

@@ -24,7 +24,7 @@ def wrap(
     *,
     generate: Any = "all",
     shared: Shared = "trained",
-    init: Literal["own", "fan_in", "fan_out", "given"] | None = None,
+    init: Literal["own", "fan_in", "fan_out", "torch", "given"] | None = None,
     stats: str = "tracked",
     precision: Precision = "float32",
     rows: Literal["task", "shared"] = "task",
@@ -49,7 +49,7 @@ def wrap(
         num_tasks: known from the start.
         generate: what is written: "all", "norm" (the parameters of norm layers), or name patterns as in a shell.
         shared: what becomes of all other parameters, see `HyperModel`.
-        init: "own", "fan_in" or "fan_out": the values whose variance the written parameters start with, see
+        init: "own", "fan_in", "fan_out" or "torch": the values whose variance the written parameters start with, see
             `initial_parameters`, the values themselves are lost; "given": the module's own values are kept. None is "own", but
             not for a module that has been trained, as far as its batch norm tells: that is refused, for which of the two is
             meant only its owner knows. A fresh head behind a trained network needs no `init`.

@@ -83,7 +83,7 @@ def test_a_run_of_the_users_own_parts(parts: Path, tiny: list[str], tmp_path: Pa
     dropped = ("hnet.", "task.val_size", "task.num_tasks")
     small = [*(word for word in tiny if not word.startswith(dropped)), "trainer.steps=4", "task.num_tasks=2"]
     imports = f"imports=[{parts / 'my_parts.py'}]"
-    chosen = ["task=halves", "hnet=narrow", "hnet.width=3", "optimizer=adamax", "optimizer.beta=0.8", "method=l2"]
+    chosen = ["task=halves", "hnet=narrow", "hnet.width=3", "optimizer=adamax", "optimizer.beta=0.8", "method=small_weights"]
     own = [imports, *chosen, "observers=[progress,printer]", "optimized_metric=worst_task"]
     untold = ["scenario=class", "inference=margin"]
     results = answers(
@@ -94,7 +94,7 @@ def test_a_run_of_the_users_own_parts(parts: Path, tiny: list[str], tmp_path: Pa
         ["evaluate", "run=run", imports, *untold],
         ["train", *own, *small, "method.strength=-1", "run.dir=none"],
         ["train", *own, *small, "method.strenth=1", "run.dir=none"],
-        ["train", *own, *small, "method=l22", "run.dir=none"],
+        ["train", *own, *small, "method=small_wieghts", "run.dir=none"],
         ["train", *own, *small, "observers=[printr]", "run.dir=none"],
         ["train", *own, *small, "inference=margn", "run.dir=none"],
         ["train", *own, *small, "optimizer.lr=0.01", "optimizer.gamma=1", "run.dir=none"],
@@ -107,7 +107,7 @@ def test_a_run_of_the_users_own_parts(parts: Path, tiny: list[str], tmp_path: Pa
     assert isinstance(config, dict)
     assert config["task"] == {"name": "halves", "dataset": "tiny", "num_tasks": 2}
     assert config["hnet"] == {"name": "narrow", "width": 3}
-    assert config["method"] == {"name": "l2", "strength": 0.01}
+    assert config["method"] == {"name": "small_weights", "strength": 0.01}
     assert config["optimizer"] == {"name": "adamax", "lr": 0.01, "beta": 0.8}
     assert OmegaConf.load(tmp_path / "untold" / "config.yaml").method.strength == 0.25
     for number in range(2):  # what the observer prints
@@ -121,7 +121,8 @@ def test_a_run_of_the_users_own_parts(parts: Path, tiny: list[str], tmp_path: Pa
     lines = [
         "method.strength=-1: must be at least 0",
         "method.strenth=1: there is no such key; did you mean method.strength? allowed: method.name, method.str",
-        f"method.name=l22: did you mean l2? allowed: {', '.join(sorted([*names('method'), 'l2']))}",
+        "method.name=small_wieghts: did you mean small_weights? allowed: "
+        + ", ".join(sorted([*names("method"), "small_weights"])),
         "observers=['printr']: printr: did you mean printer? allowed: figures, printer, progress, tensorboard",
         "inference.name=margn: did you mean margin? allowed: agreement, confidence, entropy, margin, statistics",
         "optimizer.gamma=1: there is no such key; allowed: optimizer.beta, optimizer.lr, optimizer.name (optimizer=adamax)",

@@ -11,7 +11,7 @@ from hnetcl.layers import Conv2d, Linear
 from hnetcl.numbers import real_view
 
 Layer = Linear | Conv2d | nn.Linear | _ConvNd
-INITS = ("own", "fan_in", "fan_out", "given")
+INITS = ("own", "fan_in", "fan_out", "torch", "given")
 LAYERS = (Linear, Conv2d, nn.Linear, _ConvNd)
 
 
@@ -28,8 +28,9 @@ def initial_parameters(net: nn.Module, init: str = "own") -> dict[str, Tensor]:
         init: "own", copies of the network's own values; "given" too: a hypernetwork that is told `given=True` then starts
             every task at them exactly, in place of drawing as wide. "fan_in", "fan_out": weights of linear and convolution
             layers, torch's and ours, drawn from N(0, 2 / fan) (He et al. 2015, equations 10 and 14), zeros for their biases,
-            and copies of all else, norm layers included. Fans count real channels. Layers whose weight is computed from other
-            parameters (weight norm, spectral norm, pruning) keep their own values.
+            and copies of all else, norm layers included. "torch": these weights and biases drawn as torch's own layers draw
+            them, evenly within 1 / sqrt(fan_in) on both sides of zero. Fans count real channels. Layers whose weight is
+            computed from other parameters (weight norm, spectral norm, pruning) keep their own values.
 
     Raises:
         ArgumentError: no such `init`.
@@ -43,10 +44,12 @@ def initial_parameters(net: nn.Module, init: str = "own") -> dict[str, Tensor]:
     for layer in net.modules():
         own = dict(layer.named_parameters(recurse=False))
         if isinstance(layer, LAYERS) and "weight" in own:
-            fan = fans(layer)[init == "fan_out"]
-            values[names[id(own["weight"])]].normal_(0, math.sqrt(2 / max(1, fan)))
+            fan, most = max(1, fans(layer)[init == "fan_out"]), 1 / math.sqrt(max(1, fans(layer)[0]))
+            weight = values[names[id(own["weight"])]]
+            weight.uniform_(-most, most) if init == "torch" else weight.normal_(0, math.sqrt(2 / fan))
             if "bias" in own:
-                values[names[id(own["bias"])]].zero_()
+                bias = values[names[id(own["bias"])]]
+                bias.uniform_(-most, most) if init == "torch" else bias.zero_()
     return values
 
 

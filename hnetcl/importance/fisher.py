@@ -5,16 +5,15 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.func import functional_call, grad, vmap
+from torch.func import grad, vmap
 
 from hnetcl.bn import batchnorm_layers
 from hnetcl.errors import ArgumentError
+from hnetcl.importance.gradients import HELD_AT_ONCE, SampleGradients
 from hnetcl.model import HyperModel
 from hnetcl.modes import evaluation_mode
-from hnetcl.modules import main_logits
 
-HELD_AT_ONCE = 2**25  # values of gradients, 128 MB in float32
-Labels = Literal["exact", "sampled", "empirical"]
+Labels = Literal["exact", "sampled", "predicted", "empirical"]
 
 
 @torch.no_grad()
@@ -71,7 +70,8 @@ def parameter_fisher(
     Args:
         x, y: N inputs of the task, and their labels.
         labels: q. "exact": what the model predicts, p(k | x_n), in as many backwards as there are classes. "sampled": one label
-            drawn from it. "empirical": the data's label, which is not the Fisher information, but is used in its place.
+            drawn from it. "predicted": its argmax, and "empirical": the data's label, which are not the Fisher information, but
+            are used in its place.
         generator: draws labels; on the device of `x`.
         active: the classes that come into question, bool [K]; None for all.
 
@@ -81,33 +81,29 @@ def parameter_fisher(
     Sources: Kirkpatrick et al. 2017 (arXiv:1612.00796); van de Ven 2025 (arXiv:2502.11756), on the ways to compute it.
     """
     require_samples(model, "labels", labels)
-    params = {name: p.detach() for name, p in model.common_parameters().items()}
-
-    def logits(params: dict[str, Tensor], x: Tensor) -> Tensor:
-        own = {name.removeprefix("hnet."): p for name, p in params.items() if name.startswith("hnet.")}
-        rest = {name.removeprefix("net."): p for name, p in params.items() if name.startswith("net.")}
-        found = main_logits(model.run(functional_call(model.hnet, own, (task,)) | rest, x, task))
-        return found if active is None else found[:, active]
-
-    def loss(params: dict[str, Tensor], x: Tensor, y: Tensor, weight: Tensor) -> Tensor:
-        return weight.sqrt() * F.cross_entropy(logits(params, x[None]), y[None])
-
-    per_sample = vmap(grad(loss), in_dims=(None, 0, 0, 0))
-    total = {name: torch.zeros_like(value) for name, value in params.items()}
-    size = max(1, HELD_AT_ONCE // max(1, sum(value.numel() for value in params.values())))
+    gradients = SampleGradients(model, task, active)
+    total = gradients.zeros()
     place = None if active is None else active.cumsum(0) - 1
+
+    def loss(logits: Tensor, y: Tensor, weight: Tensor) -> Tensor:
+        return weight[0].sqrt() * F.cross_entropy(logits, y)
+
     with evaluation_mode(model):
-        for some, own in zip(x.split(size), y.split(size), strict=True):
-            predicted = logits(params, some).softmax(1)
+        for some, own in zip(x.split(gradients.at_once), y.split(gradients.at_once), strict=True):
+            predicted = gradients.logits(some).softmax(1)
+            ones = torch.ones_like(predicted[:, 0])
             if labels == "exact":
                 chosen = [(torch.full_like(own, k), predicted[:, k]) for k in range(predicted.shape[1])]
             elif labels == "sampled":
-                chosen = [(torch.multinomial(predicted, 1, generator=generator)[:, 0], torch.ones_like(predicted[:, 0]))]
+                chosen = [(torch.multinomial(predicted, 1, generator=generator)[:, 0], ones)]
+            elif labels == "predicted":
+                chosen = [(predicted.argmax(1), ones)]
             else:
-                chosen = [(own if place is None else place[own], torch.ones_like(predicted[:, 0]))]
+                chosen = [(own if place is None else place[own], ones)]
             for label, weight in chosen:
-                for name, gradient in per_sample(params, some, label, weight).items():
-                    total[name] += gradient.square_().sum(0)
+                for found in gradients.of(loss, some, label, weight):
+                    for name, gradient in found.items():
+                        total[name] += gradient.square_().sum(0)
     return {name: value / len(x) for name, value in total.items()}
 
 

@@ -50,6 +50,14 @@ class Run:
         """A batch of a task as a step's inputs."""
         return Inputs(x, y, task, active=self.sequence.active(self.active_classes, self.task, y))
 
+    def known_outputs(self, y: Tensor) -> Tensor | None:
+        """The logits that samples of the current task may have, bool [K]: of the tasks so far; None for all.
+
+        Args:
+            y: labels [N], on the device.
+        """
+        return self.sequence.active("seen" if self.active_classes != "all" else "all", self.task, y)
+
 
 @dataclass
 class Inputs:
@@ -100,8 +108,8 @@ class Losses(NamedTuple):
 class Method:
     """Called by the trainer, per task `start_task`; per step `inputs`, `loss`, `after_backward`, `after_step`; `end_task`.
 
-        @hnetcl.register("method", "l2")
-        class L2(Method):
+        @hnetcl.register("method", "small_weights")
+        class SmallWeights(Method):
             def __init__(self, *, strength: Annotated[float, Ge(0)] = 1e-4) -> None:
                 self.strength = strength
 

@@ -1,12 +1,12 @@
 """Elastic weight consolidation."""
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 import torch
 from annotated_types import Ge, Le
 from torch import Tensor
 
-from hnetcl.importance import parameter_fisher, require_samples
+from hnetcl.importance.fisher import Labels, parameter_fisher, require_samples
 from hnetcl.methods.base import Run
 from hnetcl.methods.quadratic import QuadraticPenalty
 from hnetcl.model import HyperModel
@@ -25,19 +25,20 @@ class EWC(QuadraticPenalty):
     Args:
         lambda_: strength.
         labels: of the Fisher information: "exact", an expectation over the classes that the model predicts; "sampled", one
-            label drawn from it; "empirical", the data's.
+            label drawn from it; "predicted", the class that it finds likeliest; "empirical", the data's.
         samples: training images that it is estimated on, drawn once; all where a task has fewer.
-        decay: what is left of the older tasks' weights at the end of a task; below 1 it is an online EWC, which forgets slowly.
+        decay: what is left of the older tasks' weights at the end of a task.
 
-    Sources: Kirkpatrick et al. 2017 (arXiv:1612.00796), equation 3; Huszar 2018 (arXiv:1712.03847), on the sum over tasks;
-    Schwarz et al. 2018 (arXiv:1805.06370), section 3.2, on the decay.
+    Hsu et al. 2018 have no factor 1/2: their coefficient is lambda / 2, with `labels="predicted"` and all of a task's images.
+
+    Sources: Kirkpatrick et al. 2017 (arXiv:1612.00796), equation 3; Huszar 2018 (arXiv:1712.03847), on the sum over tasks.
     """
 
     def __init__(
         self,
         *,
         lambda_: Annotated[float, Ge(0)] = 10000.0,
-        labels: Literal["exact", "sampled", "empirical"] = "exact",
+        labels: Labels = "exact",
         samples: Annotated[int, Ge(1)] = 500,
         decay: Annotated[float, Ge(0), Le(1)] = 1.0,
     ) -> None:
@@ -49,12 +50,7 @@ class EWC(QuadraticPenalty):
 
     @torch.no_grad()
     def end_task(self, run: Run) -> None:
-        train = run.data.train
-        drawn = torch.randperm(len(train), generator=run.generator, device=train.labels.device)[: self.samples]
-        labels = train.labels[drawn] + run.sequence.first_output(run.task)
-        active = run.sequence.active("seen" if run.active_classes != "all" else "all", run.task, labels)
-        x = run.data.preprocess(train.images[drawn])
-        fisher = parameter_fisher(run.model, run.task, x, labels, self.labels, run.generator, active)
+        fisher = task_fisher(run, self.labels, self.samples)
         for name, parameter in run.model.common_parameters().items():
             self._add(name, fisher[name], parameter.detach())
 
@@ -64,3 +60,12 @@ class EWC(QuadraticPenalty):
         total = old + fisher
         centre = (old * self.anchor.get(name, theta) + fisher * theta) / total
         self.importance[name], self.anchor[name] = total, torch.where(total > 0, centre, theta)
+
+
+def task_fisher(run: Run, labels: Labels, samples: int) -> dict[str, Tensor]:
+    """The Fisher information of the current task, estimated on so many of its training images, by name."""
+    train = run.data.train
+    drawn = torch.randperm(len(train), generator=run.generator, device=train.labels.device)[:samples]
+    y = train.labels[drawn] + run.sequence.first_output(run.task)
+    x = run.data.preprocess(train.images[drawn])
+    return parameter_fisher(run.model, run.task, x, y, labels, run.generator, run.known_outputs(y))

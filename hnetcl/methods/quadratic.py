@@ -46,6 +46,13 @@ class QuadraticPenalty(Method):
         penalty = self.strength * torch.stack(parts).sum()
         return Losses(task.total + penalty, {**task.parts, "penalty": penalty}, task.logits)
 
+    def gather(self, run: Run, importance: Mapping[str, Tensor], kept: float = 1.0) -> None:
+        """Adds a task's importance to `kept` times the old, and holds the parameters where they are now."""
+        for name, p in run.model.common_parameters().items():
+            old = self.importance.get(name)
+            self.importance[name] = importance[name] if old is None else kept * old + importance[name]
+            self.anchor[name] = p.detach().clone()
+
     def state_dict(self) -> dict[str, Tensor]:
         kinds = {"importance": self.importance, "anchor": self.anchor}
         return {f"{kind}.{name}": value for kind, values in kinds.items() for name, value in values.items()}

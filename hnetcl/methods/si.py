@@ -68,8 +68,6 @@ class SI(QuadraticPenalty):
 
     @torch.no_grad()
     def end_task(self, run: Run) -> None:
-        for name, p in run.model.common_parameters().items():
-            importance = self.integral[name].clamp(min=0) / ((p - self.start[name]).square() + self.xi)
-            self.importance[name] = self.importance.get(name, torch.zeros_like(importance)) + importance
-            self.anchor[name] = p.detach().clone()
+        moves = {name: (p - self.start[name]).square() for name, p in run.model.common_parameters().items()}
+        self.gather(run, {name: self.integral[name].clamp(min=0) / (move + self.xi) for name, move in moves.items()})
         self.start, self.before, self.gradient, self.integral = {}, {}, {}, {}

@@ -22,6 +22,7 @@ class Standing:
         distances, misfits: as in `TaskEnd`.
         seconds: training time of the tasks that are done; `seconds_of_task` that of the newest.
         steps: training steps of these tasks.
+        optimizer: what the optimizer has gathered in them, where the next task goes on with it.
     """
 
     matrix: Tensor
@@ -35,6 +36,7 @@ class Standing:
     seconds: float = 0.0
     seconds_of_task: float = 0.0
     steps: int = 0
+    optimizer: dict[int, Any] = field(default_factory=dict)
 
     @classmethod
     def fresh(cls, tasks: int) -> "Standing":

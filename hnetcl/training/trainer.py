@@ -87,6 +87,7 @@ class Trainer:
             metrics of R need; "all": all; "last": task i, and all after the last, so that only the average accuracy and
             backward transfer are known. All else of R is NaN.
         statistics: after which tasks a `statistics_report` is made: "each", "last", "none".
+        optimizer_state: "fresh": every task starts with a new optimizer; "kept": what it has gathered stays.
         checkpoint_minutes: between two checkpoints within a task, at least; more where they would take more than a fiftieth of
             the time. None writes them at the ends of tasks only, and where the training is to stop.
 
@@ -114,6 +115,7 @@ class Trainer:
         compile: Literal["auto", "on", "off"] = "auto",
         evaluate: Literal["seen", "all", "last"] = "seen",
         statistics: Literal["each", "last", "none"] = "each",
+        optimizer_state: Literal["fresh", "kept"] = "fresh",
         checkpoint_minutes: Annotated[float, Ge(0)] | None = 10.0,
     ) -> None:
         if (steps is None) == (epochs is None):
@@ -126,7 +128,7 @@ class Trainer:
         self.observers: Sequence[Observer] = ()
         self.steps, self.epochs, self.log_every = steps, epochs, log_every
         self.batch_size, self.checkpoint_minutes = batch_size, checkpoint_minutes
-        self.evaluate, self.statistics = evaluate, statistics
+        self.evaluate, self.statistics, self.optimizer_state = evaluate, statistics, optimizer_state
 
         self.references = References(model, sequence, batch_size, generator.initial_seed())
         self.references.take(range(len(sequence)) if model.rows == "task" else [0])
@@ -138,7 +140,7 @@ class Trainer:
         self.protocol = Protocol(scenario, inference, self.eval_batch_size, sequence.head)
         self.step = TrainingStep(model, method, generator.device, compile)
 
-        own = ("steps", "epochs", "batch_size", "evaluate", "statistics", "active_classes")
+        own = ("steps", "epochs", "batch_size", "evaluate", "statistics", "active_classes", "optimizer_state")
         self.program = {  # what a checkpoint must agree on; the command line compares whole configurations before
             "num_tasks": len(sequence),
             "seed": generator.initial_seed(),
@@ -237,6 +239,8 @@ class Trainer:
             check_learned(self.method, task)
             if self.protocol.recognizes(self.model):
                 self.model.recognizer.learn(self.model, task, self.sequence[task], self.eval_batch_size)
+            if self.optimizer_state == "kept":
+                standing.optimizer = current.run.optimizer.state_dict()["state"]
             standing.trained, standing.seconds_of_task = task + 1, current.seconds + time.perf_counter() - started
             self.checkpoints.pause()
 
@@ -275,6 +279,8 @@ class Trainer:
             start_training(part)
         model.start_task(task)
         optimizer, schedule = self.optimizer.make(model, steps)
+        if self.standing.optimizer:
+            optimizer.load_state_dict({**optimizer.state_dict(), "state": self.standing.optimizer})
         run = Run(model, task, self.sequence, optimizer, self.generator, self.active_classes)
         self.references.take(self._trained_on(task))
         method.start_task(run)
