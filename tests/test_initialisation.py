@@ -158,7 +158,7 @@ def test_layers_whose_weight_is_computed_keep_their_draw(computed: Callable[[nn.
     values = initial_parameters(net, init)
     assert values.keys() == own.keys()
     for name, value in own.items():
-        drawn = init.startswith("fan") and name.startswith("1.")
+        drawn = init in ("fan_in", "fan_out", "torch") and name.startswith("1.")
         assert torch.equal(values[name], value) != drawn
     model = wrap(net, 2, init=init, hidden=[8], chunk_size=30)
     model(torch.randn(5, 6), 1).sum().backward()

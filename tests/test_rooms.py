@@ -38,11 +38,12 @@ ROOMS = [
     "training",
     "tracking",
     "build",
+    "reporting",
     "cli",
     "__main__",
 ]
 MAY_KNOW_HYDRA = {"cli"}
-MAY_KNOW_SCREENS = {"tracking"}
+MAY_KNOW_SCREENS = {"tracking", "reporting"}
 MAY_SERVE_KERNELS = {"kernels", "compiling"}  # kernels are pure functions of tensors
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 

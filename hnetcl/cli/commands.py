@@ -1,4 +1,7 @@
-"""The commands: `hnetcl train ...` and `hnetcl evaluate ...`. `python -m hnetcl` and the files in scripts/ are the same."""
+"""The commands: `hnetcl train ...`, `hnetcl evaluate ...` and `hnetcl report ...`.
+
+`python -m hnetcl` and the files in scripts/ are the same.
+"""
 
 import sys
 
@@ -9,10 +12,11 @@ from hnetcl.cli.main import USAGE_ERROR, run
 from hnetcl.cli.plain import typed_config, typed_evaluation
 from hnetcl.errors import one_of
 
-USAGE = """usage: hnetcl COMMAND [KEY=VALUE ...]
+USAGE = """usage: hnetcl COMMAND ...
 
   hnetcl train task=split_mnist bn=quaternion    trains on a sequence of tasks
   hnetcl evaluate run=DIR                        evaluates a finished run
+  hnetcl report DIR ...                          tables and figures of all runs in some folders
 
 `hnetcl COMMAND --help` lists the keys."""
 
@@ -27,7 +31,14 @@ def evaluate() -> None:
     run("evaluate", _evaluate)
 
 
-COMMANDS = {"train": train, "evaluate": evaluate}
+def report() -> None:
+    """Tables and figures of runs."""
+    from hnetcl.cli.report import report as made
+
+    made(sys.argv[1:])
+
+
+COMMANDS = {"train": train, "evaluate": evaluate, "report": report}
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
 """Tables as text."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from textwrap import shorten
 
 from rich import box
@@ -36,14 +36,16 @@ def number(value: float | Tensor) -> str:
     return f"{float(value):.6f}"
 
 
-def text_table(header: list[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
-    """A line per row; all columns but `left` are aligned on the right."""
+def text_table(
+    header: list[str], rows: Sequence[Sequence[str]], left: Collection[int] = (1,), width: int | None = WIDTH
+) -> str:
+    """A line per row; all columns but those numbered in `left` are aligned on the right. Without a width, as wide as needed."""
     table = Table(box=box.ASCII2, show_edge=False)
     for k, name in enumerate(header):
-        table.add_column(name, justify="left" if k == left else "right", no_wrap=True)
+        table.add_column(name, justify="left" if k in left else "right", no_wrap=True)
     for row in rows:
         table.add_row(*map(Text, row))  # a plain string would be read as markup: a class may be called [/x] or :cat:
-    console = Console(width=WIDTH, color_system=None)
+    console = Console(width=width or 10_000, color_system=None)
     with console.capture() as text:
         console.print(table)
     return "\n".join(line.rstrip() for line in text.get().strip("\n").splitlines() if line.strip())

@@ -75,7 +75,7 @@ def _run(arguments: Namespace) -> None:
         report = field.measure(field.contenders)
     from hnetcl.tracking.tables import text_table
 
-    print(text_table(report.header, report.rows, left=0))
+    print(text_table(report.header, report.rows, left=(0,)))
     print(report.note)
     for name, reason in report.absent.items():
         print(f"{name} is left out: {reason}")

@@ -1,0 +1,23 @@
+"""Directories of runs as tables, figures and one page."""
+
+from hnetcl.reporting.comparison import Comparison, comparison
+from hnetcl.reporting.figures import run_figures
+from hnetcl.reporting.page import page
+from hnetcl.reporting.published import Claim, read_claims, verdicts
+from hnetcl.reporting.runs import RunRecord, find_runs, flat
+from hnetcl.reporting.table import Cell, Table
+
+__all__ = [
+    "Cell",
+    "Claim",
+    "Comparison",
+    "RunRecord",
+    "Table",
+    "comparison",
+    "find_runs",
+    "flat",
+    "page",
+    "read_claims",
+    "run_figures",
+    "verdicts",
+]

@@ -1,0 +1,172 @@
+"""What is found below some folders: every run, whatever became of it."""
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hnetcl.errors import ArgumentError, one_line
+from hnetcl.files import read_text
+from hnetcl.training import RunDirectory
+
+BEGINS, ENDED = " tasks, on ", "the run ended early"  # in lines of a run's log: that it was started, that an error has ended it
+REFUSED = "refused.jsonl"  # in the folder of a multirun: jobs that were refused before they had a directory
+REFERENCES = "references"  # the folder of a run's bounds
+DEEPEST = 12  # folders below one that was named
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """A run as its directory tells it.
+
+    Args:
+        path: of its directory.
+        status: "complete", "unfinished", "failed" or "damaged".
+        reason: of a status that is not "complete", in one line.
+        config: its configuration by `group.key`.
+        metrics: as in metrics.json; empty where the run is not complete.
+        accuracy: R with the untrained model's row first [T + 1, T], in float64, NaN where nothing was measured; or None.
+        statistics: what statistics.json holds.
+        command: that started the run first; empty where nobody knows.
+        versions: by package, of that start.
+        references: the run's bounds, by method.
+    """
+
+    path: Path
+    status: str
+    reason: str = ""
+    config: Mapping[str, Any] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    accuracy: np.ndarray | None = None
+    statistics: Mapping[str, Any] = field(default_factory=dict)
+    command: str = ""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    references: Mapping[str, "RunRecord"] = field(default_factory=dict)
+
+    @property
+    def complete(self) -> bool:
+        return self.status == "complete"
+
+
+def find_runs(folders: Sequence[str | Path], read_config: Any) -> list[RunRecord]:
+    """All runs at and below some folders, in the order of their paths; each once. Links are not followed.
+
+    Args:
+        read_config: the path of a config.yaml -> its values.
+
+    Raises:
+        ArgumentError: a folder is not there, or there is no run.
+    """
+    found: dict[Path, RunRecord] = {}
+    for folder in folders:
+        top = Path(folder).expanduser()
+        if not top.is_dir():
+            raise ArgumentError("DIR", str(folder), "there is no such folder")
+        for path in sorted(_directories(top)):
+            found.setdefault(path.resolve(), _read(RunDirectory(path), read_config))
+        for refused in sorted(top.rglob(REFUSED)):
+            for record in _refused(refused):
+                found.setdefault(record.path.resolve(), record)
+    if not found:
+        raise ArgumentError("DIR", ", ".join(map(str, folders)), "there is no run at or below it (no config.yaml)")
+    return list(found.values())
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested values as `group.key`."""
+    made: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            made |= flat(value, f"{prefix}{key}.")
+        else:
+            made[f"{prefix}{key}"] = value
+    return made
+
+
+def _directories(top: Path) -> Iterator[Path]:
+    """Directories of runs, those of their references not among them."""
+    for folder, inside, files in os.walk(top):
+        if "config.yaml" in files:
+            yield Path(folder)
+            inside.clear()
+        elif len(Path(folder).relative_to(top).parts) >= DEEPEST:
+            inside.clear()
+
+
+def _read(directory: RunDirectory, read_config: Any) -> RunRecord:
+    path = directory.path
+    known: dict[str, Any] = {}
+    try:
+        config = flat(read_config(directory.config))
+        if "inference" in config:  # a name alone, as runs before had it
+            config["inference.name"] = config.pop("inference")
+    except ValueError as error:
+        return RunRecord(path, "damaged", f"config.yaml: {one_line(error)}")
+    try:
+        starts = directory.read_environment()
+        first = starts[0] if starts else {}
+        versions = first.get("versions") if isinstance(first.get("versions"), dict) else {}
+        known = {"command": str(first.get("command") or ""), "versions": {str(k): str(v) for k, v in (versions or {}).items()}}
+    except ValueError as error:
+        return RunRecord(path, "damaged", one_line(error), config)
+    if not directory.is_finished():
+        status, reason = _standing(directory)
+        return RunRecord(path, status, reason, config, accuracy=_accuracy(directory), **known)
+    try:
+        directory.load_model()
+        metrics, accuracy = directory.read_metrics(), np.array(directory.read_accuracy(), dtype=np.float64)
+        statistics = json.loads(read_text(directory.statistics))
+    except ValueError as error:
+        return RunRecord(path, "damaged", one_line(error), config, **known)
+    references = {}
+    bounds = path / REFERENCES
+    for each in sorted(bounds.iterdir()) if bounds.is_dir() else []:
+        if (each / "config.yaml").is_file():
+            references[each.name] = _read(RunDirectory(each), read_config)
+    return RunRecord(path, "complete", "", config, metrics, accuracy, statistics, references=references, **known)
+
+
+def _standing(directory: RunDirectory) -> tuple[str, str]:
+    """What became of a run that has no model: its status, and the reason."""
+    try:
+        lines = read_text(directory.log).splitlines()
+    except ValueError:
+        lines = []
+    newest = max((place for place, line in enumerate(lines) if BEGINS in line), default=0)
+    ended = [place for place, line in enumerate(lines) if place > newest and ENDED in line]
+    if ended:
+        told = lines[ended[-1]].partition(f"{ENDED}: ")[2] or next((line for line in reversed(lines) if line.strip()), "")
+        if "KeyboardInterrupt" not in told:
+            return "failed", told.strip()
+    accuracy = _accuracy(directory)
+    done = 0 if accuracy is None else len(accuracy) - 1
+    where = f"{done} of {accuracy.shape[1]} tasks are done" if accuracy is not None else "no task is done"
+    return "unfinished", where if directory.has_checkpoint() or done else f"{where}, and there is no checkpoint"
+
+
+def _accuracy(directory: RunDirectory) -> np.ndarray | None:
+    try:
+        return np.array(directory.read_accuracy(), dtype=np.float64)
+    except ValueError:
+        return None
+
+
+def _refused(path: Path) -> Iterator[RunRecord]:
+    """Jobs of a multirun that never became a run; one that was started again has a directory, and comes first."""
+    try:
+        lines = read_text(path).splitlines()
+    except ValueError:
+        return
+    for number, line in enumerate(lines):
+        try:
+            job = json.loads(line)
+            folder, words, reason = Path(job["directory"]).name, [str(word) for word in job["overrides"]], str(job["reason"])
+        except (ValueError, KeyError, TypeError):
+            yield RunRecord(path.parent / f"{REFUSED} line {number + 1}", "damaged", "is no record of a refused job")
+            continue
+        config = dict(word.lstrip("+~").partition("=")[::2] for word in words)
+        yield RunRecord(path.parent / folder, "failed", one_line(ValueError(reason)), config)
