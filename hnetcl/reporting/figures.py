@@ -56,7 +56,7 @@ def _methods(found: Comparison, metric: str) -> Figure:
         color = COLORS[place % len(COLORS)]
         low, high = interval(values)
         axes.plot(values, [place] * len(values), ".", color=color, alpha=0.45, markersize=4)
-        axes.plot([values.mean()], [place], MARKS[place % len(MARKS)], color=color, markersize=4.5)
+        axes.plot([values.mean()], [place], _mark(place), color=color, markersize=4.5)
         if not math.isnan(low):
             axes.plot([low, high], [place, place], color=color, linewidth=1.6)
     axes.set_yticks(range(len(found.groups)), [_label(found, group) for group in found.groups])
@@ -73,12 +73,15 @@ def _compression(found: Comparison, metric: str) -> Figure:
     for place, group in enumerate(found.groups):
         x, y = group.of("compression"), group.of(metric)
         if len(x) and len(y):
-            style: Any = {"color": COLORS[place % len(COLORS)], "marker": MARKS[place % len(MARKS)]}
+            style: Any = {"color": COLORS[place % len(COLORS)], "marker": _mark(place)}
             off = float(y.std(ddof=1)) if len(y) > 1 else 0.0
             axes.errorbar(
                 x.mean(), y.mean(), yerr=off, markersize=4, linewidth=1, linestyle="", label=_label(found, group), **style
             )
-    axes.set(xlabel="trainable / generated parameters", ylabel=metric.replace("_", " "), xscale="log")
+    axes.set(xlabel="trainable / generated parameters", ylabel=metric.replace("_", " "))
+    low, high = axes.get_xlim()
+    if low > 0 and high > 10 * low:
+        axes.set_xscale("log")
     axes.grid(alpha=0.3, linewidth=0.5)
     _legend(figure, len(found.groups))
     return figure
@@ -96,7 +99,7 @@ def _over_tasks(found: Comparison) -> Figure:
         rows = mean[1:]
         seen = [np.mean(rows[i, : i + 1]) for i in range(len(rows))]
         longest = max(longest, len(seen))
-        style: Any = {"color": COLORS[place % len(COLORS)], "marker": MARKS[place % len(MARKS)], "markersize": 3}
+        style: Any = {"color": COLORS[place % len(COLORS)], "marker": _mark(place), "markersize": 3}
         axes.plot(range(1, len(seen) + 1), seen, linewidth=1, label=_label(found, group), **style)
     axes.set(xlabel="tasks trained", ylabel="mean accuracy so far")
     if longest <= 12:
@@ -104,6 +107,11 @@ def _over_tasks(found: Comparison) -> Figure:
     axes.grid(alpha=0.3, linewidth=0.5)
     _legend(figure, len(found.groups))
     return figure
+
+
+def _mark(place: int) -> str:
+    """Where colours begin anew, marks go on: no two of 64 groups have both in common."""
+    return MARKS[(place + place // len(COLORS)) % len(MARKS)]
 
 
 def _legend(figure: Figure, groups: int) -> None:
