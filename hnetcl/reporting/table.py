@@ -39,7 +39,8 @@ class Table:
     def terminal(self) -> str:
         """The best of a column has a star."""
         rows = [[_plain(cell.text) + ("*" if cell.bold else "") for cell in row] for row in self.rows]
-        return "\n".join([self.title, text_table(list(self.header), rows, left=range(self.left), width=None), *self.notes])
+        table = text_table(list(map(_plain, self.header)), rows, left=range(self.left), width=None)
+        return "\n".join([_plain(self.title), table, *map(_plain, self.notes)])
 
     def markdown(self) -> str:
         """A table of GitHub's Markdown."""
