@@ -25,14 +25,7 @@ SAME = (  # keys that don't make another experiment
     *(f"trainer.{key}" for key in ("threads", "eval_batch_size", "log_every", "checkpoint_minutes", "statistics", "evaluate")),
 )
 LOWER_IS_BETTER = ("forgetting", "intransigence", "compression", "seconds", "seconds_total")
-METRICS = (
-    "average_accuracy",
-    "forgetting",
-    "average_incremental_accuracy",
-    "task_inference_accuracy",
-    "compression",
-    "seconds",
-)
+METRICS = ("average_accuracy", "forgetting", "task_inference_accuracy", "intransigence", "compression", "seconds")
 REFERENCE = "(reference)"
 
 
