@@ -208,6 +208,8 @@ def evaluate(config: EvaluationConfig) -> list[float]:
     print(f"average_accuracy: {number(sum(found) / len(found))} (tasks: {len(tasks)}, stats: {config.stats}{of})")
     if scenario != "task":
         print(f"task_inference_accuracy: {number(known.mean())} (scenario: {scenario}, inference: {inference['name']})")
+        if model.recognizer is not None:
+            print(f"kept to recognise tasks: {model.recognizer.kept_bytes:,} bytes")
     if own and is_test and found != [before[t] for t in tasks]:
         print("these are not the recorded numbers: another device, or another version of torch?")
     return found
@@ -288,6 +290,7 @@ def _metrics(parts: Parts, result: Result, config: Config) -> dict[str, float]:
             "task_aware": float(result.aware.mean()),
             "task_agnostic": metrics["average_accuracy"],
             "task_inference_accuracy": float(result.known.mean()),
+            "recognizer_bytes": float(parts.model.recognizer.kept_bytes if parts.model.recognizer is not None else 0),
         }
     return {
         **metrics,
