@@ -27,7 +27,7 @@ ELSEWHERE = {
     ".venv/bin/python -m pytest": "is what runs this test",
     ".venv/bin/python -m pytest -n 2 tests/test_methods.py": "the same",
     '.venv/bin/python -m pytest -m ""': "the same",
-    'python -m pytest -m "" tests/test_zoo.py': "takes minutes; .ci/run does it",
+    'python -m pytest -m "" tests/test_zoo.py': "takes minutes; .ci/run does so with one of each kind",
     "pip install PATH": "test_installed.py builds a wheel and installs it",
     "pip install hydra-optuna-sweeper": "is among what tests need",
     "pip install hydra-submitit-launcher": "the same",
