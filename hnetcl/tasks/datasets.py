@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from hnetcl.errors import ArgumentError
+from hnetcl.registry import checking
 from hnetcl.tasks.augmentation import Augmentation
 from hnetcl.tasks.images import Images, image_set
 from hnetcl.tasks.pictures import grey_repeated, pixels_of
@@ -16,6 +17,7 @@ from hnetcl.tasks.sequence import TaskSequence
 from hnetcl.tasks.split import split_tasks
 
 
+@checking
 def sequence_of(
     train: Iterable[Any],
     test: Iterable[Any],

@@ -154,9 +154,20 @@ class TaskSequence:
         """
         from hnetcl.tasks.datasets import sequence_of  # which is made of sequences
 
-        constants = {"preprocess": preprocess, "mean": mean, "std": std, "augment": augment}
-        own: dict[str, Any] = {"name": name, "classes": classes, "val_size": val_size, "seed": seed, "device": device}
-        return sequence_of(train, test, **constants, **own)
+        made: TaskSequence = sequence_of(
+            train,
+            test,
+            name=name,
+            classes=classes,
+            val_size=val_size,
+            seed=seed,
+            preprocess=preprocess,
+            mean=mean,
+            std=std,
+            augment=augment,
+            device=device,
+        )
+        return made
 
     def __len__(self) -> int:
         return len(self.tasks)
