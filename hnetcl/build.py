@@ -79,7 +79,8 @@ def build_sequence(config: Config, device: torch.device) -> TaskSequence:
             return load_images(dataset, config.data["root"]).to(device)
 
     with named("task", root="data"):
-        sequence: TaskSequence = _made("task", config.task, TaskSequence, load=load, seed=config.seed)
+        given = {"load": load, "seed": config.seed, "root": config.data["root"], "device": device}
+        sequence: TaskSequence = _made("task", config.task, TaskSequence, **given)
     return replace(sequence, head=config.chosen_head)
 
 

@@ -17,7 +17,9 @@ Labels = Literal["exact", "sampled", "predicted", "empirical"]
 
 
 @torch.no_grad()
-def fisher_information(model: HyperModel, task: int, x: Tensor, generator: torch.Generator) -> Tensor:
+def fisher_information(
+    model: HyperModel, task: int, x: Tensor, generator: torch.Generator, active: Tensor | None = None
+) -> Tensor:
     r"""The diagonal Fisher information of a task's written parameters w, [P] in the order of `hnet.shapes`:
 
     .. math:: F_p = \frac{1}{N} \sum_n \left( \frac{\partial \log p(y_n \mid x_n, w)}{\partial w_p} \right)^2,
@@ -29,6 +31,7 @@ def fisher_information(model: HyperModel, task: int, x: Tensor, generator: torch
     Args:
         x: N inputs of the task.
         generator: draws the labels; on the device of `x`.
+        active: the classes that come into question, bool [K]; None for all.
 
     Raises:
         ArgumentError: batch-norm layers normalize by the batch, in which samples have no gradients of their own.
@@ -38,14 +41,18 @@ def fisher_information(model: HyperModel, task: int, x: Tensor, generator: torch
     require_samples(model, "importance", "fisher")
     params = model.hnet(task)
 
+    def logits(params: dict[str, Tensor], x: Tensor) -> Tensor:
+        found: Tensor = model.run(params, x, task)
+        return found if active is None else found[:, active]
+
     def loss(params: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
-        return F.cross_entropy(model.run(params, x[None], task), y[None])
+        return F.cross_entropy(logits(params, x[None]), y[None])
 
     per_sample = vmap(grad(loss), in_dims=(None, 0, 0))
     total = {name: torch.zeros_like(value) for name, value in params.items()}
     with evaluation_mode(model):
         for some in x.split(max(1, HELD_AT_ONCE // model.hnet.num_generated)):
-            y = torch.multinomial(model.run(params, some, task).softmax(1), 1, generator=generator)[:, 0]
+            y = torch.multinomial(logits(params, some).softmax(1), 1, generator=generator)[:, 0]
             for name, gradient in per_sample(params, some, y).items():
                 total[name] += gradient.square().sum(0)
     return torch.cat([total[name].flatten() for name in model.hnet.shapes]) / len(x)

@@ -24,13 +24,13 @@ class Importance:
         self.kind, self.samples, self.masks = kind, samples, masks
         self.fisher: list[Tensor] = []  # [P] of every task that was trained, on the CPU
 
-    def learn(self, model: HyperModel, task: int, data: Task, generator: torch.Generator) -> None:
-        """Looks at a task that has just been trained."""
+    def learn(self, model: HyperModel, task: int, data: Task, generator: torch.Generator, active: Tensor | None = None) -> None:
+        """Looks at a task that has just been trained; `active` as in `fisher_information`."""
         if self.kind == "none":
             return
         images = data.train.images
         drawn = torch.randperm(len(images), generator=generator, device=images.device)[: self.samples]
-        fisher = fisher_information(model, task, data.preprocess(images[drawn]), generator)
+        fisher = fisher_information(model, task, data.preprocess(images[drawn]), generator, active)
         mean = fisher.mean()
         relative = torch.where(mean > 0, fisher / mean, 1.0)  # a network that is sure of everything tells nothing
         self.fisher = [*self.fisher[:task], relative.cpu()]

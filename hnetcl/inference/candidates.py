@@ -6,6 +6,7 @@ from inspect import isclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.func import functional_call
 
@@ -22,6 +23,7 @@ COPIES = 8  # of the embeddings, with noise
 
 Criterion = str | Mapping[str, Any]
 """The name of a part of the kind `inference`, or its `name` with its configuration."""
+Outputs = Sequence[tuple[int, int]]
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class Candidates:
         params: what the hypernetwork writes for them, [B, ...] by name.
         noisy: the same from embeddings with noise, several times; empty where the criterion needs none.
         scorers: of each task, where a recognizer tells them apart; else empty.
-        classes: K, where candidate t looks at the logits from t K on only; None where it looks at all.
+        outputs: from which logit to before which one each candidate looks; None where all look at all.
     """
 
     criterion: Mapping[str, Any]
@@ -42,7 +44,7 @@ class Candidates:
     params: dict[str, Tensor]
     noisy: list[dict[str, Tensor]]
     scorers: Sequence[Scorer] = ()
-    classes: int | None = None
+    outputs: Outputs | None = None
 
 
 def as_criterion(criterion: Criterion) -> dict[str, Any]:
@@ -101,8 +103,8 @@ def teach(model: HyperModel, sequence: TaskSequence, criterion: Criterion, batch
 
 
 @torch.no_grad()
-def candidates(model: HyperModel, criterion: Criterion, seen: int | None = None, classes: int | None = None) -> Candidates:
-    """The first `seen` tasks, or all, as candidates.
+def candidates(model: HyperModel, criterion: Criterion, seen: int | None = None, outputs: Outputs | None = None) -> Candidates:
+    """The first `seen` tasks, or all, as candidates; `outputs` as in `Candidates`.
 
     Raises:
         ArgumentError: there is no such criterion, it needs task embeddings and the hypernetwork has none, or it is a recognizer
@@ -116,9 +118,9 @@ def candidates(model: HyperModel, criterion: Criterion, seen: int | None = None,
         if not isinstance(recognizer, kind) or not recognizer.opened:
             raise ArgumentError("inference", values["name"], "the model has learned nothing that tasks are recognised by")
         scorers = [recognizer.scorer(task) for task in tasks.tolist()]
-        return Candidates(values, tasks, model.hnet(tasks), [], scorers, classes)
+        return Candidates(values, tasks, model.hnet(tasks), [], scorers, outputs)
     noisy = _noisy(model, tasks, values["name"]) if "noisy" in given("inference", values["name"]) else []
-    return Candidates(values, tasks, model.hnet(tasks), noisy, (), classes)
+    return Candidates(values, tasks, model.hnet(tasks), noisy, (), outputs)
 
 
 @torch.no_grad()
@@ -131,7 +133,7 @@ def infer_tasks(model: HyperModel, x: Tensor, among: Candidates) -> tuple[Tensor
         among: as `candidates` writes them.
 
     Returns:
-        tasks [N], logits [N, K].
+        tasks [N], logits [N, K]; minus infinity for classes that a task has not, where tasks differ in their number.
     """
     chosen, logits = compare_tasks(model, x, among)
     return chosen, logits[chosen, torch.arange(len(x), device=x.device)]
@@ -142,14 +144,28 @@ def compare_tasks(model: HyperModel, x: Tensor, among: Candidates) -> tuple[Tens
     """The inferred task of each sample [N], and the logits [B, N, K] under all candidates; the rest as in `infer_tasks`."""
     if among.scorers:
         found = [_watched(model, x, among, place) for place in range(len(among.tasks))]
-        logits, scores = (torch.stack(each) for each in zip(*found, strict=True))
-        return scores.argmax(0), logits
-    logits = _logits(model, x, among, among.params)
-    taken = {"logits": logits}
-    if among.noisy:
-        taken["noisy"] = torch.stack([_logits(model, x, among, params) for params in among.noisy])
-    score: Tensor = make("inference", among.criterion, **taken)
-    return score.argmax(0), logits
+        logits, scores = zip(*found, strict=True)
+        return torch.stack(scores).argmax(0), _stacked(logits)
+    every = _logits(model, x, among, among.params)
+    noisy = [_logits(model, x, among, params) for params in among.noisy]
+    groups = range(len(every)) if len({each.shape[1] for each in every}) > 1 else [slice(None)]  # of as many classes
+    score = []
+    for group in groups:
+        taken = {"logits": torch.stack(_some(every, group))}
+        if noisy:
+            taken["noisy"] = torch.stack([torch.stack(_some(each, group)) for each in noisy])
+        score.append(make("inference", among.criterion, **taken))
+    return torch.cat(score).argmax(0), _stacked(every)
+
+
+def _some(values: list[Tensor], group: int | slice) -> list[Tensor]:
+    return values[group] if isinstance(group, slice) else [values[group]]
+
+
+def _stacked(logits: Sequence[Tensor]) -> Tensor:
+    """[B, N, K] of B times [N, K'], with minus infinity where K' is below K."""
+    width = max(each.shape[1] for each in logits)
+    return torch.stack([F.pad(each, (0, width - each.shape[1]), value=-torch.inf) for each in logits])
 
 
 def _watched(model: HyperModel, x: Tensor, among: Candidates, place: int) -> tuple[Tensor, Tensor]:
@@ -162,20 +178,20 @@ def _watched(model: HyperModel, x: Tensor, among: Candidates, place: int) -> tup
     return logits, among.scorers[place](inputs, logits)
 
 
-def _logits(model: HyperModel, x: Tensor, among: Candidates, params: dict[str, Tensor]) -> Tensor:
-    """[B, N, K]: in one pass on a GPU, task by task on a CPU, which is two to three times as fast there."""
+def _logits(model: HyperModel, x: Tensor, among: Candidates, params: dict[str, Tensor]) -> list[Tensor]:
+    """B times [N, K]: in one pass on a GPU, task by task on a CPU, which is two to three times as fast there."""
     tasks = among.tasks
     if model.training or not x.is_cpu:
-        logits = main_logits(model.some_tasks(x, tasks, params))  # which refuses training mode
+        logits = list(main_logits(model.some_tasks(x, tasks, params)))  # which refuses training mode
     else:
         own = ({name: value[place] for name, value in params.items()} for place in range(len(tasks)))
-        logits = torch.stack([main_logits(model.run(each, x, task)) for each, task in zip(own, tasks.tolist(), strict=True)])
-    return logits if among.classes is None else torch.stack([_own(each, among, t) for t, each in enumerate(logits)])
+        logits = [main_logits(model.run(each, x, task)) for each, task in zip(own, tasks.tolist(), strict=True)]
+    return [_own(each, among, t) for t, each in enumerate(logits)]
 
 
 def _own(logits: Tensor, among: Candidates, place: int) -> Tensor:
     """Of the logits [N, ...] under a candidate those that it looks at [N, K]."""
-    return logits if among.classes is None else logits[:, among.classes * place : among.classes * (place + 1)]
+    return logits if among.outputs is None else logits[:, slice(*among.outputs[place])]
 
 
 def _noisy(model: HyperModel, tasks: Tensor, criterion: str) -> list[dict[str, Tensor]]:

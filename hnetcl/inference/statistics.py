@@ -110,7 +110,7 @@ class FeatureStatistics(Recognizer):
         if len(data.val) < 2:
             rule = f"needs held-out images of every task, and task {task} has {len(data.val)}; allowed: task.val_size=2 or more"
             raise ArgumentError("inference", "statistics", rule)
-        moments = {name: ClassMoments(len(self._row("means", name, task))) for name in self.watches}
+        moments = {name: ClassMoments(len(data.classes)) for name in self.watches}
         for inputs, _, labels in self._passes(model, task, data, data.train, batch_size):
             for name in self.watches:
                 moments[name].add(inputs[name], labels)
@@ -137,7 +137,9 @@ class FeatureStatistics(Recognizer):
         return self.get_buffer(_buffer(kind, name))[task]
 
     def _keep(self, name: str, task: int, means: Tensor, covariance: Tensor) -> None:
-        self._row("means", name, task).copy_(means)
+        rows = self._row("means", name, task)
+        rows.copy_(means[:1])  # where another task has more classes: to come twice changes no distance from the nearest
+        rows[: len(means)] = means
         if self.rank is None:
             self._row("covariance", name, task).copy_(packed(covariance))
         else:

@@ -48,7 +48,7 @@ class Run:
 
     def batch(self, x: Tensor, y: Tensor, task: int) -> "Inputs":
         """A batch of a task as a step's inputs."""
-        return Inputs(x, y, task, active=self.sequence.active(self.active_classes, self.task, y))
+        return Inputs(x, y, task, active=self.sequence.active(self.active_classes, self.task, y, task))
 
     def known_outputs(self, y: Tensor) -> Tensor | None:
         """The logits that samples of the current task may have, bool [K]: of the tasks so far; None for all.

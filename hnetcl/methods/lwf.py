@@ -59,6 +59,8 @@ class LwF(Method):
         if run.model.is_conditioned:
             tasks = torch.arange(run.task, device=inputs.y.device)
             inputs.old = {"tasks": tasks, "logits": self._old_logits(self.before, inputs.x, tasks)}
+            own = run.sequence.own_outputs(tasks)
+            inputs.old |= {} if own is None else {"own": own[:, None]}
         else:
             inputs.tensors["logits"] = main_logits(self.before.run(self.before.hnet(0), inputs.x, 0, BATCH))
         if run.sequence.head == "all":  # what the model before says of the current classes it has not learned
@@ -69,7 +71,7 @@ class LwF(Method):
     def loss(self, model: HyperModel, inputs: Inputs) -> Losses:
         task, among = super().loss(model, inputs), inputs.tensors.get("old")
         if inputs.old:
-            tasks, before = inputs.old["tasks"], inputs.old["logits"]
+            tasks, before, among = inputs.old["tasks"], inputs.old["logits"], inputs.old.get("own", among)
             drift = inputs.weighted(self._divergence(before, self._old_logits(model, inputs.x, tasks), among)).sum()
         elif inputs.tensors:
             drift = self._divergence(inputs.tensors["logits"], task.logits, among)

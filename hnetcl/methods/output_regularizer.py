@@ -178,7 +178,8 @@ class OutputRegularizer(Method):
 
     def end_task(self, run: Run) -> None:
         if self.beta:
-            self.importance.learn(run.model, run.task, run.data, run.generator)
+            own = run.sequence.own_outputs(torch.full((), run.task, device=run.generator.device))
+            self.importance.learn(run.model, run.task, run.data, run.generator, own)
 
     def task_state(self) -> dict[str, Tensor]:
         if self.order is None or self.generator is None:

@@ -38,11 +38,11 @@ class Replay(Method):
         self.memory = Memory(size, 1)
 
     def check(self, model: HyperModel, sequence: TaskSequence) -> None:
-        classes = len(sequence) * sequence.num_classes
+        classes = sum(sequence.class_counts)
         if self.size < classes:
             raise ArgumentError("size", self.size, f"must be at least {classes}: one sample for each class of all tasks")
         require("size", self.size, 4.0 * self.size * math.prod(sequence.in_shape))
-        self.memory = Memory(self.size, sequence.num_classes)
+        self.memory = Memory(self.size, sequence.class_counts)
 
     def start_task(self, run: Run) -> None:
         self.memory.to(run.generator.device)
@@ -56,8 +56,7 @@ class Replay(Method):
 
     def replay(self, inputs: Inputs, run: Run, name: str, number: int) -> None:
         """Adds replayed samples to a step's inputs, under a name."""
-        outputs = torch.arange((run.task + 1) * run.sequence.num_classes, device=inputs.y.device)
-        tasks = outputs // run.sequence.num_classes
+        tasks = run.sequence.task_of_class(inputs.y.device)[: run.sequence.first_class(run.task + 1)]
         task = torch.full((), run.task, device=inputs.y.device)
         if run.model.is_conditioned:
             task = torch.randint(run.task, (), generator=run.generator, device=inputs.y.device)
@@ -65,7 +64,7 @@ class Replay(Method):
         else:
             chosen = tasks < run.task
         samples = self.memory.draw(number, chosen, run.generator)
-        active = run.sequence.active(run.active_classes, run.task, samples.y)
+        active = run.sequence.active(run.active_classes, run.task, samples.y, task)
         inputs.tensors |= {f"{name}.{key}": value for key, value in samples._asdict().items()}
         inputs.tensors |= {f"{name}.task": task} | ({} if active is None else {f"{name}.active": active})
 
@@ -91,7 +90,7 @@ class Replay(Method):
         return self.task_loss(own, inputs), list(zip(logits, groups, strict=True))
 
     def after_step(self, run: Run, inputs: Inputs, losses: Losses) -> None:
-        first = run.task * run.sequence.num_classes - run.sequence.first_output(run.task)
+        first = run.sequence.first_class(run.task) - run.sequence.first_output(run.task)
         self.memory.add(inputs.x, inputs.y, losses.logits, inputs.y + first, run.generator)
 
     def task_state(self) -> dict[str, Tensor]:

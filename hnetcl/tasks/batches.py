@@ -3,11 +3,13 @@
 import torch
 from torch import Tensor
 
+from hnetcl.tasks.augmentation import augmented
 from hnetcl.tasks.sequence import Task
 
 
 class Batches:
-    """Training batches of a task, epoch after epoch, each image once an epoch; an epoch's short last batch is left out.
+    """Training batches of a task, epoch after epoch, each image once an epoch, augmented as the task says; an epoch's
+    short last batch is left out.
 
     Args:
         task: whose training images.
@@ -36,7 +38,8 @@ class Batches:
         index = self.order[self.position : self.position + self.batch_size]
         self.position += self.batch_size
         labels = self.task.train.labels[index]
-        return self.task.preprocess(self.task.train.images[index]), labels + self.first if self.first else labels
+        images = augmented(self.task.train.images[index], self.task.augment, self.generator)
+        return self.task.preprocess(images), labels + self.first if self.first else labels
 
 
 def batch_sizes(count: int, size: int) -> list[int]:

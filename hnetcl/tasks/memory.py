@@ -1,6 +1,6 @@
 """Samples of old tasks in a memory of fixed size."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -29,12 +29,12 @@ class Memory:
 
     Args:
         size: samples.
-        classes: K, of each task. Class k of task t is class t K + k here.
+        classes: of each task, or one number for all of them. Here they are numbered task after task.
 
     Source: Chrysakis & Moens 2020, Online continual learning from imbalanced data; with equal shares, for classes are known.
     """
 
-    def __init__(self, size: int, classes: int) -> None:
+    def __init__(self, size: int, classes: int | Sequence[int]) -> None:
         self.size, self.classes = size, classes
         self.tensors: dict[str, Tensor] = {}  # x, y, logits [size + 1, ...]: what is not stored goes to the last place
         self.seen = torch.zeros(0, dtype=torch.long)  # samples of each class that came by
@@ -47,7 +47,8 @@ class Memory:
     def open(self, tasks: int) -> None:
         """Makes room for the classes of so many tasks. What is left of a class is a random part of what there was."""
         before, old = self.share, len(self.seen)
-        self.seen = torch.cat([self.seen, self.seen.new_zeros(tasks * self.classes - old)])
+        opened = tasks * self.classes if isinstance(self.classes, int) else sum(self.classes[:tasks])
+        self.seen = torch.cat([self.seen, self.seen.new_zeros(opened - old)])
         if not old or not self.tensors:
             return
         for name, value in self.tensors.items():

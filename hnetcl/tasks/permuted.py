@@ -12,6 +12,7 @@ from torch import Tensor
 from hnetcl.errors import ArgumentError
 from hnetcl.memory import require
 from hnetcl.registry import register
+from hnetcl.tasks.augmentation import Augmentation
 from hnetcl.tasks.images import Load
 from hnetcl.tasks.pixels import Constants, Preprocessing, padded, preprocessing
 from hnetcl.tasks.sequence import Split, Task, TaskSequence, derive_seed, hold_out, require_classes
@@ -30,6 +31,7 @@ def permuted_sequence(
     preprocess: Preprocessing = "standardized",
     mean: Constants = None,
     std: Constants = None,
+    augment: Augmentation = "none",
     val_size: Annotated[int, Ge(0)] = 500,
 ) -> TaskSequence:
     """All tasks share the images and classes; task t permutes the H' x W' pixels of every channel in its own way.
@@ -47,6 +49,7 @@ def permuted_sequence(
             stay with their pixel here, and not there.
         padding: zeros put around each image before the permutation: H' = H + 2 padding.
         preprocess, mean, std: see `preprocessing`.
+        augment: see `augmented`; before the permutation.
         val_size: images held out from training for validation, the same for all tasks.
 
     Raises:
@@ -62,10 +65,10 @@ def permuted_sequence(
         raise ArgumentError("permutations", permutations, rule)
     if permutations == "continuum" and first == "permuted":
         raise ArgumentError("first", first, "Continuum's first task has the images as they are; allowed with it: identity")
-    height, width = (size + 2 * padding for size in images.train_images.shape[2:])
+    train_images, test_images = padded([images.train_images, images.test_images], padding)
+    height, width = train_images.shape[2:]
     require("num_tasks", num_tasks, 8 * num_tasks * (height * width + num_tasks))  # permutations, and R
     standard = preprocessing(images.train_images, preprocess, mean, std)
-    train_images, test_images = padded([images.train_images, images.test_images], padding)
     train, val = hold_out(train_images, images.train_labels, val_size, derive_seed(seed, "validation"), images.classes)
     test = Split(test_images, images.test_labels)
     tasks = []
@@ -73,7 +76,7 @@ def permuted_sequence(
         if t == 0 and first == "identity":
             permutation, facts = None, {"permutation": "identity"}
         own = replace(standard, permutation=None if permutation is None else permutation.to(train_images.device))
-        tasks.append(Task(images.classes, train, val, test, own, facts))
+        tasks.append(Task(images.classes, train, val, test, own, facts, augment))
     pinned = {"dataset": images.name, "padding": padding, "left_out": list(images.left_out)}
     pinned |= {} if permutations == "own" else {"permutations": permutations}
     return TaskSequence(f"permuted_{images.name}", tuple(tasks), pinned, images.origin)

@@ -10,6 +10,7 @@ from annotated_types import Ge, Gt, Le
 from torch import Tensor
 
 from hnetcl.registry import register
+from hnetcl.tasks.augmentation import Augmentation
 from hnetcl.tasks.images import Load
 from hnetcl.tasks.pixels import Constants, Preprocessing, padded, preprocessing
 from hnetcl.tasks.sequence import (
@@ -58,6 +59,7 @@ def rotated_sequence(
     preprocess: Preprocessing = "standardized",
     mean: Constants = None,
     std: Constants = None,
+    augment: Augmentation = "none",
     val_size: Annotated[int, Ge(0)] = 500,
 ) -> TaskSequence:
     """All tasks share the images and classes; task t turns them by an angle of its own.
@@ -73,6 +75,7 @@ def rotated_sequence(
         angles: "even", task t turns by t max_angle / num_tasks; "random", drawn for each task by `seed`.
         padding: zeros put around each image before anything else.
         preprocess, mean, std: see `preprocessing`.
+        augment: see `augmented`; before the rotation.
         val_size: images held out from training for validation, the same for all tasks.
 
     Raises:
@@ -93,6 +96,6 @@ def rotated_sequence(
             generator = torch.Generator().manual_seed(derive_seed(seed, "angle", t))
             angle = max_angle * torch.rand((), generator=generator, dtype=torch.float64).item()
         turned = Rotate(**{field.name: getattr(standard, field.name) for field in fields(standard)}, angle=angle)
-        tasks.append(Task(images.classes, train, val, test, turned, {"angle": angle}))
+        tasks.append(Task(images.classes, train, val, test, turned, {"angle": angle}, augment))
     facts = {"dataset": images.name, "left_out": list(images.left_out)} | ({"padding": padding} if padding else {})
     return TaskSequence(f"rotated_{images.name}", tuple(tasks), facts, images.origin)

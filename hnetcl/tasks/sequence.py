@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from hnetcl.errors import ArgumentError
+from hnetcl.tasks.augmentation import Augmentation
 from hnetcl.tasks.images import listed
 
 Head = Literal["task", "shared", "all"]
@@ -64,6 +65,7 @@ class Task:
         classes: names of its classes; label k is classes[k].
         train, val, test: its images.
         preprocess: makes the network's input of them.
+        augment: what is done to training images before that, whenever they are drawn, see `augmented`.
         facts: what else pins the task, for the manifest (plain JSON values).
     """
 
@@ -73,19 +75,21 @@ class Task:
     test: Split
     preprocess: Preprocess
     facts: dict[str, Any] = field(default_factory=dict)
+    augment: Augmentation = "none"
 
 
 @dataclass(frozen=True, eq=False)
 class TaskSequence:
-    """Tasks in order, all with the same image shape and number of classes K.
+    """Tasks in order, all with the same image shape; each may have another number of classes.
 
     Args:
         name: for people.
         tasks: at least one, each a classification: of two classes at least, all with training and with test images.
         facts: what pins the sequence (plain JSON values).
         origin: where the images come from, for messages.
-        head: which logits a network has for them. "task": K, those of one task at a time. "shared": K, the same for all tasks.
-            "all": T x K, where class k of task t has the label t K + k.
+        head: which logits a network has for them, K being the largest number of classes of a task. "task": K, those of one task
+            at a time; a task with fewer classes uses the first. "shared": K, the same for all tasks, all of which come into
+            question for any. "all": one for each class of each task, task after task; labels are numbered likewise.
 
     Raises:
         ArgumentError: the tasks are not like that.
@@ -96,14 +100,15 @@ class TaskSequence:
     facts: dict[str, Any] = field(default_factory=dict)
     origin: str = ""
     head: Head = "task"
+    _on: dict[torch.device, tuple[Tensor, Tensor]] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         dataset = self.facts.get("dataset", self.name)
         if not self.tasks:
             raise ArgumentError("num_tasks", 0, "must be at least 1")
-        shapes = {(*split.images.shape[1:], len(task.classes)) for task in self.tasks for split in (task.train, task.test)}
+        shapes = {tuple(split.images.shape[1:]) for task in self.tasks for split in (task.train, task.test)}
         if len(shapes) > 1:
-            found = f"[C, H, W, classes] are {sorted(shapes)}"
+            found = f"[C, H, W] are {sorted(shapes)}"
             raise ArgumentError("dataset", dataset, f"{found}, but must be the same in all tasks and splits")
         done: set[tuple[Split, Split, tuple[str, ...]]] = set()  # permuted tasks share their images: they are looked at once
         for number, task in enumerate(self.tasks):
@@ -111,6 +116,58 @@ class TaskSequence:
             if look not in done:
                 require_classes(dataset, self.origin, f"task {number}", *look)
             done.add(look)
+
+    @classmethod
+    def from_datasets(
+        cls,
+        train: Iterable[Any],
+        test: Iterable[Any],
+        *,
+        name: str = "datasets",
+        classes: Sequence[str] | None = None,
+        val_size: int = 0,
+        seed: int = 0,
+        preprocess: Literal["standardized", "none", "constants"] = "standardized",
+        mean: float | list[float] | None = None,
+        std: float | list[float] | None = None,
+        augment: Augmentation = "none",
+        device: torch.device | str = "cpu",
+    ) -> "TaskSequence":
+        """A sequence of torch datasets, one for each task: all items are read once, and lie on the device from then on.
+
+            TaskSequence.from_datasets([e.dataset for e in avalanche.train_stream], [e.dataset for e in avalanche.test_stream])
+            TaskSequence.from_datasets(ClassIncremental(MNIST(train=True), 2), ClassIncremental(MNIST(train=False), 2))
+
+        Args:
+            train, test: a dataset for each task. Its items are an image, its label, and whatever else: a PIL image, a tensor
+                [C, H, W] or an array [H, W, C], of uint8 or of floats k / 255, as `ToTensor` makes them. What is drawn anew at
+                every access is read once.
+            classes: the name of label k in place k; None: labels are their own names. A task's classes are the labels that its
+                training images have, in their order.
+            val_size: images of every task held out from training, drawn by `seed`.
+            preprocess, mean, std: see `preprocessing`; by the training images of all tasks together.
+            augment: see `augmented`.
+
+        Raises:
+            ArgumentError: not as many datasets for tests as for training, an item of another kind, images of several shapes, or
+                what the constructor refuses.
+        """
+        from hnetcl.tasks.datasets import sequence_of  # which is made of sequences
+
+        made: TaskSequence = sequence_of(
+            train,
+            test,
+            name=name,
+            classes=classes,
+            val_size=val_size,
+            seed=seed,
+            preprocess=preprocess,
+            mean=mean,
+            std=std,
+            augment=augment,
+            device=device,
+        )
+        return made
 
     def __len__(self) -> int:
         return len(self.tasks)
@@ -123,33 +180,72 @@ class TaskSequence:
         return tuple(self.tasks[0].train.images.shape[1:])
 
     @property
+    def class_counts(self) -> tuple[int, ...]:
+        """The number of classes of each task."""
+        return tuple(len(task.classes) for task in self.tasks)
+
+    @property
     def num_classes(self) -> int:
-        return len(self.tasks[0].classes)
+        """K, the largest number of classes of a task."""
+        return max(self.class_counts)
 
     @property
     def num_outputs(self) -> int:
         """Logits that a network has."""
-        return self.num_classes * (len(self) if self.head == "all" else 1)
+        return sum(self.class_counts) if self.head == "all" else self.num_classes
+
+    def first_class(self, task: int) -> int:
+        """The number of a task's class 0 among the classes of all tasks, task after task."""
+        return sum(self.class_counts[:task])
 
     def first_output(self, task: int) -> int:
         """The logit of a task's class 0."""
-        return self.num_classes * task if self.head == "all" else 0
+        return self.first_class(task) if self.head == "all" else 0
 
-    def active(self, classes: ActiveClasses, task: int, labels: Tensor) -> Tensor | None:
+    def task_of_class(self, device: torch.device) -> Tensor:
+        """The task of each class, numbered as by `first_class`, int64."""
+        return self._counts(device)[1]
+
+    def own_outputs(self, tasks: Tensor) -> Tensor | None:
+        """Which of K logits tasks have, where these are a task's own and tasks differ in their number of classes; else None.
+
+        Args:
+            tasks: of any shape [...].
+
+        Returns:
+            bool [..., K].
+        """
+        if self.head != "task" or len(set(self.class_counts)) == 1:
+            return None
+        counts = self._counts(tasks.device)[0][tasks.reshape(-1)].reshape(tasks.shape)  # a 0-dim index would wait for a GPU
+        return torch.arange(self.num_outputs, device=tasks.device) < counts[..., None]
+
+    def active(self, classes: ActiveClasses, task: int, labels: Tensor, own: int | Tensor | None = None) -> Tensor | None:
         """Which logits a loss looks at; None for all.
 
         Args:
-            classes: "all"; "seen", those of the tasks so far; "current", of each sample those of its own task.
+            classes: with head="all": "all"; "seen", those of the tasks so far; "current", of each sample those of its own task.
             task: the newest.
             labels: of a batch [N].
+            own: the task that the batch is of, a number or a 0-dim tensor; the newest where left out.
 
         Returns:
-            bool [T K], or [N, T K] for "current".
+            bool [num_outputs], or [N, num_outputs] for "current".
         """
-        if self.head != "all" or classes == "all":
+        if self.head != "all":
+            own = task if own is None else own
+            return self.own_outputs(own if isinstance(own, Tensor) else torch.full((), own, device=labels.device))
+        if classes == "all":
             return None
-        outputs = torch.arange(self.num_outputs, device=labels.device) // self.num_classes
-        return outputs <= task if classes == "seen" else outputs == (labels // self.num_classes)[:, None]
+        tasks = self.task_of_class(labels.device)
+        return tasks <= task if classes == "seen" else tasks == tasks[labels][:, None]
+
+    def _counts(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """`class_counts` and `task_of_class` on a device, where they are put once: a step must not wait for that."""
+        if device not in self._on:
+            counts = torch.tensor(self.class_counts, device=device)
+            self._on[device] = counts, torch.arange(len(self), device=device).repeat_interleave(counts)
+        return self._on[device]
 
     def manifest(self) -> dict[str, Any]:
         """All that tells whether two runs saw the same data, as plain JSON values."""
@@ -160,6 +256,7 @@ class TaskSequence:
             {
                 "classes": list(task.classes),
                 **task.facts,
+                **({} if task.augment == "none" else {"augment": task.augment}),
                 "shape": list(task.train.images.shape[1:]),
                 "mean": task.preprocess.mean.flatten().tolist(),
                 "std": task.preprocess.std.flatten().tolist(),

@@ -1,17 +1,20 @@
 """Split sequences: the classes of one image set, a few at a time."""
 
+from collections.abc import Sequence
+from itertools import accumulate, pairwise
 from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
-from annotated_types import Ge
+from annotated_types import Ge, Len
 from torch import Tensor
 
 from hnetcl.errors import ArgumentError
 from hnetcl.registry import register
+from hnetcl.tasks.augmentation import Augmentation
 from hnetcl.tasks.images import Images, Load, listed
 from hnetcl.tasks.pixels import Constants, Preprocessing, padded, preprocessing
-from hnetcl.tasks.sequence import Split, Task, TaskSequence, derive_seed, hold_out, require_classes
+from hnetcl.tasks.sequence import Preprocess, Split, Task, TaskSequence, derive_seed, hold_out, require_classes
 
 
 @register("task", "split")
@@ -21,15 +24,16 @@ def split_sequence(
     *,
     dataset: str = "mnist",
     num_tasks: Annotated[int, Ge(1)] = 5,
-    classes_per_task: Annotated[int, Ge(2)] = 2,
+    classes_per_task: Annotated[int, Ge(2)] | Annotated[list[Annotated[int, Ge(2)]], Len(1)] = 2,
     class_order: Literal["natural", "random", "icarl"] | list[int] = "natural",
     padding: Annotated[int, Ge(0)] = 0,
     preprocess: Preprocessing = "standardized",
     mean: Constants = None,
     std: Constants = None,
+    augment: Augmentation = "none",
     val_size: Annotated[int, Ge(0)] = 500,
 ) -> TaskSequence:
-    """Task t has the classes order[t * classes_per_task : (t + 1) * classes_per_task], relabelled from 0.
+    """The classes in order are dealt out to the tasks, `classes_per_task` to each, and relabelled from 0 in each.
 
     Pixels are standardized by mean and standard deviation of the training images of all tasks, those held out included: classes
     that no task has do not count, `padding` and `val_size` move nothing. Within a task images keep the order of the image set.
@@ -38,10 +42,12 @@ def split_sequence(
         load: name -> images, on the device where they are to be used.
         seed: draws the order and the held-out images.
         dataset: the image set's name.
+        classes_per_task: a number, or a list with one for each task.
         class_order: "natural" (0, 1, 2, ...), "random" (drawn by `seed`), "icarl" (that of iCaRL's experiments: numpy's shuffle
             by the seed 1993), or the numbers of the classes, all different.
         padding: zeros put around each image before anything else.
         preprocess, mean, std: see `preprocessing`.
+        augment: see `augmented`.
         val_size: images of every task held out from training for validation.
 
     Raises:
@@ -50,36 +56,70 @@ def split_sequence(
     Sources: Zenke et al. 2017, section 5.1 (split MNIST); Rebuffi et al. 2017 (arXiv:1611.07725), section 4.1, on the order.
     """
     images = load(dataset)
-    total = len(images.classes)
-    if classes_per_task > total:
-        raise ArgumentError("classes_per_task", classes_per_task, f"must be from 2 to {total}, the classes of {images.name}")
-    if num_tasks * classes_per_task > total:
-        most = total // classes_per_task
-        left_out = f"; it has no training images of {listed(images.left_out)}" if images.left_out else ""
-        rule = f"must be from 1 to {most}: {images.name} has {total} classes, {classes_per_task} a task{left_out}"
-        raise ArgumentError("num_tasks", num_tasks, rule)
-    order = _order(class_order, seed, images, num_tasks * classes_per_task)
-
-    def select(pixels: Tensor, labels: Tensor, chosen: list[int]) -> tuple[Tensor, Tensor]:
-        matches = labels[:, None] == torch.tensor(chosen, device=labels.device)
-        rows = matches.any(1).nonzero().squeeze(1)
-        return pixels[rows], matches[rows].int().argmax(1)
-
-    used = order[: num_tasks * classes_per_task]
-    pixels = preprocessing(select(images.train_images, images.train_labels, used)[0], preprocess, mean, std)
-    train_images, test_images = padded([images.train_images, images.test_images], padding)
-    tasks = []
-    for t in range(num_tasks):
-        chosen = used[t * classes_per_task : (t + 1) * classes_per_task]
-        classes = tuple(images.classes[c] for c in chosen)
-        whole = Split(*select(train_images, images.train_labels, chosen))
-        test = Split(*select(test_images, images.test_labels, chosen))
-        require_classes(images.name, images.origin, f"task {t}", whole, test, classes)
-        train, val = hold_out(whole.images, whole.labels, val_size, derive_seed(seed, "validation", t), classes)
-        tasks.append(Task(classes, train, val, test, pixels))
+    sizes = _sizes(classes_per_task, num_tasks, images)
+    used = _order(class_order, seed, images, sum(sizes))[: sum(sizes)]
+    groups = [used[first:last] for first, last in pairwise(accumulate(sizes, initial=0))]
+    pixels = preprocessing(selected(images.train_images, images.train_labels, used)[0], preprocess, mean, std)
+    tasks = split_tasks(images, groups, pixels, padding, augment, val_size, seed)
     facts: dict[str, Any] = {"dataset": images.name, "class_order": used, "left_out": list(images.left_out)}
     facts |= {"padding": padding} if padding else {}
     return TaskSequence(f"split_{images.name}", tuple(tasks), facts, images.origin)
+
+
+def selected(pixels: Tensor, labels: Tensor, chosen: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """The images of some classes, and their labels from 0, in the order of `chosen`."""
+    matches = labels[:, None] == torch.tensor(chosen, device=labels.device)
+    rows = matches.any(1).nonzero().squeeze(1)
+    return pixels[rows], matches[rows].int().argmax(1)
+
+
+def split_tasks(
+    images: Images,
+    groups: Sequence[Sequence[int]],
+    pixels: Preprocess,
+    padding: int,
+    augment: Augmentation,
+    val_size: int,
+    seed: int,
+    first: int = 0,
+) -> list[Task]:
+    """A task for each group of classes of an image set; the rest as in `split_sequence`.
+
+    Args:
+        first: the number of the first of these tasks in its sequence.
+
+    Raises:
+        ArgumentError: a class without images, or a `val_size` that leaves too few for training.
+    """
+    train_images, test_images = padded([images.train_images, images.test_images], padding)
+    tasks = []
+    for t, chosen in enumerate(groups, first):
+        classes = tuple(images.classes[c] for c in chosen)
+        whole = Split(*selected(train_images, images.train_labels, chosen))
+        test = Split(*selected(test_images, images.test_labels, chosen))
+        require_classes(images.name, images.origin, f"task {t}", whole, test, classes)
+        train, val = hold_out(whole.images, whole.labels, val_size, derive_seed(seed, "validation", t), classes)
+        tasks.append(Task(classes, train, val, test, pixels, augment=augment))
+    return tasks
+
+
+def _sizes(wanted: int | list[int], num_tasks: int, images: Images) -> list[int]:
+    """How many classes each task has."""
+    total = len(images.classes)
+    left_out = f"; it has no training images of {listed(images.left_out)}" if images.left_out else ""
+    if isinstance(wanted, list):
+        if len(wanted) != num_tasks:
+            raise ArgumentError("classes_per_task", wanted, f"names {len(wanted)} tasks, but num_tasks={num_tasks}")
+        if sum(wanted) > total:
+            rule = f"are {sum(wanted)} classes, but {images.name} has {total}{left_out}"
+            raise ArgumentError("classes_per_task", wanted, rule)
+        return wanted
+    if wanted > total:
+        raise ArgumentError("classes_per_task", wanted, f"must be from 2 to {total}, the classes of {images.name}")
+    if num_tasks * wanted > total:
+        rule = f"must be from 1 to {total // wanted}: {images.name} has {total} classes, {wanted} a task{left_out}"
+        raise ArgumentError("num_tasks", num_tasks, rule)
+    return [wanted] * num_tasks
 
 
 def _order(wanted: str | list[int], seed: int, images: Images, needed: int) -> list[int]:

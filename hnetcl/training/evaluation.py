@@ -1,8 +1,9 @@
 """Accuracy of a model on tasks."""
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate, pairwise
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -34,6 +35,7 @@ class Protocol:
         batch_size: images at a time.
         head: which logits the network has, see `TaskSequence`. With those of all classes, no others come into question than
             those of the tasks seen so far, or of the task that is told or inferred.
+        counts: classes of each task; where left out, all have as many as the one that is tested.
 
     Raises:
         ArgumentError: there is no such scenario or inference.
@@ -43,11 +45,23 @@ class Protocol:
     inference: Criterion = "entropy"
     batch_size: int = 250
     head: str = "task"
+    counts: Sequence[int] = ()
 
     def __post_init__(self) -> None:
         if self.scenario not in SCENARIOS:
             raise one_of("scenario", self.scenario, SCENARIOS)
         as_criterion(self.inference)
+
+    def outputs(self, tasks: int, classes: int) -> list[tuple[int, int]] | None:
+        """From which logit to before which one each of the first tasks looks; None where all look at all.
+
+        Args:
+            classes: of each task, where `counts` does not say it.
+        """
+        counts = list(self.counts[:tasks]) or [classes] * tasks
+        if self.head == "all":
+            return list(pairwise(accumulate(counts, initial=0)))
+        return [(0, each) for each in counts] if self.head == "task" and len(set(self.counts)) > 1 else None
 
     def infers(self, model: HyperModel) -> bool:
         """Whether tasks are inferred: they are not told, and the network differs between them."""
@@ -103,15 +117,19 @@ def accuracy(
     Raises:
         ArgumentError: the batch's statistics are to be used, of a single image.
         ArgumentError: the scenario is "class", but the network neither differs between tasks nor has a logit for each class.
+        ArgumentError: the head is "task", the network is the same for all tasks, and tasks differ in their number of classes.
         ArgumentError: the split has no images, or the network has not a logit for each class: that is no classification.
     """
     if not len(split):
         raise ArgumentError("split", tuple(split.images.shape), f"task {number} has no images there")
-    classes, seen = len(task.classes), model.hnet.num_tasks if seen is None else seen
-    first = classes * number if protocol.head == "all" else 0
+    seen = model.hnet.num_tasks if seen is None else seen
+    outputs = protocol.outputs(max(seen, number + 1), len(task.classes))
+    if outputs is not None and protocol.head == "task" and not model.is_conditioned:
+        rule = "tasks have logits of their own, but the network is the same for all and their number of classes is not"
+        raise ArgumentError("head", protocol.head, f"{rule}; allowed: all, shared")
     told = protocol.scenario == "task"
     if protocol.infers(model) and among is None:
-        among = candidates(model, protocol.inference, seen, classes if protocol.head == "all" else None)
+        among = candidates(model, protocol.inference, seen, outputs)
     if protocol.scenario == "class" and among is None and protocol.head != "all":
         rule = "has no logit for each class, and the network is the same for all tasks; allowed with scenario=class: all"
         raise ArgumentError("head", protocol.head, rule)
@@ -127,11 +145,13 @@ def accuracy(
             if among is None:
                 logits = _run(model, params, x, number, stats)
                 _require_classes(logits, labels, task)
-                own = logits[:, first : first + classes] if protocol.head == "all" else logits
+                own = logits if outputs is None else logits[:, slice(*outputs[number])]
                 found = torch.full_like(labels, number)
-                if protocol.head == "all" and not told:
-                    best = logits[:, : classes * seen].argmax(1)
-                    found, chosen = best // classes, best % classes
+                if outputs is not None and protocol.head == "all" and not told:
+                    best = logits[:, : outputs[seen - 1][1]].argmax(1)
+                    firsts = torch.tensor([first for first, _ in outputs[:seen]], device=best.device)
+                    found = torch.bucketize(best, firsts, right=True) - 1
+                    chosen = best - firsts[found]
                 else:
                     chosen = own.argmax(1)
             else:
@@ -209,10 +229,10 @@ def accuracies(
         split: "val" for the held-out images.
     """
     chosen = range(len(sequence)) if tasks is None else tasks
+    protocol = replace(protocol, counts=sequence.class_counts)
     with evaluation_mode(model):
         among = None
         if protocol.infers(model):
-            classes = sequence.num_classes if protocol.head == "all" else None
-            among = candidates(model, protocol.inference, seen, classes)
+            among = candidates(model, protocol.inference, seen, protocol.outputs(len(sequence), sequence.num_classes))
         values = [accuracy(model, t, sequence[t], getattr(sequence[t], split), protocol, stats, seen, among) for t in chosen]
     return Accuracies(*torch.tensor(values, dtype=torch.float64).reshape(-1, 3).unbind(1))

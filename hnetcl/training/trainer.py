@@ -133,11 +133,11 @@ class Trainer:
         self.references = References(model, sequence, batch_size, generator.initial_seed())
         self.references.take(range(len(sequence)) if model.rows == "task" else [0])
         few = Split(sequence[0].test.images[:2], sequence[0].test.labels[:2])
-        protocol = Protocol(scenario, inference, head=sequence.head)
+        protocol = Protocol(scenario, inference, head=sequence.head, counts=sequence.class_counts)
         open_recognizer(model, sequence, inference)
         accuracy(model, 0, sequence[0], few, protocol, seen=1)  # refuses a network that does not give a logit for each class
         self.eval_batch_size = eval_batch_size or images_at_once(model, sequence[0])
-        self.protocol = Protocol(scenario, inference, self.eval_batch_size, sequence.head)
+        self.protocol = Protocol(scenario, inference, self.eval_batch_size, sequence.head, sequence.class_counts)
         self.step = TrainingStep(model, method, generator.device, compile)
 
         own = ("steps", "epochs", "batch_size", "evaluate", "statistics", "active_classes", "optimizer_state")

@@ -1,19 +1,24 @@
 """What every task sequence must do. A new sequence is a row of `SEQUENCES`, and is then tested like all others."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from hnetcl.registry import find, make, names
 from hnetcl.tasks import Images, TaskSequence, load_images
 
 SEQUENCES: dict[str, dict[str, Any]] = {  # name -> what makes it small
-    "permuted": {"num_tasks": 3, "val_size": 20},
-    "rotated": {"num_tasks": 3, "val_size": 20, "angles": "random"},
-    "split": {"num_tasks": 3, "val_size": 20, "class_order": "random"},
+    "image_folder": {"num_tasks": 3, "val_size": 20, "class_order": "random", "test_fraction": 0.2},
+    "mixed": {"datasets": ["tiny", "inverted", "tiny"], "val_size": 20},
+    "permuted": {"dataset": "tiny", "num_tasks": 3, "val_size": 20},
+    "rotated": {"dataset": "tiny", "num_tasks": 3, "val_size": 20, "angles": "random"},
+    "split": {"dataset": "tiny", "num_tasks": 3, "val_size": 20, "class_order": "random"},
+    "split_cifar10_100": {"num_tasks": 3, "val_size": 20},
 }
 EachSequence = pytest.mark.parametrize("name", SEQUENCES)
 
@@ -24,10 +29,37 @@ def test_every_sequence_is_in_the_table() -> None:
 
 def made(name: str, root: Path, seed: int = 0) -> TaskSequence:
     def load(dataset: str) -> Images:
-        return load_images(dataset, root)
+        if dataset.startswith("cifar"):
+            return cifar(dataset)
+        tiny = load_images("tiny", root)
+        return (
+            tiny
+            if dataset == "tiny"
+            else replace(tiny, train_images=255 - tiny.train_images, test_images=255 - tiny.test_images)
+        )
 
-    sequence: TaskSequence = make("task", {"name": name, "dataset": "tiny", **SEQUENCES[name]}, load=load, seed=seed)
+    given = {"load": load, "seed": seed, "root": str(pictures(root)), "device": torch.device("cpu")}
+    sequence: TaskSequence = make("task", {"name": name, **SEQUENCES[name]}, **given)
     return sequence
+
+
+def cifar(name: str) -> Images:
+    """Noise in the shape of CIFAR-10 or CIFAR-100, with twelve images of each class."""
+    classes = int(name.removeprefix("cifar"))
+    labels = torch.arange(classes).repeat(12)
+    pixels = torch.randint(0, 256, (len(labels), 3, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    return Images(name, pixels, labels, pixels[:classes], labels[:classes], tuple(map(str, range(classes))))
+
+
+def pictures(root: Path) -> Path:
+    """The training images of the small set as files, written once."""
+    folder = root / "pictures"
+    if not folder.exists():
+        images = load_images("tiny", root)
+        for number, (image, label) in enumerate(zip(images.train_images, images.train_labels.tolist(), strict=True)):
+            (folder / str(label)).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image[0].numpy()).save(folder / str(label) / f"{number:03}.png")
+    return folder
 
 
 @EachSequence
