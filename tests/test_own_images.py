@@ -1,5 +1,6 @@
 """Sequences of what users bring: torch datasets, folders of images, several sets; and augmentation."""
 
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,15 +9,18 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
 from hnetcl.build import build_sequence
+from hnetcl.cli.jobs import train
 from hnetcl.config import Config
 from hnetcl.errors import ArgumentError
-from hnetcl.registry import make
+from hnetcl.registry import make, register
 from hnetcl.tasks import Batches, Images, TaskSequence, load_images, split_sequence
 from hnetcl.tasks.augmentation import PADDING, augmented
+from hnetcl.training import Observer, RunStart
 
 CPU = torch.device("cpu")
 
@@ -282,3 +286,34 @@ def test_only_training_batches_are_augmented(images: Images) -> None:
     assert torch.equal(drawn[0][1], drawn[1][1])
     assert not torch.equal(drawn[0][0], drawn[1][0])
     assert torch.equal(plain[0].preprocess(plain[0].test.images), changed[0].preprocess(changed[0].test.images))
+
+
+class Stops(Observer):
+    """Ends a run in the middle of task 1, once."""
+
+    lives = 0
+
+    def on_start(self, start: RunStart) -> None:
+        type(self).lives += 1
+
+    def on_task_start(self, task: int, steps: int, steps_before: int) -> None:
+        self.task = task
+
+    def on_tick(self, step: int) -> None:
+        if (self.task, step, self.lives) == (1, 3, 1):
+            signal.raise_signal(signal.SIGTERM)
+
+
+@pytest.mark.usefixtures("users_parts")
+def test_an_augmented_run_goes_on_as_it_was(tiny: list[str], compose: Callable[..., Config], tmp_path: Path) -> None:
+    own = [*tiny, "task.augment=crop_flip", "trainer.steps=6", "observers=[]", "trainer.threads=1"]
+    whole, halves = tmp_path / "whole", tmp_path / "halves"
+    train(compose(*own, f"run.dir={whole}"))
+    Stops.lives = 0
+    register("observer", "stops")(Stops)
+    with pytest.raises(SystemExit):
+        train(compose(*own, f"run.dir={halves}", "observers=[stops]"))
+    train(compose(*own, f"run.dir={halves}", "resume=true"))
+    first, second = (load_file(run / "model.safetensors") for run in (whole, halves))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert '"augment": "crop_flip"' in (whole / "tasks.json").read_text()

@@ -17,7 +17,7 @@ from hnetcl.tasks.pictures import alike, read_picture
 from hnetcl.tasks.pixels import Constants, Preprocessing
 from hnetcl.tasks.sequence import TaskSequence, derive_seed
 from hnetcl.tasks.sources import data_folder
-from hnetcl.tasks.split import split_sequence
+from hnetcl.tasks.split import ClassesPerTask, split_sequence
 
 
 @register("task", "image_folder")
@@ -29,7 +29,7 @@ def image_folder_sequence(
     size: Annotated[int, Ge(1)] | None = None,
     test_fraction: Annotated[float, Gt(0), Lt(1)] | None = None,
     num_tasks: Annotated[int, Ge(1)] = 5,
-    classes_per_task: Annotated[int, Ge(2)] | list[int] = 2,
+    classes_per_task: ClassesPerTask = 2,
     class_order: Literal["natural", "random", "icarl"] | list[int] = "natural",
     padding: Annotated[int, Ge(0)] = 0,
     preprocess: Preprocessing = "standardized",

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
-from annotated_types import Ge, Len
+from annotated_types import Ge, Len, doc
 from torch import Tensor
 
 from hnetcl.errors import ArgumentError
@@ -16,6 +16,10 @@ from hnetcl.tasks.images import Images, Load, listed
 from hnetcl.tasks.pixels import Constants, Preprocessing, padded, preprocessing
 from hnetcl.tasks.sequence import Preprocess, Split, Task, TaskSequence, derive_seed, hold_out, require_classes
 
+ClassesPerTask = Annotated[
+    Annotated[int, Ge(2)] | Annotated[list[Annotated[int, Ge(2)]], Len(1)], doc("at least 2, or a list of such numbers")
+]
+
 
 @register("task", "split")
 def split_sequence(
@@ -24,7 +28,7 @@ def split_sequence(
     *,
     dataset: str = "mnist",
     num_tasks: Annotated[int, Ge(1)] = 5,
-    classes_per_task: Annotated[int, Ge(2)] | Annotated[list[Annotated[int, Ge(2)]], Len(1)] = 2,
+    classes_per_task: ClassesPerTask = 2,
     class_order: Literal["natural", "random", "icarl"] | list[int] = "natural",
     padding: Annotated[int, Ge(0)] = 0,
     preprocess: Preprocessing = "standardized",

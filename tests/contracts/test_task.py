@@ -47,7 +47,7 @@ def cifar(name: str) -> Images:
     """Noise in the shape of CIFAR-10 or CIFAR-100, with twelve images of each class."""
     classes = int(name.removeprefix("cifar"))
     labels = torch.arange(classes).repeat(12)
-    pixels = torch.randint(0, 256, (len(labels), 3, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    pixels = torch.randint(0, 256, (len(labels), 3, 8, 8), generator=torch.Generator().manual_seed(classes), dtype=torch.uint8)
     return Images(name, pixels, labels, pixels[:classes], labels[:classes], tuple(map(str, range(classes))))
 
 
