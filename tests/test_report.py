@@ -280,3 +280,33 @@ def test_figures_of_one_run_without_statistics() -> None:
     from hnetcl.tracking.figures import to_image
 
     assert all(to_image(figure).shape[2] == 3 for figure in figures.values())
+
+
+def test_a_refused_job_of_a_sweep_is_a_row_with_its_reason(tiny: list[str], tmp_path: Path) -> None:
+    """Through the doors: what never became a run is told, beside the run that did, until it becomes one."""
+    script = CONF.parent / "scripts" / "train.py"
+    words = [
+        *tiny,
+        "trainer.steps=2",
+        "task.num_tasks=2",
+        "observers=[]",
+        "hydra.sweep.dir=sweep",
+        "hydra.sweep.subdir=a/${hydra.job.num}",
+    ]
+    process = subprocess.run(
+        [sys.executable, str(script), "-m", *words, "method.beta=0.1,-1"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert process.returncode == 2
+    found = find_runs([tmp_path / "sweep"], read_config)
+    assert [(str(run.path.relative_to(tmp_path)), run.status) for run in found] == [
+        ("sweep/a/0", "complete"),
+        ("sweep/a/1", "failed"),
+    ]
+    assert found[1].reason == "method.beta=-1: must be at least 0"
+    assert found[1].config["method.beta"] == "-1"
+    shutil.copytree(tmp_path / "sweep" / "a" / "0", tmp_path / "sweep" / "a" / "1")
+    assert [run.status for run in find_runs([tmp_path / "sweep"], read_config)] == ["complete", "complete"]

@@ -38,7 +38,7 @@ def parser() -> Parser:
         "--out", metavar="FOLDER", help="writes the tables in all formats, the figures as PNG and PDF, and report.html"
     )
     made.add_argument("--published", action="store_true", help="sets runs beside published numbers, with a verdict")
-    made.add_argument("--claims", metavar="FILE", help="published numbers of your own, a CSV like docs/published.csv")
+    made.add_argument("--claims", metavar="FILE", help="published numbers of your own, a CSV like conf/published.csv")
     made.add_argument("--commands", metavar="PROTOCOL", help="prints the commands that train a protocol's published rows")
     made.add_argument("--seeds", metavar="N,N", default="0,1,2", help="of these commands")
     return made

@@ -59,7 +59,7 @@ class Claim:
 
 
 def read_claims(path: Path) -> list[Claim]:
-    """The lines of a file like docs/published.csv.
+    """The lines of a file like conf/published.csv.
 
     Raises:
         ArgumentError: the file can't be read, or a line is none of a claim; names the line.

@@ -10,11 +10,10 @@ from typing import Any
 import numpy as np
 
 from hnetcl.errors import ArgumentError, one_line
-from hnetcl.files import read_text
+from hnetcl.files import REFUSED_JOBS, read_text
 from hnetcl.training import RunDirectory
 
 BEGINS, ENDED = " tasks, on ", "the run ended early"  # in lines of a run's log: that it was started, that an error has ended it
-REFUSED = "refused.jsonl"  # in the folder of a multirun: jobs that were refused before they had a directory
 REFERENCES = "references"  # the folder of a run's bounds
 DEEPEST = 12  # folders below one that was named
 
@@ -68,8 +67,8 @@ def find_runs(folders: Sequence[str | Path], read_config: Any) -> list[RunRecord
             raise ArgumentError("DIR", str(folder), "there is no such folder")
         for path in sorted(_directories(top)):
             found.setdefault(path.resolve(), _read(RunDirectory(path), read_config))
-        for refused in sorted(top.rglob(REFUSED)):
-            for record in _refused(refused):
+        for refused in sorted(top.rglob(REFUSED_JOBS)):
+            for record in {record.path: record for record in _refused(refused)}.values():  # the newest of each job
                 found.setdefault(record.path.resolve(), record)
     if not found:
         raise ArgumentError("DIR", ", ".join(map(str, folders)), "there is no run at or below it (no config.yaml)")
@@ -164,9 +163,10 @@ def _refused(path: Path) -> Iterator[RunRecord]:
     for number, line in enumerate(lines):
         try:
             job = json.loads(line)
-            folder, words, reason = Path(job["directory"]).name, [str(word) for word in job["overrides"]], str(job["reason"])
+            folder, words, reason = Path(job["directory"]), [str(word) for word in job["overrides"]], str(job["reason"])
         except (ValueError, KeyError, TypeError):
-            yield RunRecord(path.parent / f"{REFUSED} line {number + 1}", "damaged", "is no record of a refused job")
+            yield RunRecord(path.parent / f"{REFUSED_JOBS} line {number + 1}", "damaged", "is no record of a refused job")
             continue
         config = dict(word.lstrip("+~").partition("=")[::2] for word in words)
-        yield RunRecord(path.parent / folder, "failed", one_line(ValueError(reason)), config)
+        place = folder.name if folder.is_absolute() or ".." in folder.parts else folder
+        yield RunRecord(path.parent / place, "failed", one_line(ValueError(reason)), config)
