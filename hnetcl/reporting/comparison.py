@@ -26,6 +26,10 @@ SAME = (  # keys that don't make another experiment
 )
 LOWER_IS_BETTER = ("forgetting", "intransigence", "compression", "seconds", "seconds_total")
 METRICS = ("average_accuracy", "forgetting", "task_inference_accuracy", "intransigence", "compression", "seconds")
+DELTAS = {
+    "batch_statistics_delta": "batch",
+    "foreign_row_delta": "0",
+}  # metrics that a report measures: `stats` of an evaluation
 REFERENCE = "(reference)"
 
 
@@ -105,6 +109,7 @@ def comparison(
             raise one_of("metrics", name, measured)
     keys = list(by) if by is not None else _differing(complete)
     chosen = list(metrics) if metrics else [name for name in METRICS if name in measured]
+    chosen += [name for name in DELTAS if name in measured and name not in chosen]
     groups = _grouped(complete, keys)
     reference = _baseline(groups, keys, baseline) if baseline else None
     return Comparison(keys, chosen, groups, _group_table(groups, keys, chosen, reference), _run_table(records, keys, chosen))
@@ -230,6 +235,8 @@ def _difference(group: Group, reference: Group, metric: str, least: set[float]) 
 
 def _best(groups: Sequence[Group], metric: str) -> list[Group]:
     """All groups with the best mean, as it is shown; references and costs of them don't compete."""
+    if metric in DELTAS:  # what is lost is neither good nor bad
+        return []
     own = [group for group in groups if not any(value.endswith(REFERENCE) for value in group.values)]
     means = [(number(float(group.of(metric).mean())), group) for group in own if len(group.of(metric))]
     if not means:
