@@ -64,11 +64,11 @@ def runnable(text: str, places: dict[str, str]) -> list[str]:
     words = words[1:] if words[0] in PYTHONS else words
     if words[0] == "hnetcl":  # the same as the script; test_installed.py calls the command itself
         words = [f"scripts/{words[1]}.py", *words[2:]]
-    assert re.fullmatch(r"scripts/(train|evaluate|benchmark)\.py", words[0]), f"there is no rule for {text!r}"
+    assert re.fullmatch(r"scripts/(train|evaluate|report|benchmark)\.py", words[0]), f"there is no rule for {text!r}"
     name, script, words = Path(words[0]).stem, str(ROOT / words[0]), words[1:]
     if name == "benchmark":
         return [script, *words, *BENCHMARK[words[0]]]
-    if name == "evaluate" or AS_THEY_ARE & set(words):
+    if name in ("evaluate", "report") or AS_THEY_ARE & set(words):
         return [script, *words]
     words = [re.sub(r"(n_trials=)\d+$", r"\g<1>2", word) for word in words]
     if not any(word.startswith("observers=") for word in words):
@@ -171,7 +171,7 @@ def test_the_files_of_contributing_work_in_the_house(folder: Path, tmp_path: Pat
     assert len((cwd / "run" / "losses.csv").read_text().splitlines()) == 1 + 2 * 2 + 2  # a penalty in the second task
 
 
-@pytest.mark.parametrize("text", ["pip install other", "python scripts/report.py", "hnetcl report"])
+@pytest.mark.parametrize("text", ["pip install other", "python scripts/other.py", "hnetcl other"])
 def test_a_command_without_a_rule_fails(text: str, tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text(f"```\n{text}\n```\n", encoding="utf-8")

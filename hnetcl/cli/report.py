@@ -71,7 +71,7 @@ def report(words: Sequence[str]) -> None:
 
 def _report(told: argparse.Namespace) -> None:
     from hnetcl.cli.plain import read_config
-    from hnetcl.reporting import comparison, find_runs, verdicts
+    from hnetcl.reporting import comparison, find_runs, incomplete, verdicts
     from hnetcl.reporting.table import FORMATS as WRITERS
 
     records = find_runs(told.folders, read_config)
@@ -88,12 +88,12 @@ def _report(told: argparse.Namespace) -> None:
         from hnetcl.cli.protocols import claims, wanted
 
         table, unmet = verdicts(claims(told.claims), records, wanted)
-        tables, found = [table], None
+        tables, found = [table, *incomplete(records)], None
         if unmet and told.format == "terminal":
             print(f"{len(unmet)} rows were not run; `report --commands PROTOCOL` prints what trains them", file=sys.stderr)
     else:
         found = comparison(records, _listed(told.by), _listed(told.metrics), _baseline(told.baseline))
-        tables = [found.table, replace(found.runs, notes=[*found.runs.notes, *notes])]
+        tables = [found.table, *incomplete(records), replace(found.runs, notes=[*found.runs.notes, *notes])]
     print("\n\n".join(WRITERS[told.format](table) for table in tables))
     if told.out is not None:
         _write(told.out, tables, found, records)

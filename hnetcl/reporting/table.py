@@ -9,6 +9,7 @@ from typing import Any
 
 from hnetcl.tracking import text_table
 
+LONG = 60  # letters of a cell that a browser may break
 LATEX = {
     **{letter: f"\\{letter}" for letter in "&%$#_{}"},
     "~": r"\textasciitilde{}",
@@ -38,9 +39,9 @@ class Table:
 
     def terminal(self) -> str:
         """The best of a column has a star."""
-        rows = [[_plain(cell.text) + ("*" if cell.bold else "") for cell in row] for row in self.rows]
-        table = text_table(list(map(_plain, self.header)), rows, left=range(self.left), width=None)
-        return "\n".join([_plain(self.title), table, *map(_plain, self.notes)])
+        rows = [[plain(cell.text) + ("*" if cell.bold else "") for cell in row] for row in self.rows]
+        table = text_table(list(map(plain, self.header)), rows, left=range(self.left), width=None)
+        return "\n".join([plain(self.title), table, *map(plain, self.notes)])
 
     def markdown(self) -> str:
         """A table of GitHub's Markdown."""
@@ -70,14 +71,16 @@ class Table:
         rows = [[rf"\textbf{{{_latex(cell.text)}}}" if cell.bold else _latex(cell.text) for cell in row] for row in self.rows]
         columns = "l" * self.left + "r" * (len(self.header) - self.left)
         body = [r"\toprule", line([_latex(name) for name in self.header]), r"\midrule", *map(line, rows), r"\bottomrule"]
-        notes = [f"% {_plain(note)}" for note in (self.title, *self.notes)]
+        notes = [f"% {plain(note)}" for note in (self.title, *self.notes)]
         return "\n".join([*notes, rf"\begin{{tabular}}{{{columns}}}", *body, r"\end{tabular}"])
 
     def html(self) -> str:
         """A table, and its notes as paragraphs."""
 
         def line(cells: Sequence[str], tag: str) -> str:
-            classes = ["" if place < self.left else ' class="number"' for place in range(len(cells))]
+            kinds = ["" if place < self.left else "number" for place in range(len(cells))]
+            kinds = ["long" if len(cell) > LONG else kind for cell, kind in zip(cells, kinds, strict=True)]
+            classes = [f' class="{kind}"' if kind else "" for kind in kinds]
             return "<tr>" + "".join(f"<{tag}{c}>{cell}</{tag}>" for c, cell in zip(classes, cells, strict=True)) + "</tr>"
 
         rows = [
@@ -97,16 +100,16 @@ FORMATS: dict[str, Callable[[Table], str]] = {
 }
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """On one line, without what a terminal would obey."""
     return "".join(letter if letter.isprintable() else " " for letter in text)
 
 
 def _escaped(text: str) -> str:
-    plain = _plain(text)
+    escaped = plain(text)
     for letter in "\\|*_`<>[]":
-        plain = plain.replace(letter, f"\\{letter}")
-    return plain
+        escaped = escaped.replace(letter, f"\\{letter}")
+    return escaped
 
 
 def _marked(text: str, bold: bool) -> str:
@@ -114,4 +117,4 @@ def _marked(text: str, bold: bool) -> str:
 
 
 def _latex(text: str) -> str:
-    return "".join(LATEX.get(letter, letter) for letter in _plain(text)).replace("±", r"$\pm$")
+    return "".join(LATEX.get(letter, letter) for letter in plain(text)).replace("±", r"$\pm$")
