@@ -222,7 +222,11 @@ def test_runs_below_any_folder_are_found_once(made: Path, tmp_path: Path) -> Non
     deep = copied(made, tmp_path / "a" / "b" / "run", {}, 0.5)
     (tmp_path / "link").symlink_to(deep)
     lines = [{"directory": str(tmp_path / "7"), "overrides": ["seed=7", "method.beta=-1"], "reason": "method.beta=-1: must be"}]
-    (tmp_path / "refused.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\nno json\n")
+    (tmp_path / "refused.jsonl").write_text(
+        "\n".join(map(json.dumps, lines)) + '\nno json\n{"directory": "a\\u0000b", "overrides": [], "reason": "x"}\n'
+    )
+    (tmp_path / "multirun" / "3").mkdir(parents=True)
+    (tmp_path / "multirun" / "multirun.yaml").write_text("x: 1")
     (tmp_path / "odd").mkdir()
     (tmp_path / "odd" / "config.yaml").write_text("&a [*a]")
     found = find_runs([tmp_path, tmp_path / "a"], read_config)
@@ -231,6 +235,8 @@ def test_runs_below_any_folder_are_found_once(made: Path, tmp_path: Path) -> Non
         ("odd", "damaged"),
         ("7", "failed"),
         ("refused.jsonl line 2", "damaged"),
+        ("refused.jsonl line 3", "damaged"),
+        ("3", "unfinished"),
     ]
     assert found[2].config == {"seed": "7", "method.beta": "-1"}
     with pytest.raises(ArgumentError, match="there is no such folder"):

@@ -263,7 +263,12 @@ def _run_table(records: Sequence[RunRecord], keys: Sequence[str], metrics: Seque
     }
     note = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
     return Table(
-        "Runs", ["run", "status", *keys, "seed", *metrics, "reason"], rows, [f"{len(records)} runs: {note}"], left=2 + len(keys)
+        "Runs",
+        ["run", "status", *keys, "seed", *metrics, "reason"],
+        rows,
+        [f"{len(records)} runs: {note}"],
+        left=2 + len(keys),
+        right=1,
     )
 
 
