@@ -21,7 +21,7 @@ from hnetcl.cli.jobs import train
 from hnetcl.cli.main import CONF
 from hnetcl.cli.plain import read_config
 from hnetcl.cli.report import report
-from hnetcl.config import Config
+from hnetcl.config import Config, EvaluationConfig
 from hnetcl.errors import ArgumentError
 from hnetcl.reporting import comparison, find_runs, page, run_figures
 from hnetcl.reporting.numbers import interquartile_mean, interval, sign_test, spread
@@ -222,7 +222,11 @@ def test_runs_below_any_folder_are_found_once(made: Path, tmp_path: Path) -> Non
     deep = copied(made, tmp_path / "a" / "b" / "run", {}, 0.5)
     (tmp_path / "link").symlink_to(deep)
     lines = [{"directory": str(tmp_path / "7"), "overrides": ["seed=7", "method.beta=-1"], "reason": "method.beta=-1: must be"}]
-    (tmp_path / "refused.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\nno json\n")
+    (tmp_path / "refused.jsonl").write_text(
+        "\n".join(map(json.dumps, lines)) + '\nno json\n{"directory": "a\\u0000b", "overrides": [], "reason": "x"}\n'
+    )
+    (tmp_path / "multirun" / "3").mkdir(parents=True)
+    (tmp_path / "multirun" / "multirun.yaml").write_text("x: 1")
     (tmp_path / "odd").mkdir()
     (tmp_path / "odd" / "config.yaml").write_text("&a [*a]")
     found = find_runs([tmp_path, tmp_path / "a"], read_config)
@@ -231,6 +235,8 @@ def test_runs_below_any_folder_are_found_once(made: Path, tmp_path: Path) -> Non
         ("odd", "damaged"),
         ("7", "failed"),
         ("refused.jsonl line 2", "damaged"),
+        ("refused.jsonl line 3", "damaged"),
+        ("3", "unfinished"),
     ]
     assert found[2].config == {"seed": "7", "method.beta": "-1"}
     with pytest.raises(ArgumentError, match="there is no such folder"):
@@ -280,3 +286,79 @@ def test_figures_of_one_run_without_statistics() -> None:
     from hnetcl.tracking.figures import to_image
 
     assert all(to_image(figure).shape[2] == 3 for figure in figures.values())
+
+
+def test_a_refused_job_of_a_sweep_is_a_row_with_its_reason(tiny: list[str], tmp_path: Path) -> None:
+    """Through the doors: what never became a run is told, beside the run that did, until it becomes one."""
+    script = CONF.parent / "scripts" / "train.py"
+    words = [
+        *tiny,
+        "trainer.steps=2",
+        "task.num_tasks=2",
+        "observers=[]",
+        "hydra.sweep.dir=sweep",
+        "hydra.sweep.subdir=a/${hydra.job.num}",
+    ]
+    process = subprocess.run(
+        [sys.executable, str(script), "-m", *words, "method.beta=0.1,-1"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert process.returncode == 2
+    found = find_runs([tmp_path / "sweep"], read_config)
+    assert [(str(run.path.relative_to(tmp_path)), run.status) for run in found] == [
+        ("sweep/a/0", "complete"),
+        ("sweep/a/1", "failed"),
+    ]
+    assert found[1].reason == "method.beta=-1: must be at least 0"
+    assert found[1].config["method.beta"] == "-1"
+    shutil.copytree(tmp_path / "sweep" / "a" / "0", tmp_path / "sweep" / "a" / "1")
+    assert [run.status for run in find_runs([tmp_path / "sweep"], read_config)] == ["complete", "complete"]
+
+
+def test_what_a_run_would_lose_without_its_rows(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As evaluate.py says; kept beside the report, and the run stays as it is."""
+    from hnetcl.cli import jobs
+    from hnetcl.cli.delta import with_deltas
+
+    run = tmp_path / "run"
+    shutil.copytree(made, run)
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    asked: list[str] = []
+    plain = jobs.evaluate
+
+    def counted(config: EvaluationConfig) -> list[float]:
+        asked.append(config.stats)
+        return plain(config)
+
+    monkeypatch.setattr(jobs, "evaluate", counted)
+    (tmp_path / "out").mkdir()
+    records = find_runs([run], read_config)
+    (first,), notes = with_deltas(records, tmp_path / "out")
+    (again,), _ = with_deltas(records, tmp_path / "out")
+    assert asked == ["batch", "0"]
+    assert not notes
+    assert first.metrics == again.metrics
+    values = json.loads((tmp_path / "out" / "delta.json").read_text())
+    foreign = next(value for key, value in values.items() if key.endswith("stats=0"))
+    assert first.metrics["foreign_row_delta"] == foreign - first.metrics["average_accuracy"]
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+    assert "foreign_row_delta" in comparison([first]).table.header
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--delta"], "delta=True: needs --out FOLDER"),
+        (["--out", "{run}/figures/report"], "out={run}/figures/report: lies in the directory of a run"),
+        (["--out", "{run}/config.yaml/x"], "out={run}/config.yaml/x: lies in the directory of a run"),
+    ],
+)
+def test_a_report_never_writes_into_a_run(
+    words: list[str], message: str, made: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        report([str(made), *(word.replace("{run}", str(made)) for word in words)])
+    assert capsys.readouterr().err.startswith(message.replace("{run}", str(made)))
