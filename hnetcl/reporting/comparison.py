@@ -239,7 +239,7 @@ def _difference(group: Group, reference: Group, metric: str, least: set[float]) 
 
 
 def _best(groups: Sequence[Group], metric: str) -> list[Group]:
-    """All groups with the best mean, as it is shown; references and costs of them don't compete."""
+    """All groups with the best mean, as it is shown; none where all have it. References and costs of them don't compete."""
     if metric in DELTAS:  # what is lost is neither good nor bad
         return []
     own = [group for group in groups if not any(value.endswith(REFERENCE) for value in group.values)]
@@ -248,7 +248,8 @@ def _best(groups: Sequence[Group], metric: str) -> list[Group]:
         return []
     pick = min if metric in LOWER_IS_BETTER else max
     best = pick(float(text) for text, _ in means)
-    return [group for text, group in means if float(text) == best]
+    found = [group for text, group in means if float(text) == best]
+    return found if len(found) < len(means) else []  # where all are the same, none is the best
 
 
 def _run_table(records: Sequence[RunRecord], keys: Sequence[str], metrics: Sequence[str]) -> Table:

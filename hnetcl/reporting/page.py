@@ -16,6 +16,10 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .25rem .6rem; border-bottom: 1px solid #8884; text-align: left; white-space: nowrap; }
 .number { text-align: right; }
 .long { white-space: normal; min-width: 16rem; overflow-wrap: anywhere; }
+@media (max-width: 45rem) {
+  td:not(.number) { white-space: normal; overflow-wrap: anywhere; min-width: 5rem; }
+  td:first-child:not(.number) { min-width: 10rem; }
+}
 .figures { display: flex; flex-wrap: wrap; gap: 1rem; }
 figure { margin: 0; flex: 1 1 20rem; max-width: 34rem; }
 img { width: 100%; background: white; }

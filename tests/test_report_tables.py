@@ -1,0 +1,80 @@
+"""Numbers, tables and figures of a report, of runs that are made up."""
+
+import csv
+import io
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hnetcl.reporting import comparison, page, run_figures
+from hnetcl.reporting.numbers import interquartile_mean, interval, sign_test, spread
+from hnetcl.reporting.runs import RunRecord
+from hnetcl.reporting.table import Cell, Table
+
+
+def record(seed: int, accuracy: float, **config: Any) -> RunRecord:
+    metrics = {"average_accuracy": accuracy, "forgetting": 1 - accuracy}
+    return RunRecord(Path(f"{config}{seed}"), "complete", "", {"seed": seed, **config}, metrics, np.eye(3)[:, :2])
+
+
+def test_groups_are_what_runs_differ_in_but_for_the_seed() -> None:
+    """Keys of a part that only repeat its name are left out; all that is best is bold, for costs the lowest."""
+    runs = [record(s, 0.5 + 0.01 * s, **{"method.name": "ewc", "method.lambda_": 10}) for s in range(3)]
+    runs += [record(s, 0.7, **{"method.name": "si", "method.c": c}) for s in range(3) for c in (1, 2)]
+    found = comparison(runs)
+    assert found.keys == ["method.name", "method.c"]
+    assert [group.values for group in found.groups] == [("ewc", ""), ("si", "1"), ("si", "2")]
+    assert [[cell.bold for cell in row[3:5]] for row in found.table.rows] == [[False, False], [True, True], [True, True]]
+    together = comparison(runs, by=["method.name"])
+    assert [len(group.runs) for group in together.groups] == [3, 6]
+    assert set(run_figures(found)) == {"methods", "accuracy_over_tasks", "accuracy_matrix", "accuracy_curves"}
+
+
+def test_references_stand_beside_their_run() -> None:
+    joint = record(0, 0.9, **{"method.name": "joint"})
+    run = record(0, 0.7, **{"method.name": "ewc"})
+    matrix = np.array([[0.0, 0.0], [0.8, 0.0], [0.8, 0.6]])
+    bound = RunRecord(joint.path, "complete", "", joint.config, joint.metrics, np.array([[0.0, 0.0], [0.9, 0.0], [0.9, 0.9]]))
+    both = RunRecord(run.path, "complete", "", run.config, run.metrics, matrix, references={"joint": bound})
+    found = comparison([both])
+    assert [group.values for group in found.groups] == [("ewc",), ("joint (reference)",)]
+    assert found.groups[0].of("intransigence") == pytest.approx([(0.1 + 0.3) / 2])
+
+
+def test_numbers_are_those_of_the_papers() -> None:
+    values = np.array([1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 100.0])
+    assert interquartile_mean(values) == 4.5
+    assert interquartile_mean(np.array([1.0, 2.0, 9.0])) == pytest.approx((1 + 4 * 2 + 9) / 6)
+    assert spread(values) == pytest.approx(values.std(ddof=1))
+    low, high = interval(values)
+    assert low < values.mean() < high
+    assert interval(values) == (low, high)
+    assert all(math.isnan(each) for each in interval(values[:1]))
+    assert sign_test(np.array([1.0, 2.0, 3.0])) == (0.25, 0.25)  # three seeds can reach no less
+    assert sign_test(np.array([1.0, -1.0])) == (1.0, 0.5)
+    p, least = sign_test(np.full(20, 0.1))
+    assert p == least == 2 / 2000
+
+
+HOSTILE = "<script>|a_b*&%$#{}~^\\\x1b[31m\nx"
+
+
+def test_names_are_text_in_every_format() -> None:
+    table = Table(HOSTILE, [HOSTILE, "n"], [[Cell(HOSTILE, bold=True), Cell("1", 1)]], [HOSTILE])
+    for text in (table.terminal(), table.markdown(), table.latex()):
+        assert "\x1b" not in text
+    assert len(table.latex().splitlines()) == 9
+    assert "<script>" not in table.markdown()
+    assert "<script>" not in page(HOSTILE, [table], {HOSTILE: b""}, [record(0, 1.0)])
+    assert list(csv.reader(io.StringIO(table.csv())))[1] == [HOSTILE, "1"]
+
+
+def test_figures_of_one_run_without_statistics() -> None:
+    found = comparison([record(0, 0.7, **{"method.name": "$x$"})])
+    figures = run_figures(found)
+    from hnetcl.tracking.figures import to_image
+
+    assert all(to_image(figure).shape[2] == 3 for figure in figures.values())
