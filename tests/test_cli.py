@@ -227,6 +227,7 @@ def test_faults_of_jobs_in_other_processes(short: list[str], tmp_path: Path) -> 
     assert process.stderr.count("trainer.steps=-2: must be at least 1\n") == 2
     assert process.stderr.count("device=cuda:99: not available") == 1
     assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == ["0"]
+    assert sum("trainer.steps=-2" in line for line in (tmp_path / "refused.jsonl").read_text().splitlines()) == 2
 
 
 def test_faults_come_back_from_other_processes() -> None:

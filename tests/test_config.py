@@ -24,6 +24,7 @@ EXPERIMENTS = sorted(path.stem for path in CONF.glob("experiment/*.yaml"))
 def read(path: Path) -> dict[str, Any]:
     values = OmegaConf.to_container(OmegaConf.load(path))
     assert isinstance(values, dict)
+    values = values.get(path.parent.name, values)  # a file of the global package sets keys of other groups too
     return {str(key): value for key, value in values.items()}
 
 

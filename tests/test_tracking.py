@@ -13,7 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from hnetcl.errors import ArgumentError
 from hnetcl.registry import register
-from hnetcl.tracking import Progress, comparison_table, log_to, observers, result_table
+from hnetcl.tracking import Progress, at_chance, comparison_table, log_to, observers, result_table
 from hnetcl.tracking.figures import accuracy_curves, accuracy_matrix, row_statistics, to_image, to_pdf, to_png
 from hnetcl.tracking.figurewriter import FigureWriter
 from hnetcl.tracking.tensorboard import TensorBoard
@@ -290,3 +290,12 @@ def test_what_ends_a_run_is_in_its_log(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError), log_to(Console(file=io.StringIO()), tmp_path / "log"):
         1 / 0  # noqa: B018
     assert "ZeroDivisionError" in (tmp_path / "log").read_text()
+
+
+def test_tasks_at_chance_are_named() -> None:
+    """Guessing among K answers is right once in K, give or take three standard deviations."""
+    assert (
+        at_chance([0.5, 0.99, 0.54], [1000, 1000, 1000], [2, 2, 2]) == "at chance, as if nothing had been learned: tasks 0, 2"
+    )
+    assert at_chance([0.56, 0.5], [1000, 1000], [2, 10]) == ""
+    assert at_chance([0.1], [50], [10]).endswith("task 0")

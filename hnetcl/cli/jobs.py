@@ -84,7 +84,7 @@ def _fit(
     trainer: Trainer, directory: RunDirectory, config: Config, call: Call, parts: Parts, signals: Signals, notes: Sequence[str]
 ) -> bool:
     """Trains in a directory that is the run's alone. Whether a signal has stopped it."""
-    from hnetcl.tracking import Console, log_to, number, observers, result_table
+    from hnetcl.tracking import Console, at_chance, log_to, number, observers, result_table
 
     console, signals.goes_on = Console(), call.continued(directory.path)
     try:
@@ -111,6 +111,11 @@ def _fit(
             directory.write_json(directory.metrics, metrics)
             directory.save_model(parts.model.saved_tensors())  # last: a run with a model is a whole run
             log.info(result_table([task.classes for task in parts.sequence.tasks], result.matrix))
+            counts, every = parts.sequence.class_counts, config.scenario == "class"
+            images = [len(task.test) for task in parts.sequence.tasks]
+            answers = [sum(counts)] * len(counts) if every else counts
+            if note := at_chance(result.matrix[-1].tolist(), images, answers):
+                log.warning(note)
             log.info("\n".join(f"{name}: {number(value)}" for name, value in metrics.items()))
             log.info(f"run: {directory.path}")
     except StorageError as error:
@@ -208,6 +213,8 @@ def evaluate(config: EvaluationConfig) -> list[float]:
     print(f"average_accuracy: {number(sum(found) / len(found))} (tasks: {len(tasks)}, stats: {config.stats}{of})")
     if scenario != "task":
         print(f"task_inference_accuracy: {number(known.mean())} (scenario: {scenario}, inference: {inference['name']})")
+        if model.recognizer is not None:
+            print(f"kept to recognise tasks: {model.recognizer.kept_bytes:,} bytes")
     if own and is_test and found != [before[t] for t in tasks]:
         print("these are not the recorded numbers: another device, or another version of torch?")
     return found
@@ -288,6 +295,7 @@ def _metrics(parts: Parts, result: Result, config: Config) -> dict[str, float]:
             "task_aware": float(result.aware.mean()),
             "task_agnostic": metrics["average_accuracy"],
             "task_inference_accuracy": float(result.known.mean()),
+            "recognizer_bytes": float(parts.model.recognizer.kept_bytes if parts.model.recognizer is not None else 0),
         }
     return {
         **metrics,

@@ -24,6 +24,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 
 from hnetcl.cli.call import Call
 from hnetcl.cli.plain import read_config, require_followed_nowhere
+from hnetcl.cli.refused import record_refusal
 from hnetcl.cli.streams import lost_output, make_patient
 from hnetcl.cli.words import as_text, is_multirun, prepared, read
 from hnetcl.config import CHOSEN
@@ -153,7 +154,7 @@ def option_names(config_name: str) -> dict[str, list[str]]:
 
 
 def _guarded(job: Job, typed: tuple[str, ...], faults: Path) -> FunctionType:
-    """The job, with a line in `faults` where it refuses its arguments."""
+    """The job, with a line in `faults` where it refuses its arguments, and one for reports where it never becomes a run."""
 
     def guarded(composed: DictConfig) -> float | None:
         make_patient()
@@ -165,9 +166,14 @@ def _guarded(job: Job, typed: tuple[str, ...], faults: Path) -> FunctionType:
             with faults.open("a", encoding="utf-8") as file:
                 print(error, file=file)
             print(error, file=sys.stderr)
+            record_refusal(call, error)
             if call.directory is not None and not any(Path(call.directory).iterdir()):
                 Path(call.directory).rmdir()
             return None
+        except BaseException as error:
+            if not isinstance(error, KeyboardInterrupt | SystemExit):
+                record_refusal(call, error)
+            raise
 
     assert isinstance(guarded, FunctionType)
     return guarded

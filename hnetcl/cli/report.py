@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,8 +38,13 @@ def parser() -> Parser:
     made.add_argument(
         "--out", metavar="FOLDER", help="writes the tables in all formats, the figures as PNG and PDF, and report.html"
     )
+    made.add_argument(
+        "--delta",
+        action="store_true",
+        help="evaluates what stats=batch and stats=0 would give, once; needs --out, where it is kept",
+    )
     made.add_argument("--published", action="store_true", help="sets runs beside published numbers, with a verdict")
-    made.add_argument("--claims", metavar="FILE", help="published numbers of your own, a CSV like docs/published.csv")
+    made.add_argument("--claims", metavar="FILE", help="published numbers of your own, a CSV like conf/published.csv")
     made.add_argument("--commands", metavar="PROTOCOL", help="prints the commands that train a protocol's published rows")
     made.add_argument("--seeds", metavar="N,N", default="0,1,2", help="of these commands")
     return made
@@ -65,23 +71,45 @@ def report(words: Sequence[str]) -> None:
 
 def _report(told: argparse.Namespace) -> None:
     from hnetcl.cli.plain import read_config
-    from hnetcl.reporting import comparison, find_runs, verdicts
+    from hnetcl.reporting import comparison, find_runs, incomplete, verdicts
     from hnetcl.reporting.table import FORMATS as WRITERS
 
     records = find_runs(told.folders, read_config)
+    notes: list[str] = []
+    if told.out is not None:
+        told.out = _folder(told.out, records)
+    if told.delta:
+        if told.out is None:
+            raise ArgumentError("delta", True, "needs --out FOLDER: what is evaluated is kept there")
+        from hnetcl.cli.delta import with_deltas
+
+        records, notes = with_deltas(records, told.out)
     if told.published:
         from hnetcl.cli.protocols import claims, wanted
 
         table, unmet = verdicts(claims(told.claims), records, wanted)
-        tables, found = [table], None
+        tables, found = [table, *incomplete(records)], None
         if unmet and told.format == "terminal":
             print(f"{len(unmet)} rows were not run; `report --commands PROTOCOL` prints what trains them", file=sys.stderr)
     else:
         found = comparison(records, _listed(told.by), _listed(told.metrics), _baseline(told.baseline))
-        tables = [found.table, found.runs]
+        tables = [found.table, *incomplete(records), replace(found.runs, notes=[*found.runs.notes, *notes])]
     print("\n\n".join(WRITERS[told.format](table) for table in tables))
     if told.out is not None:
-        _write(Path(told.out).expanduser(), tables, found, records)
+        _write(told.out, tables, found, records)
+
+
+def _folder(text: str, records: "Sequence[RunRecord]") -> Path:
+    """The folder of the report, made where it is missing; never inside a run."""
+    folder = Path(text).expanduser()
+    for record in records:
+        if folder.resolve().is_relative_to(record.path.resolve()):
+            raise ArgumentError("out", text, f"lies in the directory of a run ({record.path}), which stays as it is")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ArgumentError("out", text, f"can't be made ({error.strerror})") from error
+    return folder
 
 
 def _write(folder: Path, tables: "Sequence[Table]", found: "Comparison | None", records: "Sequence[RunRecord]") -> None:
@@ -89,10 +117,6 @@ def _write(folder: Path, tables: "Sequence[Table]", found: "Comparison | None", 
     from hnetcl.reporting.table import FORMATS as WRITERS
     from hnetcl.tracking.figures import to_image, to_pdf, to_png
 
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ArgumentError("out", str(folder), f"can't be made ({error.strerror})") from error
     endings = {"terminal": "txt", "markdown": "md", "csv": "csv", "latex": "tex"}
     for table in tables:
         for name, write in WRITERS.items():

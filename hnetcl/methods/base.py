@@ -125,6 +125,11 @@ class Method:
     sees_old_data = False
     """Whether `draw` gives batches of old tasks; otherwise to ask for one is an error."""
 
+    @property
+    def stored_images(self) -> int:
+        """Training images that it keeps for later tasks."""
+        return 0
+
     def check(self, model: HyperModel, sequence: TaskSequence) -> None:
         """Called once before the run.
 

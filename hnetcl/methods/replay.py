@@ -37,6 +37,10 @@ class Replay(Method):
         self.size, self.weight = size, weight
         self.memory = Memory(size, 1)
 
+    @property
+    def stored_images(self) -> int:
+        return int(self.memory.seen.clamp(max=self.memory.share).sum())
+
     def check(self, model: HyperModel, sequence: TaskSequence) -> None:
         classes = sum(sequence.class_counts)
         if self.size < classes:

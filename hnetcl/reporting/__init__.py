@@ -1,6 +1,6 @@
 """Directories of runs as tables, figures and one page."""
 
-from hnetcl.reporting.comparison import Comparison, comparison
+from hnetcl.reporting.comparison import DELTAS, Comparison, comparison, incomplete
 from hnetcl.reporting.figures import run_figures
 from hnetcl.reporting.page import page
 from hnetcl.reporting.published import Claim, read_claims, verdicts
@@ -8,6 +8,7 @@ from hnetcl.reporting.runs import RunRecord, find_runs, flat
 from hnetcl.reporting.table import Cell, Table
 
 __all__ = [
+    "DELTAS",
     "Cell",
     "Claim",
     "Comparison",
@@ -16,6 +17,7 @@ __all__ = [
     "comparison",
     "find_runs",
     "flat",
+    "incomplete",
     "page",
     "read_claims",
     "run_figures",

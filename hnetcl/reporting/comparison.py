@@ -25,14 +25,11 @@ SAME = (  # keys that don't make another experiment
     *(f"trainer.{key}" for key in ("threads", "eval_batch_size", "log_every", "checkpoint_minutes", "statistics", "evaluate")),
 )
 LOWER_IS_BETTER = ("forgetting", "intransigence", "compression", "seconds", "seconds_total")
-METRICS = (
-    "average_accuracy",
-    "forgetting",
-    "average_incremental_accuracy",
-    "task_inference_accuracy",
-    "compression",
-    "seconds",
-)
+METRICS = ("average_accuracy", "forgetting", "task_inference_accuracy", "intransigence", "compression", "seconds")
+DELTAS = {
+    "batch_statistics_delta": "batch",
+    "foreign_row_delta": "0",
+}  # metrics that a report measures: `stats` of an evaluation
 REFERENCE = "(reference)"
 
 
@@ -111,7 +108,9 @@ def comparison(
         if complete and name not in measured:
             raise one_of("metrics", name, measured)
     keys = list(by) if by is not None else _differing(complete)
-    chosen = list(metrics) if metrics else [name for name in METRICS if name in measured]
+    filled = {name for record in complete for name, value in record.metrics.items() if math.isfinite(value)}
+    chosen = list(metrics) if metrics else [name for name in METRICS if name in filled]
+    chosen += [name for name in DELTAS if name in filled and name not in chosen]
     groups = _grouped(complete, keys)
     reference = _baseline(groups, keys, baseline) if baseline else None
     return Comparison(keys, chosen, groups, _group_table(groups, keys, chosen, reference), _run_table(records, keys, chosen))
@@ -215,6 +214,10 @@ def _group_table(groups: Sequence[Group], keys: Sequence[str], metrics: Sequence
             cells += _difference(group, reference, first, least)
         rows.append(cells)
     notes = [f"mean ± standard deviation over runs; IQM and interval (bootstrap) of {first}; the best mean of a column is bold"]
+    if first and any(len(group.by_seed(first)) < len(group.of(first)) for group in groups):
+        notes.append(
+            "some groups have several runs of one seed: these differ in what does not tell groups apart, or are repetitions"
+        )
     if reference:
         pairs = ", ".join(f"{p:.3g}" for p in sorted(least))
         notes.append(
@@ -237,6 +240,8 @@ def _difference(group: Group, reference: Group, metric: str, least: set[float]) 
 
 def _best(groups: Sequence[Group], metric: str) -> list[Group]:
     """All groups with the best mean, as it is shown; references and costs of them don't compete."""
+    if metric in DELTAS:  # what is lost is neither good nor bad
+        return []
     own = [group for group in groups if not any(value.endswith(REFERENCE) for value in group.values)]
     means = [(number(float(group.of(metric).mean())), group) for group in own if len(group.of(metric))]
     if not means:
@@ -257,14 +262,28 @@ def _run_table(records: Sequence[RunRecord], keys: Sequence[str], metrics: Seque
         status: sum(record.status == status for record in records) for status in ("complete", "unfinished", "failed", "damaged")
     }
     note = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
-    return Table("Runs", ["run", "status", *keys, "seed", *metrics, "reason"], rows, [f"{len(records)} runs: {note}"], left=2)
+    return Table(
+        "Runs",
+        ["run", "status", *keys, "seed", *metrics, "reason"],
+        rows,
+        [f"{len(records)} runs: {note}"],
+        left=2 + len(keys),
+        right=1,
+    )
+
+
+def incomplete(records: Sequence[RunRecord]) -> list[Table]:
+    """The runs that no number stands for, with the reason; no table where there is none."""
+    rows = [[Cell(str(each.path)), Cell(each.status), Cell(each.reason)] for each in records if not each.complete]
+    note = f"{len(rows)} of {len(records)} runs are not complete, and count nowhere above"
+    return [Table("Not complete", ["run", "status", "reason"], rows, [note], left=3)] if rows else []
 
 
 def _mean(values: np.ndarray) -> str:
     if not len(values):
         return ""
-    off = spread(values)
-    return number(float(values.mean())) + ("" if math.isnan(off) else f" ± {number(off)}")
+    mean, off = float(values.mean()), spread(values)
+    return number(mean) + ("" if math.isnan(off) else f" ± {off:.{_digits(mean)}f}")
 
 
 def _value(values: np.ndarray) -> float | None:
@@ -273,4 +292,8 @@ def _value(values: np.ndarray) -> float | None:
 
 def number(value: float) -> str:
     """Fractions with four digits, larger numbers with as many as say something."""
-    return f"{value:.4f}" if abs(value) < 10 else f"{value:.1f}"
+    return f"{value:.{_digits(value)}f}"
+
+
+def _digits(value: float) -> int:
+    return 4 if abs(value) < 10 else 1

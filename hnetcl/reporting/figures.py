@@ -15,6 +15,7 @@ from hnetcl.tracking.figures import COLUMN, accuracy_curves, accuracy_matrix, ro
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")  # Okabe & Ito 2008
 MARKS = "osD^vP*X"
+SAME_SIZE = 1.05  # ratio of compressions up to which a figure of them would say nothing
 MOST_LABEL = 34  # letters of a group's name
 
 
@@ -22,7 +23,7 @@ def run_figures(found: Comparison) -> dict[str, Figure]:
     """By name; those that the runs have the numbers for.
 
     - methods: the first metric of every group, each run, and the interval of the mean
-    - compression: the first metric over compression
+    - compression: the first metric over compression, where groups differ in it
     - accuracy_matrix, accuracy_curves, row_statistics: of the best group, the mean over its runs, resp. its first run
     - accuracy_over_tasks: the mean accuracy on the tasks so far, of every group
     """
@@ -31,8 +32,8 @@ def run_figures(found: Comparison) -> dict[str, Figure]:
         return made
     metric = found.metrics[0]
     made["methods"] = _methods(found, metric)
-    compressions = {round(float(group.of("compression").mean()), 6) for group in found.groups if len(group.of("compression"))}
-    if len(compressions) > 1:
+    compressions = [float(group.of("compression").mean()) for group in found.groups if len(group.of("compression"))]
+    if compressions and max(compressions) > SAME_SIZE * min(compressions):
         made["compression"] = _compression(found, metric)
     made["accuracy_over_tasks"] = _over_tasks(found)
     best = max(found.groups, key=lambda group: float(np.mean(group.of(metric))) if len(group.of(metric)) else -math.inf)

@@ -51,6 +51,7 @@ def sign_test(differences: np.ndarray) -> tuple[float, float]:
     if n <= EXACT:
         signs = np.array(list(product((1.0, -1.0), repeat=n)))
     else:
-        signs = np.vstack([np.ones(n), np.random.RandomState(0).choice((1.0, -1.0), size=(DRAWS - 1, n))])
+        drawn = np.random.RandomState(0).choice((1.0, -1.0), size=(DRAWS - 2, n))
+        signs = np.vstack([np.ones(n), -np.ones(n), drawn])  # those that were found, and their mirror
     sums = np.abs(signs @ differences)
     return float((sums >= found * (1 - 1e-12)).mean()), 2 / len(signs)

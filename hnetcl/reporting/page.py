@@ -5,7 +5,7 @@ import html
 from collections.abc import Mapping, Sequence
 
 from hnetcl.reporting.runs import RunRecord
-from hnetcl.reporting.table import Table
+from hnetcl.reporting.table import Table, plain
 
 STYLE = """
 :root { color-scheme: light dark; }
@@ -15,6 +15,7 @@ h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .25rem .6rem; border-bottom: 1px solid #8884; text-align: left; white-space: nowrap; }
 .number { text-align: right; }
+.long { white-space: normal; min-width: 16rem; overflow-wrap: anywhere; }
 .figures { display: flex; flex-wrap: wrap; gap: 1rem; }
 figure { margin: 0; flex: 1 1 20rem; max-width: 34rem; }
 img { width: 100%; background: white; }
@@ -35,7 +36,11 @@ def page(title: str, tables: Sequence[Table], figures: Mapping[str, bytes], reco
         f"<figcaption>{html.escape(name.replace('_', ' '))}</figcaption></figure>"
         for name, png in figures.items()
     )
-    commands = "\n".join(record.command for record in records if record.command)
+    made: dict[str, list[str]] = {}
+    for record in records:
+        if record.command:
+            made.setdefault(plain(record.command), []).append(plain(str(record.path)))
+    commands = "\n\n".join("\n".join([*(f"# {path}" for path in paths), line]) for line, paths in made.items())
     parts = [
         '<!doctype html><html lang="en"><head><meta charset="utf-8">',
         '<meta name="viewport" content="width=device-width, initial-scale=1">',

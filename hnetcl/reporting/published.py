@@ -59,7 +59,7 @@ class Claim:
 
 
 def read_claims(path: Path) -> list[Claim]:
-    """The lines of a file like docs/published.csv.
+    """The lines of a file like conf/published.csv.
 
     Raises:
         ArgumentError: the file can't be read, or a line is none of a claim; names the line.
@@ -126,7 +126,7 @@ def verdicts(
     met = sum(row[8].text == "within" for row in rows)
     header = ["protocol", "method", "published", "seeds", "own", "runs", "difference", "allowed", "verdict", "source"]
     note = f"{met} of {len(claims)} within; allowed: {DEVIATIONS} published standard deviations, or the tolerance of the file"
-    return Table("Published and own", header, rows, [note], left=2), unmet
+    return Table("Published and own", header, rows, [note], left=2, right=2), unmet
 
 
 def _compared(config: Mapping[str, Any]) -> dict[str, str]:

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 
 from hnetcl.errors import ArgumentError, one_line
-from hnetcl.files import read_text
+from hnetcl.files import REFUSED_JOBS, read_text
 from hnetcl.training import RunDirectory
 
 BEGINS, ENDED = " tasks, on ", "the run ended early"  # in lines of a run's log: that it was started, that an error has ended it
-REFUSED = "refused.jsonl"  # in the folder of a multirun: jobs that were refused before they had a directory
 REFERENCES = "references"  # the folder of a run's bounds
-DEEPEST = 12  # folders below one that was named
+DEEPEST = 200  # folders below one that was named
+MULTIRUN = "multirun.yaml"  # what Hydra writes into the folder of a multirun
 
 
 @dataclass(frozen=True)
@@ -66,11 +66,17 @@ def find_runs(folders: Sequence[str | Path], read_config: Any) -> list[RunRecord
         top = Path(folder).expanduser()
         if not top.is_dir():
             raise ArgumentError("DIR", str(folder), "there is no such folder")
-        for path in sorted(_directories(top)):
+        places = _places(top)
+        for path in places["runs"]:
             found.setdefault(path.resolve(), _read(RunDirectory(path), read_config))
-        for refused in sorted(top.rglob(REFUSED)):
-            for record in _refused(refused):
+        for path in places["refused"]:
+            for record in {record.path: record for record in _refused(path)}.values():  # the newest of each job
                 found.setdefault(record.path.resolve(), record)
+        for path in places["empty"]:
+            reason = "there is no config.yaml: the job has not begun, or was killed before that"
+            found.setdefault(path.resolve(), RunRecord(path, "unfinished", reason))
+        for path in places["closed"]:
+            found.setdefault(path.resolve(), RunRecord(path, "damaged", "the folder can't be read"))
     if not found:
         raise ArgumentError("DIR", ", ".join(map(str, folders)), "there is no run at or below it (no config.yaml)")
     return list(found.values())
@@ -87,14 +93,30 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return made
 
 
-def _directories(top: Path) -> Iterator[Path]:
-    """Directories of runs, those of their references not among them."""
-    for folder, inside, files in os.walk(top):
+def _places(top: Path) -> dict[str, list[Path]]:
+    """What lies below a folder, sorted; references of runs are not among it.
+
+    Returns:
+        `runs`: directories of runs; `refused`: files that tell of refused jobs; `empty`: folders of jobs of a multirun that
+        hold nothing; `closed`: folders that can't be read.
+    """
+    found: dict[str, list[Path]] = {"runs": [], "refused": [], "empty": [], "closed": []}
+    jobs: set[Path] = set()
+    for folder, inside, files in os.walk(top, onerror=lambda error: found["closed"].append(Path(error.filename))):
+        path = Path(folder)
         if "config.yaml" in files:
-            yield Path(folder)
+            found["runs"].append(path)
             inside.clear()
-        elif len(Path(folder).relative_to(top).parts) >= DEEPEST:
+            continue
+        if REFUSED_JOBS in files:
+            found["refused"].append(path / REFUSED_JOBS)
+        if path in jobs and not inside and not files:
+            found["empty"].append(path)
+        if MULTIRUN in files:
+            jobs |= {path / name for name in inside}
+        if len(path.relative_to(top).parts) >= DEEPEST:
             inside.clear()
+    return {kind: sorted(paths) for kind, paths in found.items()}
 
 
 def _read(directory: RunDirectory, read_config: Any) -> RunRecord:
@@ -164,9 +186,12 @@ def _refused(path: Path) -> Iterator[RunRecord]:
     for number, line in enumerate(lines):
         try:
             job = json.loads(line)
-            folder, words, reason = Path(job["directory"]).name, [str(word) for word in job["overrides"]], str(job["reason"])
+            folder, words, reason = Path(job["directory"]), [str(word) for word in job["overrides"]], str(job["reason"])
+            if "\0" in str(folder):
+                raise ValueError("no name of a folder")
         except (ValueError, KeyError, TypeError):
-            yield RunRecord(path.parent / f"{REFUSED} line {number + 1}", "damaged", "is no record of a refused job")
+            yield RunRecord(path.parent / f"{REFUSED_JOBS} line {number + 1}", "damaged", "is no record of a refused job")
             continue
         config = dict(word.lstrip("+~").partition("=")[::2] for word in words)
-        yield RunRecord(path.parent / folder, "failed", one_line(ValueError(reason)), config)
+        place = folder.name if folder.is_absolute() or ".." in folder.parts else folder
+        yield RunRecord(path.parent / place, "failed", one_line(ValueError(reason)), config)

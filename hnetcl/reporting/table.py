@@ -9,6 +9,7 @@ from typing import Any
 
 from hnetcl.tracking import text_table
 
+LONG = 60  # letters of a cell that a browser may break
 LATEX = {
     **{letter: f"\\{letter}" for letter in "&%$#_{}"},
     "~": r"\textasciitilde{}",
@@ -35,11 +36,18 @@ class Table:
     rows: Sequence[Sequence[Cell]]
     notes: Sequence[str] = ()
     left: int = 1  # columns of words, from the left
+    right: int = 0  # and from the right
+
+    def _has_words(self, column: int) -> bool:
+        return column < self.left or column >= len(self.header) - self.right
 
     def terminal(self) -> str:
         """The best of a column has a star."""
-        rows = [[_plain(cell.text) + ("*" if cell.bold else "") for cell in row] for row in self.rows]
-        return "\n".join([self.title, text_table(list(self.header), rows, left=range(self.left), width=None), *self.notes])
+        rows = [[plain(cell.text) + ("*" if cell.bold else "") for cell in row] for row in self.rows]
+        table = text_table(
+            list(map(plain, self.header)), rows, left=list(filter(self._has_words, range(len(self.header)))), width=None
+        )
+        return "\n".join([plain(self.title), table, *map(plain, self.notes)])
 
     def markdown(self) -> str:
         """A table of GitHub's Markdown."""
@@ -47,7 +55,7 @@ class Table:
         def line(cells: Sequence[str]) -> str:
             return "| " + " | ".join(cells) + " |"
 
-        marks = ["---" if place < self.left else "---:" for place in range(len(self.header))]
+        marks = ["---" if self._has_words(place) else "---:" for place in range(len(self.header))]
         rows = [[_marked(cell.text, cell.bold) for cell in row] for row in self.rows]
         table = [line([_escaped(name) for name in self.header]), line(marks), *map(line, rows)]
         return "\n\n".join([f"**{_escaped(self.title)}**", "\n".join(table), *map(_escaped, self.notes)])
@@ -67,16 +75,18 @@ class Table:
             return " & ".join(cells) + r" \\"
 
         rows = [[rf"\textbf{{{_latex(cell.text)}}}" if cell.bold else _latex(cell.text) for cell in row] for row in self.rows]
-        columns = "l" * self.left + "r" * (len(self.header) - self.left)
+        columns = "".join("l" if self._has_words(place) else "r" for place in range(len(self.header)))
         body = [r"\toprule", line([_latex(name) for name in self.header]), r"\midrule", *map(line, rows), r"\bottomrule"]
-        notes = [f"% {_plain(note)}" for note in (self.title, *self.notes)]
+        notes = [f"% {plain(note)}" for note in (self.title, *self.notes)]
         return "\n".join([*notes, rf"\begin{{tabular}}{{{columns}}}", *body, r"\end{tabular}"])
 
     def html(self) -> str:
         """A table, and its notes as paragraphs."""
 
         def line(cells: Sequence[str], tag: str) -> str:
-            classes = ["" if place < self.left else ' class="number"' for place in range(len(cells))]
+            kinds = ["" if self._has_words(place) else "number" for place in range(len(cells))]
+            kinds = ["long" if len(cell) > LONG else kind for cell, kind in zip(cells, kinds, strict=True)]
+            classes = [f' class="{kind}"' if kind else "" for kind in kinds]
             return "<tr>" + "".join(f"<{tag}{c}>{cell}</{tag}>" for c, cell in zip(classes, cells, strict=True)) + "</tr>"
 
         rows = [
@@ -96,16 +106,16 @@ FORMATS: dict[str, Callable[[Table], str]] = {
 }
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """On one line, without what a terminal would obey."""
     return "".join(letter if letter.isprintable() else " " for letter in text)
 
 
 def _escaped(text: str) -> str:
-    plain = _plain(text)
+    escaped = plain(text)
     for letter in "\\|*_`<>[]":
-        plain = plain.replace(letter, f"\\{letter}")
-    return plain
+        escaped = escaped.replace(letter, f"\\{letter}")
+    return escaped
 
 
 def _marked(text: str, bold: bool) -> str:
@@ -113,4 +123,4 @@ def _marked(text: str, bold: bool) -> str:
 
 
 def _latex(text: str) -> str:
-    return "".join(LATEX.get(letter, letter) for letter in _plain(text)).replace("±", r"$\pm$")
+    return "".join(LATEX.get(letter, letter) for letter in plain(text)).replace("±", r"$\pm$")

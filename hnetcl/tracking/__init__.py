@@ -6,6 +6,16 @@
 from hnetcl.tracking.console import Console, log_to
 from hnetcl.tracking.observers import observers
 from hnetcl.tracking.progress import Progress
-from hnetcl.tracking.tables import comparison_table, number, result_table, text_table
+from hnetcl.tracking.tables import at_chance, comparison_table, number, result_table, text_table
 
-__all__ = ["Console", "Progress", "comparison_table", "log_to", "number", "observers", "result_table", "text_table"]
+__all__ = [
+    "Console",
+    "Progress",
+    "at_chance",
+    "comparison_table",
+    "log_to",
+    "number",
+    "observers",
+    "result_table",
+    "text_table",
+]

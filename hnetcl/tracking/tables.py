@@ -1,6 +1,7 @@
 """Tables as text."""
 
 from collections.abc import Collection, Mapping, Sequence
+from math import sqrt
 from textwrap import shorten
 
 from rich import box
@@ -20,6 +21,24 @@ def result_table(classes: Sequence[Sequence[str]], matrix: Tensor) -> str:
         for j, names in enumerate(classes)
     ]
     return text_table(["task", "classes", "after its training", "at the end", "difference"], rows)
+
+
+def at_chance(accuracy: Sequence[float], images: Sequence[int], answers: Sequence[int]) -> str:
+    """Names tasks whose accuracy is what guessing gives, within three standard deviations of a binomial; "" where none is.
+
+    Args:
+        accuracy: of each task.
+        images: that it was measured on.
+        answers: among which a guess would be drawn.
+    """
+    found = []
+    for task, (value, count, number) in enumerate(zip(accuracy, images, answers, strict=True)):
+        chance = 1 / number
+        if value <= chance + 3 * sqrt(chance * (1 - chance) / count):
+            found.append(str(task))
+    if not found:
+        return ""
+    return f"at chance, as if nothing had been learned: task{'s' if len(found) > 1 else ''} {', '.join(found)}"
 
 
 def comparison_table(classes: Mapping[int, Sequence[str]], now: Sequence[float], recorded: Sequence[float] | None) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import NoReturn
 
-from benchmarks import bn, conv_bn, inference, memory, regularizer, train
+from benchmarks import bn, conv_bn, inference, memory, recognition, regularizer, train
 from benchmarks.inputs import at_least
 from benchmarks.machine import machine
 from hnetcl.errors import ArgumentError
@@ -23,6 +23,7 @@ SUBJECTS: dict[str, ModuleType] = {
     "train": train,
     "regularizer": regularizer,
     "inference": inference,
+    "recognition": recognition,
 }
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from hnetcl.build import Parts, build
 from hnetcl.cli.jobs import evaluate, train
 from hnetcl.config import Config, EvaluationConfig
+from hnetcl.errors import ArgumentError
 from hnetcl.methods import Inputs, Losses, Method, Run
 from hnetcl.registry import find, names, register
 from hnetcl.tasks import Batches
@@ -22,6 +23,7 @@ from hnetcl.training import Observer, RunDirectory, RunStart
 from hnetcl.training.step import TrainingStep
 
 METHODS: dict[str, list[str]] = {  # name -> what makes it small
+    "agem": ["method.size=30", "method.reference=16"],
     "der": ["method.size=30"],
     "ewc": ["method.samples=10", "method.lambda_=100"],
     "finetune": [],
@@ -32,8 +34,10 @@ METHODS: dict[str, list[str]] = {  # name -> what makes it small
     "online_ewc": ["method.samples=10", "method.lambda_=100", "method.labels=predicted"],
     "output_regularizer": ["method.importance=fisher", "method.fisher_samples=10", "method.sample=1"],
     "replay": ["method.size=30"],
+    "separate": [],
     "si": ["method.c=10"],
 }
+PLAIN = ("agem", "finetune", "joint", "separate")  # methods that add nothing to the loss itself
 MODELS = {  # what a method must be able to train
     "heads": ["hnet=direct", "bn=quaternion"],
     "one_head": ["hnet=direct", "scenario=class", "bn=real"],
@@ -54,6 +58,8 @@ def words(tiny: list[str]) -> Callable[[str, str], list[str]]:
     small = [word for word in tiny if not word.startswith(("hnet.", "trainer.steps", "trainer.batch_size"))]
 
     def call(method: str, model: str) -> list[str]:
+        if (method, model) == ("separate", "hypernetwork"):
+            pytest.skip("refused, see test_separate_networks_have_nothing_in_common")
         sizes = ["hnet.hidden=[16]", "hnet.embedding_dim=8"] if model == "hypernetwork" else []
         own = [f"method={method}", *METHODS[method], *MODELS[model], *sizes]
         return [*small, *own, "trainer.batch_size=8", f"trainer.steps={STEPS}", "observers=[]", "trainer.threads=1"]
@@ -174,7 +180,7 @@ def test_losses_are_sums_of_their_parts(
         assert torch.stack(list(losses.parts.values())).isfinite().all()
         torch.testing.assert_close(torch.stack(list(losses.parts.values())).sum(), losses.total)
         assert losses.logits.shape == (len(inputs.y), later.parts.sequence.num_outputs)
-    assert (method == "finetune") == (losses.parts.keys() == {"loss"}) or method == "joint"
+    assert (method in PLAIN) == (losses.parts.keys() == {"loss"})
     assert later.method.sees_old_data == any(task < 2 for task in later.asked)
 
 
@@ -233,3 +239,31 @@ def test_the_state_is_all_there_is(method: str, words: Callable[[str, str], list
         training.generator.manual_seed(1)
         training.start(2)
     torch.testing.assert_close(*(training.step()[1].parts for training in (old, new)), rtol=0, atol=0)
+
+
+@EachMethod
+def test_the_data_budget_is_kept(method: str, words: Callable[[str, str], list[str]], compose: Compose) -> None:
+    """No more images are stored than `size` allows, and none where there is no such key."""
+    training = Training(compose(*words(method, "one_head")), 2)
+    for _ in range(4):
+        training.step()
+        stored, size = training.method.stored_images, getattr(training.method, "size", 0)
+        assert 0 <= stored <= size
+        assert bool(stored) == bool(size)
+        held = [len(value) for value in training.method.state_dict().values() if value.ndim > 3]
+        assert all(number <= size + 1 for number in held)  # one place is for what is not stored
+
+
+def test_separate_networks_have_nothing_in_common(words: Callable[[str, str], list[str]], compose: Compose) -> None:
+    """A task's training moves its own network alone, and all start alike; a model that shares something is refused."""
+    training = Training(compose(*words("separate", "heads")), 1)
+    own = training.parts.model.hnet.task_parameters()[0]
+    before = own.detach().clone()
+    training.step()
+    moved = (own.detach() != before).any(1)
+    assert moved.tolist() == [task == 1 for task in range(len(own))]
+    torch.testing.assert_close(before[2], before[1], rtol=0, atol=0)
+    for model, message in (("hypernetwork", "allowed"), ("heads", "in common; allowed: hnet=direct")):
+        changed = ["hnet.per_task=null"] if model == "heads" else []
+        with pytest.raises(ArgumentError, match=message):
+            Training(compose(*words("finetune", model), "method=separate", *changed), 0)
