@@ -365,7 +365,7 @@ def test_sequences_made_in_python_are_classifications_too() -> None:
         ((whole, Split(images[:0], labels[:0])), "task 1 has no test images of classes 'a', 'b'"),
         ((whole, Split(images, labels * 2)), "task 1 has 2 classes, but test labels up to 2"),
         ((whole, wide), "must be the same in all tasks and splits"),
-        ((whole, whole, "abc"), "must be the same in all tasks and splits"),
+        ((whole, whole, "abc"), "task 1 has no training images of class 'c'"),
     ):
         with pytest.raises(ArgumentError, match=re.escape(message)):
             sequence(*arguments)

@@ -4,6 +4,7 @@ import hashlib
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
 from typing import Any, Literal
 
 import torch
@@ -152,9 +153,7 @@ class TaskSequence:
             ArgumentError: not as many datasets for tests as for training, an item of another kind, images of several shapes, or
                 what the constructor refuses.
         """
-        from hnetcl.tasks.datasets import sequence_of  # which is made of sequences
-
-        made: TaskSequence = sequence_of(
+        made: TaskSequence = import_module("hnetcl.tasks.datasets").sequence_of(  # a room below, for it makes sequences
             train,
             test,
             name=name,
