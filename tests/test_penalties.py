@@ -88,3 +88,25 @@ def test_agem_projects_what_would_raise_the_loss_on_stored_samples(scenario: str
         found = torch.cat([p.grad.flatten() for p in parameters if p.grad is not None])
         torch.testing.assert_close(found, expected)
         assert found.dot(r) > -1e-5 * r.norm() * g.norm()
+
+
+def test_replay_may_count_each_task_alike(tiny: list[str], compose: Compose) -> None:
+    """With two old tasks the batch has a third of the loss."""
+    found = []
+    for weighting in ("fixed", "by_tasks"):
+        torch.manual_seed(0)
+        words = ["method=replay", "method.size=30", "scenario=class", f"method.weighting={weighting}"]
+        parts, run = started(tiny, compose, *words)
+        model, method = parts.model, parts.method
+        for task in range(3):
+            run.task = task
+            method.start_task(run)
+            x, y = batch(run, 20)
+            inputs = method.inputs(run, lambda x=x, y=y: (x, y))
+            losses = method.loss(model, inputs)
+            method.after_step(run, inputs, losses)
+        found.append(losses)
+    fixed, shared = found
+    torch.testing.assert_close(shared.parts["loss"], fixed.parts["loss"] / 3)
+    torch.testing.assert_close(shared.parts["replay"], fixed.parts["replay"] * 2 / 3)
+    torch.testing.assert_close(shared.total, shared.parts["loss"] + shared.parts["replay"])

@@ -22,8 +22,11 @@ class MAS(QuadraticPenalty):
     .. math:: \lambda \sum_p \Omega_p (\theta_p - \theta^*_p)^2, \quad
         \Omega_p = \sum_t \frac{1}{N} \sum_n \left| \frac{\partial \lVert f(x_{tn}) \rVert^2}{\partial \theta_p} \right|
 
-    A parameter counts if the logits f depend on it. Each sample has a gradient of its own: with those of whole batches, as in
-    Hsu et al. 2018, the absolute value would depend on the batch size. Labels are not needed.
+    A parameter counts if the logits f depend on it. Each sample has a gradient of its own: with those of whole batches the
+    absolute value would depend on the batch size. Labels are not needed.
+
+    Hsu et al. 2018 take the mean over the K logits in use, not their sum, and the gradients of batches of 128. For single
+    samples their coefficient would be K lambda; opposite signs cancel in a batch, so that theirs is weaker than that.
 
     Args:
         lambda_: strength.

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
@@ -29,12 +29,20 @@ class Replay(Method):
     Args:
         size: samples in memory, for all tasks together.
         weight: of the loss on old tasks; that of the batch is 1.
+        weighting: "fixed"; or "by_tasks": with T old tasks the batch's loss is multiplied by 1 / (T + 1) and that on old tasks
+            by T / (T + 1) besides, so that each task counts alike, as van de Ven et al. 2022 have it.
 
-    Sources: Chaudhry et al. 2019 (arXiv:1902.10486); Robins 1995.
+    Sources: Chaudhry et al. 2019 (arXiv:1902.10486); Robins 1995; on the weighting, the code of van de Ven et al. 2022.
     """
 
-    def __init__(self, *, size: Annotated[int, Ge(1)] = 2000, weight: Annotated[float, Ge(0)] = 1.0) -> None:
-        self.size, self.weight = size, weight
+    def __init__(
+        self,
+        *,
+        size: Annotated[int, Ge(1)] = 2000,
+        weight: Annotated[float, Ge(0)] = 1.0,
+        weighting: Literal["fixed", "by_tasks"] = "fixed",
+    ) -> None:
+        self.size, self.weight, self.weighting = size, weight, weighting
         self.memory = Memory(size, 1)
 
     @property
@@ -56,6 +64,8 @@ class Replay(Method):
         inputs = super().inputs(run, draw)
         if run.task:
             self.replay(inputs, run, "memory", len(inputs.y))
+            if self.weighting == "by_tasks":
+                inputs.tensors["share"] = torch.full((), 1 / (run.task + 1), device=inputs.y.device)
         return inputs
 
     def replay(self, inputs: Inputs, run: Run, name: str, number: int) -> None:
@@ -78,6 +88,9 @@ class Replay(Method):
             return task
         own, (logits, samples) = inputs.tensors, replayed[0]
         old = self.weight * F.cross_entropy(active_only(logits, own.get("memory.active")), samples.y)
+        if "share" in own:
+            task = Losses(task.total * own["share"], {n: v * own["share"] for n, v in task.parts.items()}, task.logits)
+            old = old * (1 - own["share"])
         return Losses(task.total + old, {**task.parts, "replay": old}, task.logits)
 
     def losses(self, model: HyperModel, inputs: Inputs, names: list[str]) -> tuple[Losses, list[tuple[Tensor, Samples]]]:

@@ -26,6 +26,8 @@ class SI(QuadraticPenalty):
         c: strength.
         xi: damping of the denominator.
 
+    The coefficient of Hsu et al. 2018 is c, with xi = 0.1; they keep path integrals below 0, which here count as 0.
+
     Source: Zenke et al. 2017 (arXiv:1703.04200), equations 4 and 5.
     """
 
