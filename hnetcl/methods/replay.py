@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
@@ -29,12 +29,23 @@ class Replay(Method):
     Args:
         size: samples in memory, for all tasks together.
         weight: of the loss on old tasks; that of the batch is 1.
+        weighting: "fixed", as `weight` says; "tasks": in task t, counted from 1, the batch's loss weighs 1/t and that on old
+            tasks `weight` (1 - 1/t), so that with weight 1 each task counts the same (van de Ven et al. 2022).
+        shares: of a class in memory: "seen", as much as each class seen so far can have, fewer as classes come; "all", the
+            same from the first task to the last, `size` over the number of all classes.
 
     Sources: Chaudhry et al. 2019 (arXiv:1902.10486); Robins 1995.
     """
 
-    def __init__(self, *, size: Annotated[int, Ge(1)] = 2000, weight: Annotated[float, Ge(0)] = 1.0) -> None:
-        self.size, self.weight = size, weight
+    def __init__(
+        self,
+        *,
+        size: Annotated[int, Ge(1)] = 2000,
+        weight: Annotated[float, Ge(0)] = 1.0,
+        weighting: Literal["fixed", "tasks"] = "fixed",
+        shares: Literal["seen", "all"] = "seen",
+    ) -> None:
+        self.size, self.weight, self.weighting, self.shares = size, weight, weighting, shares
         self.memory = Memory(size, 1)
 
     @property
@@ -46,7 +57,7 @@ class Replay(Method):
         if self.size < classes:
             raise ArgumentError("size", self.size, f"must be at least {classes}: one sample for each class of all tasks")
         require("size", self.size, 4.0 * self.size * math.prod(sequence.in_shape))
-        self.memory = Memory(self.size, sequence.class_counts)
+        self.memory = Memory(self.size, sequence.class_counts, self.size // classes if self.shares == "all" else None)
 
     def start_task(self, run: Run) -> None:
         self.memory.to(run.generator.device)
@@ -56,6 +67,8 @@ class Replay(Method):
         inputs = super().inputs(run, draw)
         if run.task:
             self.replay(inputs, run, "memory", len(inputs.y))
+            if self.weighting == "tasks":
+                inputs.tensors["new"] = torch.full((), 1 / (run.task + 1), device=inputs.y.device)
         return inputs
 
     def replay(self, inputs: Inputs, run: Run, name: str, number: int) -> None:
@@ -78,7 +91,10 @@ class Replay(Method):
             return task
         own, (logits, samples) = inputs.tensors, replayed[0]
         old = self.weight * F.cross_entropy(active_only(logits, own.get("memory.active")), samples.y)
-        return Losses(task.total + old, {**task.parts, "replay": old}, task.logits)
+        if self.weighting == "fixed":
+            return Losses(task.total + old, {**task.parts, "replay": old}, task.logits)
+        new = own["new"]
+        return Losses(new * task.total + (1 - new) * old, {**task.parts, "replay": old}, task.logits)
 
     def losses(self, model: HyperModel, inputs: Inputs, names: list[str]) -> tuple[Losses, list[tuple[Tensor, Samples]]]:
         """The batch's loss, and of every replayed group of samples its logits; none in the first task."""
