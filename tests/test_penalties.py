@@ -93,7 +93,7 @@ def test_agem_projects_what_would_raise_the_loss_on_stored_samples(scenario: str
 def test_replay_may_count_each_task_alike(tiny: list[str], compose: Compose) -> None:
     """With two old tasks the batch has a third of the loss."""
     found = []
-    for weighting in ("fixed", "by_tasks"):
+    for weighting in ("fixed", "tasks"):
         torch.manual_seed(0)
         words = ["method=replay", "method.size=30", "scenario=class", f"method.weighting={weighting}"]
         parts, run = started(tiny, compose, *words)

@@ -198,6 +198,10 @@ def test_published_numbers_beside_own(made: Path, tmp_path: Path, capsys: pytest
     table, unmet = verdicts([claim], runs, wanted)
     assert [cell.text for cell in table.rows[0]][4:9] == ["0.7000 ± 0.0000", "2", "+0.0400", "0.1110", "within"]
     assert not unmet
+    older = RunRecord(
+        Path("d"), "complete", "", {k: v for k, v in near.items() if k != "hnet.per_task"}, {"average_accuracy": 0.7}
+    )
+    assert verdicts([claim], [older], wanted)[0].rows[0][5].text == "1"  # from before that key was there
     strict = replace(claim, tolerance=0.01)
     assert verdicts([strict], runs, wanted)[0].rows[0][8].text == "outside"
     report(["--commands", "hsu2018_split_mnist", "--seeds", "4"])

@@ -1,7 +1,7 @@
 """Learning without forgetting."""
 
 from copy import deepcopy
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
@@ -32,15 +32,29 @@ class LwF(Method):
     Args:
         lambda_: strength.
         temperature: tau.
+        weighting: where tasks have no outputs of their own: "fixed", one term; "tasks", times the number of old tasks, as the
+            sum above has it for outputs of their own (van de Ven et al. 2022, whose terms have no tau^2: lambda_ = 1/tau^2).
+        outputs: with one head over all classes, those compared: "old", of old tasks; "all", which fits active_classes=all.
 
     Sources: Li & Hoiem 2016 (arXiv:1606.09282), section 3; Hinton et al. 2015 (arXiv:1503.02531) for the factor tau^2.
     """
 
-    def __init__(self, *, lambda_: Annotated[float, Ge(0)] = 1.0, temperature: Annotated[float, Gt(0)] = 2.0) -> None:
-        self.lambda_, self.temperature = lambda_, temperature
+    def __init__(
+        self,
+        *,
+        lambda_: Annotated[float, Ge(0)] = 1.0,
+        temperature: Annotated[float, Gt(0)] = 2.0,
+        weighting: Literal["fixed", "tasks"] = "fixed",
+        outputs: Literal["old", "all"] = "old",
+    ) -> None:
+        self.lambda_, self.temperature, self.weighting, self.outputs = lambda_, temperature, weighting, outputs
         self.before: HyperModel | None = None
 
     def check(self, model: HyperModel, sequence: TaskSequence) -> None:
+        if model.is_conditioned and self.weighting == "tasks":
+            raise ArgumentError("weighting", "tasks", "needs a network that is the same for all tasks; allowed here: fixed")
+        if sequence.head != "all" and self.outputs == "all":
+            raise ArgumentError("outputs", "all", f"needs head=all, not head={sequence.head}; allowed here: old")
         if model.is_conditioned and model.buffers_by_task.shared(model.net):
             rule = "needs a network whose buffers training does not change, batch norm's rows excepted"
             raise ArgumentError("name", "lwf", rule)
@@ -63,7 +77,11 @@ class LwF(Method):
             inputs.old |= {} if own is None else {"own": own[:, None]}
         else:
             inputs.tensors["logits"] = main_logits(self.before.run(self.before.hnet(0), inputs.x, 0, BATCH))
-        if run.sequence.head == "all":  # what the model before says of the current classes it has not learned
+        if self.weighting == "tasks":
+            inputs.tensors["weight"] = torch.full((), float(run.task), device=inputs.y.device)
+        if (
+            run.sequence.head == "all" and self.outputs == "old"
+        ):  # what the model before says of the current classes it has not learned
             outputs = torch.arange(run.sequence.num_outputs, device=inputs.y.device)
             inputs.tensors["old"] = outputs < run.sequence.first_output(run.task)
         return inputs
@@ -77,7 +95,7 @@ class LwF(Method):
             drift = self._divergence(inputs.tensors["logits"], task.logits, among)
         else:
             return task
-        drift = self.lambda_ * drift
+        drift = self.lambda_ * inputs.tensors.get("weight", 1.0) * drift
         return Losses(task.total + drift, {**task.parts, "distillation": drift}, task.logits)
 
     def task_state(self) -> dict[str, Tensor]:

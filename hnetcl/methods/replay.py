@@ -29,8 +29,10 @@ class Replay(Method):
     Args:
         size: samples in memory, for all tasks together.
         weight: of the loss on old tasks; that of the batch is 1.
-        weighting: "fixed"; or "by_tasks": with T old tasks the batch's loss is multiplied by 1 / (T + 1) and that on old tasks
-            by T / (T + 1) besides, so that each task counts alike, as van de Ven et al. 2022 have it.
+        weighting: "fixed", as `weight` says; "tasks": in task t, counted from 1, the batch's loss weighs 1/t and that on old
+            tasks `weight` (1 - 1/t), so that with weight 1 each task counts the same (van de Ven et al. 2022).
+        shares: of a class in memory: "seen", as much as each class seen so far can have, fewer as classes come; "all", the
+            same from the first task to the last, `size` over the number of all classes.
 
     Sources: Chaudhry et al. 2019 (arXiv:1902.10486); Robins 1995; on the weighting, the code of van de Ven et al. 2022.
     """
@@ -40,9 +42,10 @@ class Replay(Method):
         *,
         size: Annotated[int, Ge(1)] = 2000,
         weight: Annotated[float, Ge(0)] = 1.0,
-        weighting: Literal["fixed", "by_tasks"] = "fixed",
+        weighting: Literal["fixed", "tasks"] = "fixed",
+        shares: Literal["seen", "all"] = "seen",
     ) -> None:
-        self.size, self.weight, self.weighting = size, weight, weighting
+        self.size, self.weight, self.weighting, self.shares = size, weight, weighting, shares
         self.memory = Memory(size, 1)
 
     @property
@@ -54,7 +57,7 @@ class Replay(Method):
         if self.size < classes:
             raise ArgumentError("size", self.size, f"must be at least {classes}: one sample for each class of all tasks")
         require("size", self.size, 4.0 * self.size * math.prod(sequence.in_shape))
-        self.memory = Memory(self.size, sequence.class_counts)
+        self.memory = Memory(self.size, sequence.class_counts, self.size // classes if self.shares == "all" else None)
 
     def start_task(self, run: Run) -> None:
         self.memory.to(run.generator.device)
@@ -64,8 +67,8 @@ class Replay(Method):
         inputs = super().inputs(run, draw)
         if run.task:
             self.replay(inputs, run, "memory", len(inputs.y))
-            if self.weighting == "by_tasks":
-                inputs.tensors["share"] = torch.full((), 1 / (run.task + 1), device=inputs.y.device)
+            if self.weighting == "tasks":
+                inputs.tensors["new"] = torch.full((), 1 / (run.task + 1), device=inputs.y.device)
         return inputs
 
     def replay(self, inputs: Inputs, run: Run, name: str, number: int) -> None:
@@ -88,9 +91,9 @@ class Replay(Method):
             return task
         own, (logits, samples) = inputs.tensors, replayed[0]
         old = self.weight * F.cross_entropy(active_only(logits, own.get("memory.active")), samples.y)
-        if "share" in own:
-            task = Losses(task.total * own["share"], {n: v * own["share"] for n, v in task.parts.items()}, task.logits)
-            old = old * (1 - own["share"])
+        if "new" in own:
+            task = Losses(task.total * own["new"], {n: v * own["new"] for n, v in task.parts.items()}, task.logits)
+            old = old * (1 - own["new"])
         return Losses(task.total + old, {**task.parts, "replay": old}, task.logits)
 
     def losses(self, model: HyperModel, inputs: Inputs, names: list[str]) -> tuple[Losses, list[tuple[Tensor, Samples]]]:

@@ -30,19 +30,20 @@ class Memory:
     Args:
         size: samples.
         classes: of each task, or one number for all of them. Here they are numbered task after task.
+        places: of a class, whatever has been seen; None: an equal share of `size` for each class seen so far.
 
     Source: Chrysakis & Moens 2020, Online continual learning from imbalanced data; with equal shares, for classes are known.
     """
 
-    def __init__(self, size: int, classes: int | Sequence[int]) -> None:
-        self.size, self.classes = size, classes
+    def __init__(self, size: int, classes: int | Sequence[int], places: int | None = None) -> None:
+        self.size, self.classes, self.places = size, classes, places
         self.tensors: dict[str, Tensor] = {}  # x, y, logits [size + 1, ...]: what is not stored goes to the last place
         self.seen = torch.zeros(0, dtype=torch.long)  # samples of each class that came by
 
     @property
     def share(self) -> int:
         """Places of a class."""
-        return self.size // max(1, len(self.seen))
+        return self.size // max(1, len(self.seen)) if self.places is None else self.places
 
     def open(self, tasks: int) -> None:
         """Makes room for the classes of so many tasks. What is left of a class is a random part of what there was."""
