@@ -95,7 +95,7 @@ class Stops(Observer):
 
 
 @EachMethod
-@EachModel
+@pytest.mark.parametrize("model", ["one_head", "hypernetwork"])  # with rows that tasks share, and with rows of their own
 @pytest.mark.usefixtures("users_parts")
 def test_a_resumed_run_is_the_undisturbed_one(
     method: str, model: str, words: Callable[[str, str], list[str]], compose: Compose, tmp_path: Path
