@@ -27,7 +27,7 @@ ELSEWHERE = {
     ".venv/bin/python -m pytest": "is what runs this test",
     ".venv/bin/python -m pytest -n 2 tests/test_methods.py": "the same",
     '.venv/bin/python -m pytest -m ""': "the same",
-    'python -m pytest -m "" tests/test_zoo.py': "takes minutes; .ci/run does so with one of each kind",
+    'python -m pytest -m "" tests/test_zoo.py': "takes minutes",
     "pip install PATH": "test_installed.py builds a wheel and installs it",
     "pip install hydra-optuna-sweeper": "is among what tests need",
     "pip install hydra-submitit-launcher": "the same",
@@ -95,6 +95,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.page
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_command_and_block_of_a_page_runs(page: Path, folder: Path, tmp_path: Path) -> None:
     cwd = tmp_path / "elsewhere"

@@ -43,6 +43,7 @@ def call(site: Path, cwd: Path, *words: str, code: int = 0) -> str:
 
 
 @pytest.mark.slow
+@pytest.mark.page
 def test_trains_evaluates_and_sweeps_from_another_folder(site: Path, tiny: list[str], tmp_path: Path) -> None:
     command, module = str(site / "bin" / "hnetcl"), (sys.executable, "-m", "hnetcl")
     where = call(site, tmp_path, sys.executable, "-c", "import hnetcl; print(hnetcl.__file__)")
@@ -60,6 +61,7 @@ def test_trains_evaluates_and_sweeps_from_another_folder(site: Path, tiny: list[
 
 
 @pytest.mark.slow
+@pytest.mark.page
 def test_takes_a_net_and_an_experiment_from_the_users_folder(site: Path, tiny: list[str], tmp_path: Path) -> None:
     (tmp_path / "my_nets.py").write_text(
         "import torch\n"

@@ -65,7 +65,7 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     documented = (Method, Observer, OptimizerFactory, metrics, scores)
     (folder / "my_parts.py").write_text(HEAD + "\n\n\n".join(map(example, documented)) + "\n")
     (folder / "mine" / "method").mkdir(parents=True)
-    (folder / "mine" / "method" / "l2.yaml").write_text("name: small_weights\nstrength: 0.25 # of the decay\n")
+    (folder / "mine" / "method" / "small_weights.yaml").write_text("name: small_weights\nstrength: 0.25 # of the decay\n")
     return folder
 
 

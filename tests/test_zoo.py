@@ -114,10 +114,6 @@ TIMM = [
 ]
 LARGE = {"crossvit_tiny_240": 240, "efficientformer_l1": 224, "halonet26t": 256}  # these take no small images
 QUICK = {"resnet18", "mobilenet_v3_small", "levit_128s"}
-CHECKED = {  # before every merge, one of a kind; all others by this file alone
-    *("convnext_tiny", "densenet121", "regnet_y_400mf", "shufflenet_v2_x0_5", "squeezenet1_1"),
-    *("vit_tiny_patch16_224", "mixer_s32_224", "poolformer_s12", "sequencer2d_s", "mobileone_s0", "nf_resnet50", "coat_tiny"),
-}
 
 
 def torchvision_net(name: str) -> tuple[nn.Module, int]:
@@ -137,16 +133,10 @@ def timm_net(name: str) -> tuple[nn.Module, int]:
     return net, size
 
 
-def marks(name: str) -> list[pytest.MarkDecorator]:
-    if name in QUICK:
-        return []
-    return [pytest.mark.slow] if name in CHECKED else [pytest.mark.slow, pytest.mark.zoo]
-
-
 @pytest.mark.parametrize(
     ("make", "name"),
     [
-        pytest.param(make, name, id=f"{make.__name__}-{name}", marks=marks(name))
+        pytest.param(make, name, id=f"{make.__name__}-{name}", marks=[] if name in QUICK else pytest.mark.slow)
         for make, names in ((torchvision_net, TORCHVISION), (timm_net, TIMM))
         for name in names
     ],
