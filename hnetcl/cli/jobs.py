@@ -24,7 +24,7 @@ from hnetcl.memory import allocating
 from hnetcl.metrics import summary
 from hnetcl.model import HyperModel
 from hnetcl.registry import make, names
-from hnetcl.tasks import batch_sizes, data_folder, listed
+from hnetcl.tasks import batch_sizes, data_folder, listed, score_name
 from hnetcl.training import (
     Protocol,
     Result,
@@ -84,7 +84,7 @@ def _fit(
     trainer: Trainer, directory: RunDirectory, config: Config, call: Call, parts: Parts, signals: Signals, notes: Sequence[str]
 ) -> bool:
     """Trains in a directory that is the run's alone. Whether a signal has stopped it."""
-    from hnetcl.tracking import Console, at_chance, log_to, number, observers, result_table
+    from hnetcl.tracking import Console, at_chance, log_to, no_better_than_the_mean, number, observers, result_table
 
     console, signals.goes_on = Console(), call.continued(directory.path)
     try:
@@ -93,6 +93,7 @@ def _fit(
             for note in notes:
                 log.warning(note)
             offered = {"console": console, "directory": directory, "config": defining(config), "keys": all_keys()}
+            offered |= {"model": parts.model, "sequence": parts.sequence}
             listening = observers(config.observers, **offered, run_name=call.name())
             for observer in listening:
                 closing.callback(observer.close)
@@ -110,11 +111,13 @@ def _fit(
             closing.close()  # the bar makes way for the table
             directory.write_json(directory.metrics, metrics)
             directory.save_model(parts.model.saved_tensors())  # last: a run with a model is a whole run
-            log.info(result_table([task.classes for task in parts.sequence.tasks], result.matrix))
+            loss = parts.sequence.loss
+            log.info(result_table([task.classes for task in parts.sequence.tasks], result.matrix, loss))
             counts, every = parts.sequence.class_counts, config.scenario == "class"
             images = [len(task.test) for task in parts.sequence.tasks]
             answers = [sum(counts)] * len(counts) if every else counts
-            if note := at_chance(result.matrix[-1].tolist(), images, answers):
+            scores = result.matrix[-1].tolist()
+            if note := at_chance(scores, images, answers) if loss == "cross_entropy" else no_better_than_the_mean(scores):
                 log.warning(note)
             log.info("\n".join(f"{name}: {number(value)}" for name, value in metrics.items()))
             log.info(f"run: {directory.path}")
@@ -148,7 +151,8 @@ def finished_run(directory: RunDirectory, config: Config) -> tuple[bool, str]:
     from hnetcl.tracking import number, result_table
 
     print("this run is finished")
-    print(result_table([task["classes"] for task in tasks], torch.tensor(rows[1:], dtype=torch.float64)))
+    matrix = torch.tensor(rows[1:], dtype=torch.float64)
+    print(result_table([task["classes"] for task in tasks], matrix, tasks[0].get("loss", "cross_entropy")))
     print("\n".join(f"{name}: {number(value)}" for name, value in metrics.items()))
     print(f"run: {directory.path}")
     return True, ""
@@ -199,7 +203,7 @@ def evaluate(config: EvaluationConfig) -> list[float]:
                 "stats", config.stats, f"in scenario={scenario} each task uses its own; allowed: own, recalibrated"
             )
         own = config.stats == "own" and (scenario, inference) == (trained.scenario, trained.inference)
-        protocol = Protocol(scenario, inference, at_once, sequence.head)
+        protocol = Protocol(scenario, inference, at_once, sequence.head, loss=sequence.loss)
         with allocating("trainer.eval_batch_size", at_once), named("inference"):
             if protocol.recognizes(model) and (trained.scenario == "task" or inference != trained.inference):
                 teach(model, sequence, inference, at_once)
@@ -208,8 +212,11 @@ def evaluate(config: EvaluationConfig) -> list[float]:
     from hnetcl.tracking import comparison_table, number
 
     is_test = config.split == "test"
-    print(comparison_table({t: sequence[t].classes for t in tasks}, found, before if is_test else None))
-    of = "" if is_test else ", on held-out images"
+    variances, of = None, "" if is_test else ", on held-out images"
+    if sequence.loss != "cross_entropy":
+        splits = [getattr(sequence[t], config.split).labels.double() for t in tasks]
+        variances, of = [float(y.var(correction=0)) for y in splits], f"{of}, of {score_name(sequence.loss)}"
+    print(comparison_table({t: sequence[t].classes for t in tasks}, found, before if is_test else None, variances))
     print(f"average_accuracy: {number(sum(found) / len(found))} (tasks: {len(tasks)}, stats: {config.stats}{of})")
     if scenario != "task":
         print(f"task_inference_accuracy: {number(known.mean())} (scenario: {scenario}, inference: {inference['name']})")

@@ -4,7 +4,7 @@ import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from torch import Tensor
 
@@ -14,6 +14,7 @@ from hnetcl.cli.plain import read_config
 from hnetcl.config import Config, parse
 from hnetcl.errors import ArgumentError, one_line
 from hnetcl.model import HyperModel
+from hnetcl.tasks import Loss
 from hnetcl.training import RunDirectory, engine, resolve_device
 from hnetcl.training.watch import check_sound
 
@@ -110,7 +111,9 @@ def sound_tasks(directory: RunDirectory) -> list[dict[str, Any]]:
         shape, classes = task["shape"], task["classes"]
         if not _are(int, shape, 3) or len(shape) != 3 or min(shape) < 1 or math.prod(shape) > LARGEST:
             faults.append(f"task {number} has shape {shape!r}")
-        if not _are(str, classes, 2):
+        if task.get("loss", "cross_entropy") not in get_args(Loss):
+            faults.append(f"task {number} has loss {task['loss']!r}")
+        if not _are(str, classes, 1 if "loss" in task else 2):
             faults.append(f"task {number} has classes {classes!r}")
     if faults:
         raise ValueError(f"{directory.tasks.name} is damaged ({faults[0]})")

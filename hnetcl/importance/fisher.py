@@ -3,7 +3,6 @@
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.func import grad, vmap
 
@@ -12,13 +11,20 @@ from hnetcl.errors import ArgumentError
 from hnetcl.importance.gradients import HELD_AT_ONCE, SampleGradients
 from hnetcl.model import HyperModel
 from hnetcl.modes import evaluation_mode
+from hnetcl.tasks import Loss, loss_of
 
 Labels = Literal["exact", "sampled", "predicted", "empirical"]
+SPREAD = 0.5**0.5  # of the Gaussian whose negative log-likelihood is the squared error, up to a constant
 
 
 @torch.no_grad()
 def fisher_information(
-    model: HyperModel, task: int, x: Tensor, generator: torch.Generator, active: Tensor | None = None
+    model: HyperModel,
+    task: int,
+    x: Tensor,
+    generator: torch.Generator,
+    active: Tensor | None = None,
+    loss: Loss = "cross_entropy",
 ) -> Tensor:
     r"""The diagonal Fisher information of a task's written parameters w, [P] in the order of `hnet.shapes`:
 
@@ -32,6 +38,7 @@ def fisher_information(
         x: N inputs of the task.
         generator: draws the labels; on the device of `x`.
         active: the classes that come into question, bool [K]; None for all.
+        loss: of the sequence; of a regression, p is the Gaussian of variance 1/2 around the output.
 
     Raises:
         ArgumentError: batch-norm layers normalize by the batch, in which samples have no gradients of their own.
@@ -45,14 +52,18 @@ def fisher_information(
         found: Tensor = model.run(params, x, task)
         return found if active is None else found[:, active]
 
-    def loss(params: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
-        return F.cross_entropy(logits(params, x[None]), y[None])
+    def objective(params: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
+        return loss_of(loss, logits(params, x[None]), y[None])
 
-    per_sample = vmap(grad(loss), in_dims=(None, 0, 0))
+    per_sample = vmap(grad(objective), in_dims=(None, 0, 0))
     total = {name: torch.zeros_like(value) for name, value in params.items()}
     with evaluation_mode(model):
         for some in x.split(max(1, HELD_AT_ONCE // model.hnet.num_generated)):
-            y = torch.multinomial(logits(params, some).softmax(1), 1, generator=generator)[:, 0]
+            outputs = logits(params, some)
+            if loss == "cross_entropy":
+                y = torch.multinomial(outputs.softmax(1), 1, generator=generator)[:, 0]
+            else:
+                y = _target("sampled", outputs[:, 0], outputs[:, 0], generator)
             for name, gradient in per_sample(params, some, y).items():
                 total[name] += gradient.square().sum(0)
     return torch.cat([total[name].flatten() for name in model.hnet.shapes]) / len(x)
@@ -67,6 +78,7 @@ def parameter_fisher(
     labels: Labels,
     generator: torch.Generator,
     active: Tensor | None = None,
+    loss: Loss = "cross_entropy",
 ) -> dict[str, Tensor]:
     r"""The diagonal Fisher information of the parameters that the tasks have in common, by name, each of its shape:
 
@@ -81,6 +93,8 @@ def parameter_fisher(
             are used in its place.
         generator: draws labels; on the device of `x`.
         active: the classes that come into question, bool [K]; None for all.
+        loss: of the sequence; of a regression, p is the Gaussian of variance 1/2 around the output, whose Fisher information is
+            2 (df/dtheta)^2, and there is no "predicted".
 
     Raises:
         ArgumentError: batch-norm layers normalize by the batch, in which samples have no gradients of their own.
@@ -92,14 +106,16 @@ def parameter_fisher(
     total = gradients.zeros()
     place = None if active is None else active.cumsum(0) - 1
 
-    def loss(logits: Tensor, y: Tensor, weight: Tensor) -> Tensor:
-        return weight[0].sqrt() * F.cross_entropy(logits, y)
+    def objective(logits: Tensor, y: Tensor, weight: Tensor) -> Tensor:
+        return weight[0].sqrt() * loss_of(loss, logits, y)
 
     with evaluation_mode(model):
         for some, own in zip(x.split(gradients.at_once), y.split(gradients.at_once), strict=True):
-            predicted = gradients.logits(some).softmax(1)
-            ones = torch.ones_like(predicted[:, 0])
-            if labels == "exact":
+            outputs = gradients.logits(some)
+            predicted, ones = outputs.softmax(1), torch.ones_like(outputs[:, 0])
+            if loss != "cross_entropy":
+                chosen = [(_target(labels, outputs[:, 0], own, generator), ones)]
+            elif labels == "exact":
                 chosen = [(torch.full_like(own, k), predicted[:, k]) for k in range(predicted.shape[1])]
             elif labels == "sampled":
                 chosen = [(torch.multinomial(predicted, 1, generator=generator)[:, 0], ones)]
@@ -108,10 +124,31 @@ def parameter_fisher(
             else:
                 chosen = [(own if place is None else place[own], ones)]
             for label, weight in chosen:
-                for found in gradients.of(loss, some, label, weight):
+                for found in gradients.of(objective, some, label, weight):
                     for name, gradient in found.items():
                         total[name] += gradient.square_().sum(0)
     return {name: value / len(x) for name, value in total.items()}
+
+
+def _target(labels: Labels, outputs: Tensor, own: Tensor, generator: torch.Generator) -> Tensor:
+    """Of a regression [N]: at one standard deviation from the output, the squared gradient is its expectation."""
+    if labels == "empirical":
+        return own
+    if labels == "exact":
+        return outputs - SPREAD
+    return outputs + SPREAD * torch.randn(outputs.shape, generator=generator, device=outputs.device)
+
+
+def require_labels(labels: Labels, loss: Loss) -> None:
+    """Refuses labels that a regression has not.
+
+    Raises:
+        ArgumentError: the likeliest class is asked for, of a regression: there the loss has no gradient at what is predicted.
+    """
+    if labels == "predicted" and loss != "cross_entropy":
+        raise ArgumentError(
+            "labels", labels, "is a class, and the sequence is a regression; allowed: empirical, exact, sampled"
+        )
 
 
 def require_samples(model: HyperModel, name: str, value: str) -> None:

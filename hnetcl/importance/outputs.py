@@ -8,7 +8,7 @@ from torch import Tensor
 from hnetcl.errors import ArgumentError
 from hnetcl.importance.fisher import fisher_information
 from hnetcl.model import HyperModel
-from hnetcl.tasks import Task
+from hnetcl.tasks import Loss, Task
 
 
 class Importance:
@@ -24,13 +24,21 @@ class Importance:
         self.kind, self.samples, self.masks = kind, samples, masks
         self.fisher: list[Tensor] = []  # [P] of every task that was trained, on the CPU
 
-    def learn(self, model: HyperModel, task: int, data: Task, generator: torch.Generator, active: Tensor | None = None) -> None:
-        """Looks at a task that has just been trained; `active` as in `fisher_information`."""
+    def learn(
+        self,
+        model: HyperModel,
+        task: int,
+        data: Task,
+        generator: torch.Generator,
+        active: Tensor | None = None,
+        loss: Loss = "cross_entropy",
+    ) -> None:
+        """Looks at a task that has just been trained; `active` and `loss` as in `fisher_information`."""
         if self.kind == "none":
             return
         images = data.train.images
         drawn = torch.randperm(len(images), generator=generator, device=images.device)[: self.samples]
-        fisher = fisher_information(model, task, data.preprocess(images[drawn]), generator, active)
+        fisher = fisher_information(model, task, data.preprocess(images[drawn]), generator, active, loss)
         mean = fisher.mean()
         relative = torch.where(mean > 0, fisher / mean, 1.0)  # a network that is sure of everything tells nothing
         self.fisher = [*self.fisher[:task], relative.cpu()]

@@ -3,11 +3,10 @@
 from typing import Annotated
 
 import torch
-import torch.nn.functional as F
 from annotated_types import Ge
 from torch import Tensor
 
-from hnetcl.methods.base import Draw, Inputs, Losses, Method, Run, active_only
+from hnetcl.methods.base import Draw, Inputs, Losses, Method, Run
 from hnetcl.methods.replay import Replay
 from hnetcl.model import HyperModel
 from hnetcl.modules import main_logits
@@ -45,18 +44,19 @@ class AGEM(Replay):
 
     def after_backward(self, run: Run, inputs: Inputs) -> dict[str, Tensor]:
         if run.task:
-            stored = Inputs(inputs.x, inputs.y, run.task)
+            stored = Inputs(inputs.x, inputs.y, run.task, loss=inputs.loss)
             self.replay(stored, run, "memory", self.reference)
-            self._project(run.model, stored.tensors)
+            self._project(run.model, stored)
         return {}
 
-    def _project(self, model: HyperModel, stored: dict[str, Tensor]) -> None:
+    def _project(self, model: HyperModel, stored: Inputs) -> None:
         held = [p for p in model.common_parameters().values() if p.grad is not None]
         if not held:
             return
         with torch.enable_grad():
-            logits = main_logits(model(stored["memory.x"], stored["memory.task"]))
-            loss = F.cross_entropy(active_only(logits, stored.get("memory.active")), stored["memory.y"])
+            own = stored.tensors
+            logits = main_logits(model(own["memory.x"], own["memory.task"]))
+            loss = stored.loss_of(logits, own["memory.y"], own.get("memory.active"))
             found = torch.autograd.grad(loss, held, materialize_grads=True)
         gradients = [p.grad for p in held if p.grad is not None]
         along = torch.stack([(g * r).sum() for g, r in zip(gradients, found, strict=True)]).sum()

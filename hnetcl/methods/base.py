@@ -5,13 +5,12 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.optim import Optimizer
 
 from hnetcl.model import HyperModel
 from hnetcl.modules import auxiliary_logits, main_logits
-from hnetcl.tasks import ActiveClasses, Task, TaskSequence
+from hnetcl.tasks import ActiveClasses, Loss, Task, TaskSequence, loss_of
 
 CLASSIFIER_WEIGHT = 0.3  # of auxiliary classifiers' losses, as in Szegedy et al. 2015 (arXiv:1409.4842), section 5
 
@@ -48,7 +47,7 @@ class Run:
 
     def batch(self, x: Tensor, y: Tensor, task: int) -> "Inputs":
         """A batch of a task as a step's inputs."""
-        return Inputs(x, y, task, active=self.sequence.active(self.active_classes, self.task, y, task))
+        return Inputs(x, y, task, self.sequence.active(self.active_classes, self.task, y, task), loss=self.sequence.loss)
 
     def known_outputs(self, y: Tensor) -> Tensor | None:
         """The logits that samples of the current task may have, bool [K]: of the tasks so far; None for all.
@@ -65,13 +64,14 @@ class Inputs:
 
     Args:
         x: the network's input [N, ...].
-        y: labels [N].
+        y: labels [N]; of a regression, targets.
         task: the batch's: a number, and in `Method.loss` a 0-dim tensor.
         active: which logits the loss looks at, bool [K] or [N, K]; None for all.
         tensors: by name, or lists of such; of the same shapes at every step.
         old: the same with a leading axis of B old tasks, whose length grows with the tasks. Empty where there are none.
         weights: [B], how much each old task counts; None for all alike. See `weighted`.
         grows: whether B does; false where it is the same at all steps of all tasks.
+        loss: of the sequence, the same at all steps.
     """
 
     x: Tensor
@@ -82,6 +82,11 @@ class Inputs:
     old: dict[str, Any] = field(default_factory=dict)
     weights: Tensor | None = None
     grows: bool = True
+    loss: Loss = "cross_entropy"
+
+    def loss_of(self, outputs: Tensor, y: Tensor, active: Tensor | None = None) -> Tensor:
+        """The sequence's loss of samples, the mean over their outputs [N, K] that are active, 0-dim."""
+        return loss_of(self.loss, active_only(outputs, active), y)
 
     def weighted(self, values: Tensor) -> Tensor:
         """Values of the old tasks [B], each times its weight.
@@ -181,15 +186,15 @@ class Method:
         """The inverse of `task_state`, called after `start_task`; the tensors lie on the model's device."""
 
     def task_loss(self, outputs: Any, inputs: Inputs) -> Losses:
-        """Cross entropy of the batch, with a share of the network's auxiliary classifiers where it has some.
+        """The sequence's loss of the batch, with a share of the network's auxiliary classifiers where it has some.
 
         Args:
             outputs: what the model returned for `inputs.x`.
         """
         logits = main_logits(outputs)
-        loss = F.cross_entropy(active_only(logits, inputs.active), inputs.y)
+        loss = inputs.loss_of(logits, inputs.y, inputs.active)
         for auxiliary in auxiliary_logits(outputs):
-            loss = loss + CLASSIFIER_WEIGHT * F.cross_entropy(active_only(auxiliary, inputs.active), inputs.y)
+            loss = loss + CLASSIFIER_WEIGHT * inputs.loss_of(auxiliary, inputs.y, inputs.active)
         return Losses(loss, {"loss": loss}, logits)
 
 

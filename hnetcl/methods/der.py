@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from annotated_types import Ge
 from torch import Tensor
 
-from hnetcl.methods.base import Draw, Inputs, Losses, Run, active_only
+from hnetcl.methods.base import Draw, Inputs, Losses, Run
 from hnetcl.methods.replay import Replay
 from hnetcl.model import HyperModel
 from hnetcl.registry import register
@@ -45,7 +45,7 @@ class DER(Replay):
         if not replayed:
             return task
         (logits, samples), (held, stored) = replayed
-        old = self.weight * F.cross_entropy(active_only(logits, inputs.tensors.get("memory.active")), samples.y)
+        old = self.weight * inputs.loss_of(logits, samples.y, inputs.tensors.get("memory.active"))
         drift = self.alpha * F.mse_loss(held, stored.logits)
         return Losses(task.total + old + drift, {**task.parts, "replay": old, "distillation": drift}, task.logits)
 

@@ -6,7 +6,7 @@ import torch
 from annotated_types import Ge, Le
 from torch import Tensor
 
-from hnetcl.importance.fisher import Labels, parameter_fisher, require_samples
+from hnetcl.importance.fisher import Labels, parameter_fisher, require_labels, require_samples
 from hnetcl.methods.base import Run
 from hnetcl.methods.quadratic import QuadraticPenalty
 from hnetcl.model import HyperModel
@@ -47,6 +47,7 @@ class EWC(QuadraticPenalty):
 
     def check(self, model: HyperModel, sequence: TaskSequence) -> None:
         require_samples(model, "labels", self.labels)
+        require_labels(self.labels, sequence.loss)
 
     @torch.no_grad()
     def end_task(self, run: Run) -> None:
@@ -68,4 +69,4 @@ def task_fisher(run: Run, labels: Labels, samples: int) -> dict[str, Tensor]:
     drawn = torch.randperm(len(train), generator=run.generator, device=train.labels.device)[:samples]
     y = train.labels[drawn] + run.sequence.first_output(run.task)
     x = run.data.preprocess(train.images[drawn])
-    return parameter_fisher(run.model, run.task, x, y, labels, run.generator, run.known_outputs(y))
+    return parameter_fisher(run.model, run.task, x, y, labels, run.generator, run.known_outputs(y), run.sequence.loss)

@@ -51,6 +51,8 @@ class LwF(Method):
         self.before: HyperModel | None = None
 
     def check(self, model: HyperModel, sequence: TaskSequence) -> None:
+        if sequence.loss != "cross_entropy":
+            raise ArgumentError("name", "lwf", "compares probabilities of classes, and the sequence is a regression")
         if model.is_conditioned and self.weighting == "tasks":
             raise ArgumentError("weighting", "tasks", "needs a network that is the same for all tasks; allowed here: fixed")
         if sequence.head != "all" and self.outputs == "all":

@@ -5,7 +5,7 @@ from typing import Annotated
 import torch
 from annotated_types import Ge, Le
 
-from hnetcl.importance.fisher import Labels, require_samples
+from hnetcl.importance.fisher import Labels, require_labels, require_samples
 from hnetcl.methods.base import Run
 from hnetcl.methods.ewc import task_fisher
 from hnetcl.methods.quadratic import QuadraticPenalty
@@ -45,6 +45,7 @@ class OnlineEWC(QuadraticPenalty):
 
     def check(self, model: HyperModel, sequence: TaskSequence) -> None:
         require_samples(model, "labels", self.labels)
+        require_labels(self.labels, sequence.loss)
 
     @torch.no_grad()
     def end_task(self, run: Run) -> None:

@@ -179,7 +179,7 @@ class OutputRegularizer(Method):
     def end_task(self, run: Run) -> None:
         if self.beta:
             own = run.sequence.own_outputs(torch.full((), run.task, device=run.generator.device))
-            self.importance.learn(run.model, run.task, run.data, run.generator, own)
+            self.importance.learn(run.model, run.task, run.data, run.generator, own, run.sequence.loss)
 
     def task_state(self) -> dict[str, Tensor]:
         if self.order is None or self.generator is None:

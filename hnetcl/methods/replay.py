@@ -5,13 +5,12 @@ from collections.abc import Mapping
 from typing import Annotated, Literal
 
 import torch
-import torch.nn.functional as F
 from annotated_types import Ge
 from torch import Tensor
 
 from hnetcl.errors import ArgumentError
 from hnetcl.memory import require
-from hnetcl.methods.base import Draw, Inputs, Losses, Method, Run, active_only
+from hnetcl.methods.base import Draw, Inputs, Losses, Method, Run
 from hnetcl.model import HyperModel
 from hnetcl.modules import main_logits
 from hnetcl.registry import register
@@ -90,7 +89,7 @@ class Replay(Method):
         if not replayed:
             return task
         own, (logits, samples) = inputs.tensors, replayed[0]
-        old = self.weight * F.cross_entropy(active_only(logits, own.get("memory.active")), samples.y)
+        old = self.weight * inputs.loss_of(logits, samples.y, own.get("memory.active"))
         if "new" in own:
             task = Losses(task.total * own["new"], {n: v * own["new"] for n, v in task.parts.items()}, task.logits)
             old = old * (1 - own["new"])
@@ -110,8 +109,7 @@ class Replay(Method):
         return self.task_loss(own, inputs), list(zip(logits, groups, strict=True))
 
     def after_step(self, run: Run, inputs: Inputs, losses: Losses) -> None:
-        first = run.sequence.first_class(run.task) - run.sequence.first_output(run.task)
-        self.memory.add(inputs.x, inputs.y, losses.logits, inputs.y + first, run.generator)
+        self.memory.add(inputs.x, inputs.y, losses.logits, run.sequence.strata(run.task, inputs.y), run.generator)
 
     def task_state(self) -> dict[str, Tensor]:
         return self.memory.state_dict()

@@ -1,18 +1,22 @@
-"""Sequences of image-classification tasks."""
+"""Sequences of tasks: classifications of images or points, and regressions."""
 
 from hnetcl.tasks.batches import Batches, batch_sizes
 from hnetcl.tasks.images import Images, Load, image_set, listed
+from hnetcl.tasks.losses import Loss, loss_of, score, score_name
 from hnetcl.tasks.permuted import permuted_sequence
+from hnetcl.tasks.points import AsTheyAre
 from hnetcl.tasks.sequence import ActiveClasses, Head, Preprocess, Split, Task, TaskSequence
 from hnetcl.tasks.sources import data_folder, load_images
 from hnetcl.tasks.split import split_sequence
 
 __all__ = [
     "ActiveClasses",
+    "AsTheyAre",
     "Batches",
     "Head",
     "Images",
     "Load",
+    "Loss",
     "Preprocess",
     "Split",
     "Task",
@@ -22,6 +26,9 @@ __all__ = [
     "image_set",
     "listed",
     "load_images",
+    "loss_of",
     "permuted_sequence",
+    "score",
+    "score_name",
     "split_sequence",
 ]

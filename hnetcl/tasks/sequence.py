@@ -13,6 +13,7 @@ from torch import Tensor
 from hnetcl.errors import ArgumentError
 from hnetcl.tasks.augmentation import Augmentation
 from hnetcl.tasks.images import listed
+from hnetcl.tasks.losses import Loss, require_regression
 
 Head = Literal["task", "shared", "all"]
 ActiveClasses = Literal["all", "seen", "current"]
@@ -20,7 +21,10 @@ ActiveClasses = Literal["all", "seen", "current"]
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Images uint8 [N, C, H, W] and their labels int64 [N], on the device where they are used."""
+    """Images uint8 [N, C, H, W] and their labels int64 [N], on the device where they are used.
+
+    Points of D numbers are float32 [N, D, 1, 1], see `AsTheyAre`. The labels of a regression are its targets, float32 [N].
+    """
 
     images: Tensor
     labels: Tensor
@@ -63,7 +67,7 @@ class Task:
     """One step of a sequence.
 
     Args:
-        classes: names of its classes; label k is classes[k].
+        classes: names of its classes; label k is classes[k]. Of a regression, the name of its one output.
         train, val, test: its images.
         preprocess: makes the network's input of them.
         augment: what is done to training images before that, whenever they are drawn, see `augmented`.
@@ -85,12 +89,14 @@ class TaskSequence:
 
     Args:
         name: for people.
-        tasks: at least one, each a classification: of two classes at least, all with training and with test images.
+        tasks: at least one, each a classification: of two classes at least, all with training and with test images; or, under
+            another loss, each a regression to one number.
         facts: what pins the sequence (plain JSON values).
         origin: where the images come from, for messages.
         head: which logits a network has for them, K being the largest number of classes of a task. "task": K, those of one task
             at a time; a task with fewer classes uses the first. "shared": K, the same for all tasks, all of which come into
             question for any. "all": one for each class of each task, task after task; labels are numbered likewise.
+        loss: of all tasks, see `loss_of`.
 
     Raises:
         ArgumentError: the tasks are not like that.
@@ -101,6 +107,7 @@ class TaskSequence:
     facts: dict[str, Any] = field(default_factory=dict)
     origin: str = ""
     head: Head = "task"
+    loss: Loss = "cross_entropy"
     _on: dict[torch.device, tuple[Tensor, Tensor]] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -111,6 +118,9 @@ class TaskSequence:
         if len(shapes) > 1:
             found = f"[C, H, W] are {sorted(shapes)}"
             raise ArgumentError("dataset", dataset, f"{found}, but must be the same in all tasks and splits")
+        if self.loss != "cross_entropy":
+            require_regression(dataset, self.head, self.tasks)
+            return
         done: set[tuple[Split, Split, tuple[str, ...]]] = set()  # permuted tasks share their images: they are looked at once
         for number, task in enumerate(self.tasks):
             look = task.train, task.test, task.classes
@@ -201,6 +211,12 @@ class TaskSequence:
         """The logit of a task's class 0."""
         return self.first_class(task) if self.head == "all" else 0
 
+    def strata(self, task: int, labels: Tensor) -> Tensor:
+        """The class of each sample of a task among the classes of all tasks, int64 [N]; a regression is one class."""
+        if self.loss != "cross_entropy":
+            return torch.full_like(labels, task, dtype=torch.long)
+        return labels + (self.first_class(task) - self.first_output(task))
+
     def task_of_class(self, device: torch.device) -> Tensor:
         """The task of each class, numbered as by `first_class`, int64."""
         return self._counts(device)[1]
@@ -256,6 +272,7 @@ class TaskSequence:
                 "classes": list(task.classes),
                 **task.facts,
                 **({} if task.augment == "none" else {"augment": task.augment}),
+                **({} if self.loss == "cross_entropy" else {"loss": self.loss}),
                 "shape": list(task.train.images.shape[1:]),
                 "mean": task.preprocess.mean.flatten().tolist(),
                 "std": task.preprocess.std.flatten().tolist(),

@@ -6,7 +6,7 @@
 from hnetcl.tracking.console import Console, log_to
 from hnetcl.tracking.observers import observers
 from hnetcl.tracking.progress import Progress
-from hnetcl.tracking.tables import at_chance, comparison_table, number, result_table, text_table
+from hnetcl.tracking.tables import at_chance, comparison_table, no_better_than_the_mean, number, result_table, text_table
 
 __all__ = [
     "Console",
@@ -14,6 +14,7 @@ __all__ = [
     "at_chance",
     "comparison_table",
     "log_to",
+    "no_better_than_the_mean",
     "number",
     "observers",
     "result_table",

@@ -19,7 +19,7 @@ from hnetcl.files import write_file
 logger = logging.getLogger("hnetcl")
 PER_STEP = ("loss", "penalty", "batch_accuracy", "gradient_norm", "learning_rate")  # tags over steps; a method may add more
 PER_TASK = ("accuracy", "val_accuracy", "misfit", "distance", "embedding")  # tags over trained tasks
-PICTURES = ("accuracy_matrix", "accuracy_curves", "row_statistics")  # those of the newest task are drawn anew
+PICTURES = ("accuracy_matrix", "accuracy_curves", "row_statistics", "learned")  # those of the newest task are drawn anew
 AT_THE_END = ("metrics/", "_hparams_/experiment", "_hparams_/session_end_info")  # written anew when the run ends
 
 

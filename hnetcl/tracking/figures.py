@@ -31,6 +31,7 @@ STYLE: Any = {  # matplotlib types its keys one by one
 }
 MOST_NUMBERS = 8  # tasks up to which the cells of R bear their number
 MOST_LABELS = 8  # tasks up to which a legend fits
+LOWEST = -1.05  # R^2 that is shown
 MOST_DETAIL = 3  # batch-norm layers up to which each is drawn by itself
 LAYER_HEIGHT, MOST_HEIGHT = 0.11, 8.0  # inches of a layer's row, and of all rows together
 TASK_COLORS = ListedColormap(colormaps["viridis"](np.linspace(0, 0.92, 256)), "tasks")  # without the yellow that paper swallows
@@ -48,14 +49,18 @@ def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
 
 
 @styled
-def accuracy_matrix(matrix: Tensor, untrained: Tensor) -> Figure:
-    """R as an image: a row per trained task, the untrained model's row on top; what was not evaluated is left white."""
+def accuracy_matrix(matrix: Tensor, untrained: Tensor, score: str = "accuracy") -> Figure:
+    """R as an image: a row per trained task, the untrained model's row on top; what was not evaluated is left white.
+
+    Args:
+        score: what the numbers are. Colours end at 0 and 1; R^2 may lie below.
+    """
     values = np.vstack([untrained.numpy(), matrix.numpy()])
     rows, columns = values.shape
     figure = Figure(figsize=(COLUMN, 0.9 + min(0.28 * rows, 2.2)), layout="constrained")
     axes = figure.subplots()
     image = axes.imshow(values, vmin=0, vmax=1, cmap="viridis", aspect="auto", interpolation="nearest")
-    axes.set(xlabel="test accuracy on task", ylabel="after training task")
+    axes.set(xlabel=f"test {score} on task", ylabel="after training task")
     axes.set_xticks(_ticks(columns, 12))
     trained = [task for task in _ticks(columns, 12) if rows <= 20 or task > 0]  # there `init` and 0 would overlap
     axes.set_yticks([0, *(task + 1 for task in trained)], ["init", *map(str, trained)])
@@ -70,7 +75,7 @@ def accuracy_matrix(matrix: Tensor, untrained: Tensor) -> Figure:
 
 
 @styled
-def accuracy_curves(matrix: Tensor, untrained: Tensor) -> Figure:
+def accuracy_curves(matrix: Tensor, untrained: Tensor, score: str = "accuracy") -> Figure:
     """Test accuracy on every task from its own training on, over the number of trained tasks, and their mean."""
     tasks = len(untrained)
     figure = Figure(figsize=(COLUMN, 2.3), layout="constrained")
@@ -78,8 +83,10 @@ def accuracy_curves(matrix: Tensor, untrained: Tensor) -> Figure:
     _curves(axes, matrix.numpy())
     mean = [float(matrix[i, : i + 1].mean()) for i in range(tasks)]
     axes.plot(range(1, tasks + 1), mean, color="black", linewidth=1.5, label="mean", marker="." if tasks == 1 else None)
-    axes.set(xlabel="tasks trained", ylabel="test accuracy")
-    _name_tasks(figure, axes, tasks)
+    axes.set(xlabel="tasks trained", ylabel=f"test {score}")
+    if score != "accuracy":
+        axes.set_ylim(max(axes.get_ylim()[0], LOWEST), 1.05)  # R^2 may fall without end
+    name_tasks(figure, axes, tasks)
     return figure
 
 
@@ -108,7 +115,7 @@ def _few_layers(distances: dict[str, Tensor], misfits: dict[str, Tensor]) -> Fig
         right.set(title=f"{_short(name, 40)}: misfit of a row", xlabel="tasks trained")
         if (misfit > 0).any():
             right.set_yscale("log")
-        _name_tasks(figure, right, len(misfit))
+        name_tasks(figure, right, len(misfit))
     return figure
 
 
@@ -150,7 +157,7 @@ def _curves(axes: Axes, values: np.ndarray) -> None:
     axes.grid(alpha=0.3, linewidth=0.5)
 
 
-def _name_tasks(figure: Figure, axes: Axes, tasks: int) -> None:
+def name_tasks(figure: Figure, axes: Axes, tasks: int) -> None:
     """Says which colour is whose: by a legend beside the axes where it fits, else by a colour bar."""
     if tasks <= MOST_LABELS:
         axes.legend(fontsize=6, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, handlelength=1.2)

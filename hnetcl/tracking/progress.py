@@ -33,6 +33,7 @@ class Progress(Observer):
         self.watched, self.directory = console.is_terminal, directory
         self.steps: tuple[int, ...] = ()
         self.task, self.step, self.numbers = 0, 0, ""
+        self.score = "accuracy"
         self.first = 0  # steps of the task that an earlier process has done
         self.phase, self.since = "", time.perf_counter()
         self.trained_steps, self.training, self.between = 0, 0.0, 0.0  # of this process; the seconds of the finished phases
@@ -40,6 +41,7 @@ class Progress(Observer):
 
     def on_start(self, start: RunStart) -> None:
         self.steps, self.task, self.first = start.steps, min(start.done, len(start.steps) - 1), start.step
+        self.score = start.score
         if self.directory is not None:
             drop_lines(self.directory.log, start.done)
         if self.watched and start.done < len(start.steps):
@@ -62,7 +64,7 @@ class Progress(Observer):
         self.step = step
 
     def on_step(self, step: Step) -> None:
-        self.numbers = f"loss {step.loss:.4f}  accuracy {step.accuracy:.3f}"
+        self.numbers = f"loss {step.loss:.4f}  {self.score} {step.accuracy:.3f}"
 
     def on_task_end(self, end: TaskEnd) -> None:
         seen = end.matrix[end.task, : end.task + 1]

@@ -10,17 +10,24 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
+from hnetcl.tasks import Loss, score_name
+
 WIDTH = 100
 CLASSES_WIDTH = 36
 
 
-def result_table(classes: Sequence[Sequence[str]], matrix: Tensor) -> str:
-    """A line per task: its classes, its accuracy right after its training and at the end, and their difference."""
+def result_table(classes: Sequence[Sequence[str]], matrix: Tensor, loss: Loss = "cross_entropy") -> str:
+    """A line per task: its classes, its accuracy right after its training and at the end, and their difference.
+
+    Args:
+        loss: of a regression, the numbers are R^2.
+    """
     rows = [
         (str(j), _names(names), number(matrix[j, j]), number(matrix[-1, j]), f"{matrix[-1, j] - matrix[j, j]:+.6f}")
         for j, names in enumerate(classes)
     ]
-    return text_table(["task", "classes", "after its training", "at the end", "difference"], rows)
+    of = "" if loss == "cross_entropy" else f"{score_name(loss)} "
+    return text_table(["task", _who(loss), f"{of}after its training", "at the end", "difference"], rows)
 
 
 def at_chance(accuracy: Sequence[float], images: Sequence[int], answers: Sequence[int]) -> str:
@@ -41,13 +48,36 @@ def at_chance(accuracy: Sequence[float], images: Sequence[int], answers: Sequenc
     return f"at chance, as if nothing had been learned: task{'s' if len(found) > 1 else ''} {', '.join(found)}"
 
 
-def comparison_table(classes: Mapping[int, Sequence[str]], now: Sequence[float], recorded: Sequence[float] | None) -> str:
-    """A line per evaluated task: its classes, its accuracy now, and what training recorded at the end, where it did."""
+def no_better_than_the_mean(scores: Sequence[float]) -> str:
+    """Names the tasks of a regression whose R^2 is what the mean of their targets would have, or less; "" where none is."""
+    found = [str(task) for task, value in enumerate(scores) if value <= 0]
+    if not found:
+        return ""
+    return f"no better than the mean of the targets: task{'s' if len(found) > 1 else ''} {', '.join(found)}"
+
+
+def comparison_table(
+    classes: Mapping[int, Sequence[str]],
+    now: Sequence[float],
+    recorded: Sequence[float] | None,
+    variances: Sequence[float] | None = None,
+) -> str:
+    """A line per evaluated task: its classes, its accuracy now, and what training recorded at the end, where it did.
+
+    Args:
+        variances: of a regression's targets in these tasks: the numbers are then R^2, and the mean squared error is told too.
+    """
+    loss: Loss = "cross_entropy" if variances is None else "mean_squared_error"
     rows = [
-        (str(j), _names(names), number(value), *([] if recorded is None else [number(recorded[j])]))
-        for (j, names), value in zip(classes.items(), now, strict=True)
+        (
+            *(str(j), _names(names), number(value)),
+            *([] if variances is None else [number((1 - value) * variances[place])]),
+            *([] if recorded is None else [number(recorded[j])]),
+        )
+        for place, ((j, names), value) in enumerate(zip(classes.items(), now, strict=True))
     ]
-    return text_table(["task", "classes", "accuracy", *([] if recorded is None else ["recorded"])], rows)
+    beside = [*([] if variances is None else ["mean squared error"]), *([] if recorded is None else ["recorded"])]
+    return text_table(["task", _who(loss), score_name(loss), *beside], rows)
 
 
 def number(value: float | Tensor) -> str:
@@ -68,6 +98,10 @@ def text_table(
     with console.capture() as text:
         console.print(table)
     return "\n".join(line.rstrip() for line in text.get().strip("\n").splitlines() if line.strip())
+
+
+def _who(loss: Loss) -> str:
+    return "classes" if loss == "cross_entropy" else "output"
 
 
 def _names(classes: Sequence[str]) -> str:

@@ -48,13 +48,13 @@ class TensorBoard(Observer):
     |---|---|---|
     | loss, penalty, gradient_norm, learning_rate, batch_accuracy `/task_T` | scalars of task T's training | steps of the run |
     | further losses of the method, by name, `/task_T` | the same | steps of the run |
-    | accuracy/task_T | test accuracy on task T, from its own training on | tasks trained |
+    | accuracy/task_T | test accuracy (of a regression, R^2) on task T, from its own training on | tasks trained |
     | accuracy/average, lowest, highest | of the tasks trained so far | tasks trained |
     | val_accuracy/task_T | on task T's held-out images, at its end | tasks trained |
     | misfit/LAYER/task_T | how far its statistics lie from those its data has now | tasks trained |
     | distance/LAYER | between the statistics of two tasks, the mean over all pairs | tasks trained |
     | metrics/NAME | what metrics.json holds, at the end | tasks trained |
-    | accuracy_matrix, accuracy_curves, row_statistics | the figures, where these are drawn | tasks trained |
+    | accuracy_matrix, accuracy_curves, row_statistics, learned | the figures, where these are drawn | tasks trained |
     | embedding/task_T | histogram of its embedding; the projector shows all tasks' newest | tasks trained |
     | config | the configuration as text | |
 

@@ -1,4 +1,4 @@
-"""Accuracy of a model on tasks."""
+"""Accuracy of a model on tasks; of regressions, the coefficient of determination."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -16,7 +16,7 @@ from hnetcl.inference import Candidates, Criterion, as_criterion, candidates, co
 from hnetcl.model import HyperModel
 from hnetcl.modes import evaluation_mode
 from hnetcl.modules import main_logits
-from hnetcl.tasks import Split, Task, TaskSequence, batch_sizes
+from hnetcl.tasks import Loss, Split, Task, TaskSequence, batch_sizes
 
 SCENARIOS = ("task", "domain", "class")
 
@@ -36,9 +36,10 @@ class Protocol:
         head: which logits the network has, see `TaskSequence`. With those of all classes, no others come into question than
             those of the tasks seen so far, or of the task that is told or inferred.
         counts: classes of each task; where left out, all have as many as the one that is tested.
+        loss: of the sequence.
 
     Raises:
-        ArgumentError: there is no such scenario or inference.
+        ArgumentError: there is no such scenario or inference, or it is about classes and the sequence is a regression.
     """
 
     scenario: str = "task"
@@ -46,11 +47,16 @@ class Protocol:
     batch_size: int = 250
     head: str = "task"
     counts: Sequence[int] = ()
+    loss: Loss = "cross_entropy"
 
     def __post_init__(self) -> None:
         if self.scenario not in SCENARIOS:
             raise one_of("scenario", self.scenario, SCENARIOS)
         as_criterion(self.inference)
+        if self.scenario == "class" and self.loss != "cross_entropy":
+            raise ArgumentError(
+                "scenario", "class", "is about classes, and the sequence is a regression; allowed: task, domain"
+            )
 
     def outputs(self, tasks: int, classes: int) -> list[tuple[int, int]] | None:
         """From which logit to before which one each of the first tasks looks; None where all look at all.
@@ -105,7 +111,7 @@ def accuracy(
     seen: int | None = None,
     among: Candidates | None = None,
 ) -> Accuracy:
-    """How much of a split the model classifies right.
+    """How much of a split the model classifies right; of a regression, `right` is R^2, 1 at best.
 
     Args:
         number: of the task that the split belongs to.
@@ -122,6 +128,8 @@ def accuracy(
     """
     if not len(split):
         raise ArgumentError("split", tuple(split.images.shape), f"task {number} has no images there")
+    if protocol.loss != "cross_entropy":
+        return Accuracy(_determination(model, number, task, split, protocol, stats), 1.0, math.nan)
     seen = model.hnet.num_tasks if seen is None else seen
     outputs = protocol.outputs(max(seen, number + 1), len(task.classes))
     if outputs is not None and protocol.head == "task" and not model.is_conditioned:
@@ -169,6 +177,31 @@ def accuracy(
     if not told and among is None and protocol.head != "all":
         known = math.nan  # nobody asks
     return Accuracy(right, known, aware)
+
+
+def _determination(
+    model: HyperModel, number: int, task: Task, split: Split, protocol: Protocol, stats: int | str | None
+) -> float:
+    r"""R^2 of a split, in float64: 1 - \sum_n (y_n - f(x_n))^2 / \sum_n (y_n - \bar y)^2, with the mean over the split.
+
+    Raises:
+        ArgumentError: the task is to be inferred, or the network's outputs are not [N, 1].
+    """
+    if protocol.infers(model):
+        rule = (
+            "tasks are inferred by their classes, and the sequence is a regression; allowed: task, or hnet=direct with domain"
+        )
+        raise ArgumentError("scenario", protocol.scenario, rule)
+    sizes, errors = batch_sizes(len(split), protocol.batch_size), []
+    with evaluation_mode(model):
+        params = model.hnet(number)
+        for x, y in zip(split.images.split(sizes), split.labels.split(sizes), strict=True):
+            outputs = _run(model, params, task.preprocess(x), number, stats)
+            if outputs.shape != (len(y), 1):
+                raise ArgumentError("outputs", list(outputs.shape), f"must be [{len(y)}, 1], for the sequence is a regression")
+            errors.append((outputs[:, 0].double() - y.double()).square().sum())
+    y = split.labels.double()
+    return float(1 - torch.stack(errors).sum() / (y - y.mean()).square().sum())
 
 
 def _run(model: HyperModel, params: dict[str, Tensor], x: Tensor, task: int, stats: int | str | None) -> Tensor:
@@ -229,10 +262,10 @@ def accuracies(
         split: "val" for the held-out images.
     """
     chosen = range(len(sequence)) if tasks is None else tasks
-    protocol = replace(protocol, counts=sequence.class_counts)
+    protocol = replace(protocol, counts=sequence.class_counts, loss=sequence.loss)
     with evaluation_mode(model):
         among = None
-        if protocol.infers(model):
+        if protocol.infers(model) and protocol.loss == "cross_entropy":
             among = candidates(model, protocol.inference, seen, protocol.outputs(len(sequence), sequence.num_classes))
         values = [accuracy(model, t, sequence[t], getattr(sequence[t], split), protocol, stats, seen, among) for t in chosen]
     return Accuracies(*torch.tensor(values, dtype=torch.float64).reshape(-1, 3).unbind(1))

@@ -12,8 +12,9 @@ class Step:
     Args:
         task: the current task.
         step: from 1, within the task; `steps` is the last.
-        losses: the parts of the loss by name, in nats: "loss", the cross entropy of the batch, and what the method added to it.
-        accuracy: fraction of the batch classified right.
+        losses: the parts of the loss by name: "loss", that of the batch (cross entropy in nats, or the mean squared error), and
+            what the method added to it.
+        accuracy: fraction of the batch classified right; of a regression, R^2 of the batch.
         gradient_norm: Euclidean norm over all trainable parameters.
         learning_rate: of this step.
     """
@@ -28,7 +29,7 @@ class Step:
 
     @property
     def loss(self) -> float:
-        """Cross entropy of the batch."""
+        """That of the batch, without what the method added."""
         return self.losses["loss"]
 
 
@@ -69,12 +70,14 @@ class RunStart:
         done: tasks that were trained before; 0 for a run that begins.
         last: the newest of these, without the values that no checkpoint keeps (`val_accuracy`); None for a run that begins.
         step: steps of the next task that were done before.
+        score: what the numbers of R are, see `score_name`.
     """
 
     steps: tuple[int, ...]
     done: int
     last: TaskEnd | None
     step: int = 0
+    score: str = "accuracy"
 
 
 class Observer:

@@ -172,7 +172,8 @@ class RunDirectory:
             raise ValueError(f"{self.accuracy.name} is missing or damaged ({_told(error)})") from error
         if not values or any(len(row) != len(header) - 1 for row in values):
             raise ValueError(f"{self.accuracy.name} is damaged (rows are missing or incomplete)")
-        if any(value < 0 or value > 1 for row in values for value in row):
+        every = [value for row in values for value in row]
+        if any(value > 1 for value in every) or (any(value < 0 for value in every) and not self._is_regression()):
             raise ValueError(f"{self.accuracy.name} is damaged (accuracies lie between 0 and 1)")
         return values
 
@@ -297,6 +298,10 @@ class RunDirectory:
             except ValueError:
                 continue
         return found
+
+    def _is_regression(self) -> bool:
+        """Whether R holds coefficients of determination, which may be negative."""
+        return any(task.get("loss", "cross_entropy") != "cross_entropy" for task in self.read_tasks())
 
     def _read_json(self, path: Path) -> Any:
         try:

@@ -15,6 +15,7 @@ from hnetcl.compiling import Backend, can_compile, compile_step, makes_cuda_grap
 from hnetcl.errors import ArgumentError, one_of
 from hnetcl.methods import Inputs, Losses, Method, Run
 from hnetcl.model import HyperModel
+from hnetcl.tasks import Loss
 
 COMPILES = ("auto", "on", "off")
 
@@ -77,7 +78,7 @@ class TrainingStep:
             self._find_buffers(inputs.x, task)
             made = _steady(made)
         total, parts, logits = self._loss(
-            self.method, self.model, made.x, made.y, made.task, made.active, made.tensors, made.old, made.weights
+            self.method, self.model, made.x, made.y, made.task, made.active, made.tensors, made.old, made.weights, made.loss
         )
         total.backward()
         parts = {name: part.detach() for name, part in parts.items()} | self.method.after_backward(run, inputs)
@@ -103,9 +104,10 @@ def _loss(
     tensors: dict[str, Any],
     old: dict[str, Any],
     weights: Tensor | None,
+    loss: Loss,
 ) -> Losses:
     """The method's loss, and what teaches batch norm's statistics where layers have such a loss."""
-    losses = method.loss(model, Inputs(x, y, task, active, tensors, old, weights))
+    losses = method.loss(model, Inputs(x, y, task, active, tensors, old, weights, loss=loss))
     auxiliary = auxiliary_loss(model.net)
     if not auxiliary.requires_grad:
         return losses

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
 import torch
@@ -16,7 +16,7 @@ from hnetcl.methods import Inputs, Losses, Method, Run, active_only
 from hnetcl.model import HyperModel
 from hnetcl.modes import start_training
 from hnetcl.registry import check_value, checking
-from hnetcl.tasks import ActiveClasses, Batches, Split, TaskSequence
+from hnetcl.tasks import ActiveClasses, Batches, Split, TaskSequence, score, score_name
 from hnetcl.training.checkpoints import Checkpoints, Stop, Training, plain_values
 from hnetcl.training.current import CurrentTask
 from hnetcl.training.evaluation import Protocol, accuracies, accuracy, images_at_once
@@ -133,11 +133,11 @@ class Trainer:
         self.references = References(model, sequence, batch_size, generator.initial_seed())
         self.references.take(range(len(sequence)) if model.rows == "task" else [0])
         few = Split(sequence[0].test.images[:2], sequence[0].test.labels[:2])
-        protocol = Protocol(scenario, inference, head=sequence.head, counts=sequence.class_counts)
+        protocol = Protocol(scenario, inference, head=sequence.head, counts=sequence.class_counts, loss=sequence.loss)
         open_recognizer(model, sequence, inference)
         accuracy(model, 0, sequence[0], few, protocol, seen=1)  # refuses a network that does not give a logit for each class
         self.eval_batch_size = eval_batch_size or images_at_once(model, sequence[0])
-        self.protocol = Protocol(scenario, inference, self.eval_batch_size, sequence.head, sequence.class_counts)
+        self.protocol = replace(protocol, batch_size=self.eval_batch_size)
         self.step = TrainingStep(model, method, generator.device, compile)
 
         own = ("steps", "epochs", "batch_size", "evaluate", "statistics", "active_classes", "optimizer_state")
@@ -176,7 +176,9 @@ class Trainer:
         resumed = self.checkpoints.load()
         steps = tuple(map(self._steps, range(len(self.sequence))))
         step = steps[standing.done] if standing.trained > standing.done else (self.checkpoints.loaded or {}).get("step", 0)
-        start = RunStart(steps, standing.done, standing.end(self.model) if standing.done else None, step)
+        start = RunStart(
+            steps, standing.done, standing.end(self.model) if standing.done else None, step, score_name(self.sequence.loss)
+        )
         for observer in self.observers:
             observer.on_start(start)
         if not resumed:
@@ -335,7 +337,7 @@ class Trainer:
         current.step, current.seconds = steps, time.perf_counter() - started
 
     def _tell(self, run: Run, steps: int, losses: Losses, inputs: Inputs, norm: Tensor, watch: Watch) -> None:
-        accuracy = (active_only(losses.logits, inputs.active).argmax(1) == inputs.y).float().mean()
+        accuracy = score(inputs.loss, active_only(losses.logits, inputs.active), inputs.y)
         measured = torch.stack([*losses.parts.values(), accuracy, norm, watch.found])
         *parts, right, length, found = measured.tolist()  # one transfer to the host for all of them
         if found:

@@ -10,12 +10,14 @@ import torch
 from PIL import Image
 
 from hnetcl.registry import find, make, names
-from hnetcl.tasks import Images, TaskSequence, load_images
+from hnetcl.tasks import AsTheyAre, Images, TaskSequence, load_images
 
 SEQUENCES: dict[str, dict[str, Any]] = {  # name -> what makes it small
+    "gaussians": {"num_tasks": 3, "train_size": 100, "test_size": 40, "val_size": 20},
     "image_folder": {"num_tasks": 3, "val_size": 20, "class_order": "random", "test_fraction": 0.2},
     "mixed": {"datasets": ["tiny", "inverted", "tiny"], "val_size": 20},
     "permuted": {"dataset": "tiny", "num_tasks": 3, "val_size": 20},
+    "regression_1d": {"num_tasks": 3, "val_size": 20},
     "rotated": {"dataset": "tiny", "num_tasks": 3, "val_size": 20, "angles": "random"},
     "split": {"dataset": "tiny", "num_tasks": 3, "val_size": 20, "class_order": "random"},
     "split_cifar10_100": {"num_tasks": 3, "val_size": 20},
@@ -63,12 +65,16 @@ def pictures(root: Path) -> Path:
 
 
 @EachSequence
-def test_tasks_are_classifications_of_one_shape(name: str, data_root: Path) -> None:
+def test_tasks_are_classifications_of_one_shape_or_regressions(name: str, data_root: Path) -> None:
+    """Of images, or of points, which are used as they are."""
     sequence = made(name, data_root)
     assert len(sequence) == 3
     for task in sequence.tasks:
         for split in (task.train, task.val, task.test):
-            assert split.images.dtype == torch.uint8
+            assert split.images.dtype == (torch.float32 if isinstance(task.preprocess, AsTheyAre) else torch.uint8)
+            if sequence.loss == "mean_squared_error":
+                assert split.labels.dtype == torch.float32
+                continue
             assert split.labels.dtype == torch.int64
             assert set(split.labels.tolist()) <= set(range(sequence.num_classes))
         x = task.preprocess(task.test.images[:5])
