@@ -2,6 +2,7 @@
 
 import json
 import math
+import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import hnetcl
@@ -18,10 +20,10 @@ from hnetcl.config import Config, EvaluationConfig
 from hnetcl.errors import ArgumentError
 from hnetcl.hnets import DirectHyperNetwork
 from hnetcl.importance import fisher_information, parameter_fisher
-from hnetcl.registry import make, names
+from hnetcl.registry import make, names, register
 from hnetcl.tasks import AsTheyAre, Split, Task, TaskSequence, loss_of, score
 from hnetcl.tracking.learned import learned, look
-from hnetcl.training import Protocol, RunDirectory, accuracies
+from hnetcl.training import Observer, Protocol, RunDirectory, RunStart, accuracies
 
 CPU = torch.device("cpu")
 Compose = Callable[..., Config]
@@ -222,6 +224,58 @@ def test_pictures_show_what_the_model_says_and_leave_it_as_it_is(words: str, com
     assert found[1].labels.tolist() == task.test.labels[:300].tolist()
     figure = learned(found)
     assert len(figure.axes) == (2 if sequence.loss == "cross_entropy" else 1)
+
+
+class Stops(Observer):
+    """Ends a run in the middle of task 1, once."""
+
+    lives = 0
+    task = 0
+
+    def on_start(self, start: RunStart) -> None:
+        type(self).lives += 1
+
+    def on_task_start(self, task: int, steps: int, steps_before: int) -> None:
+        self.task = task
+
+    def on_tick(self, step: int) -> None:
+        if (self.task, step, self.lives) == (1, 3, 1):
+            signal.raise_signal(signal.SIGTERM)
+
+
+@pytest.mark.usefixtures("users_parts")
+def test_a_resumed_run_is_the_undisturbed_one(compose: Compose, tmp_path: Path) -> None:
+    """Tensor for tensor, and in its pictures."""
+    register("observer", "stops")(Stops)
+    Stops.lives = 1
+    whole, halves = tmp_path / "whole", tmp_path / "halves"
+    own = [
+        "task=regression_1d",
+        "method=replay",
+        *QUICK[:3],
+        "trainer.steps=6",
+        "task.num_tasks=2",
+        "observers=[figures,stops]",
+    ]
+    train(compose(*own, f"run.dir={whole}"))
+    Stops.lives = 0
+    with pytest.raises(SystemExit):
+        train(compose(*own, f"run.dir={halves}"))
+    assert not (halves / "model.safetensors").exists()
+    train(compose(*own, f"run.dir={halves}", "resume=true"))
+    first, second = (load_file(run / "model.safetensors") for run in (whole, halves))
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    for name in ("accuracy.csv", "figures/learned.png", "figures/accuracy_curves.pdf"):
+        assert (whole / name).read_bytes() == (halves / name).read_bytes()
+
+
+@pytest.mark.parametrize("hnet", names("hnet"))
+@pytest.mark.parametrize("task", ["gaussians", "regression_1d"])
+def test_every_hypernetwork_writes_a_network_for_points(task: str, hnet: str, compose: Compose) -> None:
+    parts = build(compose(f"task={task}", f"hnet={hnet}"), CPU)
+    x = parts.sequence[0].preprocess(parts.sequence[0].test.images[:5])
+    assert parts.model.eval()(x, 1).shape == (5, parts.sequence.num_outputs)
 
 
 def test_a_sequence_of_classes_has_the_manifest_that_it_had() -> None:

@@ -84,8 +84,8 @@ def accuracy_curves(matrix: Tensor, untrained: Tensor, score: str = "accuracy") 
     mean = [float(matrix[i, : i + 1].mean()) for i in range(tasks)]
     axes.plot(range(1, tasks + 1), mean, color="black", linewidth=1.5, label="mean", marker="." if tasks == 1 else None)
     axes.set(xlabel="tasks trained", ylabel=f"test {score}")
-    if score != "accuracy":
-        axes.set_ylim(max(axes.get_ylim()[0], LOWEST), 1.05)  # R^2 may fall without end
+    if axes.get_ylim()[0] < LOWEST:  # R^2 may fall without end
+        axes.set_ylim(bottom=LOWEST)
     name_tasks(figure, axes, tasks)
     return figure
 
