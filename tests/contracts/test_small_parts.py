@@ -44,6 +44,22 @@ def test_every_part_is_in_its_table(kind: str, table: Any) -> None:
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("schedule", ["constant", "cosine"])
+def test_an_optimizer_warms_up(name: str, schedule: str, compose: Callable[..., Config], tiny: list[str]) -> None:
+    """In half of eight steps the rate rises by a fifth of what the schedule says, from then on it is that."""
+    parts, rates = build(compose(*tiny), torch.device("cpu")), []
+    for warmup in (0.5, 0.0):
+        factory = make("optimizer", {"name": name, "lr": 0.001, "schedule": schedule, "warmup": warmup, **OPTIMIZERS[name]})
+        optimizer, steps = factory.make(parts.model, 8)
+        rates.append([])
+        for _ in range(8):
+            rates[-1].append(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            steps.step()
+    assert rates[0] == pytest.approx([rate * min(1, (k + 1) / 5) for k, rate in enumerate(rates[1])])
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
 def test_an_optimizer_decays_what_tasks_share_alone(name: str, compose: Callable[..., Config], tiny: list[str]) -> None:
     """Without gradients: a task's own entries stand still. The schedule begins at the learning rate, and ends at zero."""
     parts = build(compose(*tiny, "bn.stats=learnable", "bn=real"), torch.device("cpu"))
