@@ -47,7 +47,8 @@ def test_every_part_is_in_its_table(kind: str, table: Any) -> None:
 @pytest.mark.parametrize("schedule", ["constant", "cosine"])
 def test_an_optimizer_warms_up(name: str, schedule: str, compose: Callable[..., Config], tiny: list[str]) -> None:
     """In half of eight steps the rate rises by a fifth of what the schedule says, from then on it is that."""
-    parts, rates = build(compose(*tiny), torch.device("cpu")), []
+    parts = build(compose(*tiny), torch.device("cpu"))
+    rates: list[list[float]] = []
     for warmup in (0.5, 0.0):
         factory = make("optimizer", {"name": name, "lr": 0.001, "schedule": schedule, "warmup": warmup, **OPTIMIZERS[name]})
         optimizer, steps = factory.make(parts.model, 8)
