@@ -10,14 +10,14 @@ from annotated_types import Ge, Gt, Le, Lt
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
-from hnetcl.bn import row_parameters
+from hnetcl.bn import norm_layers, row_parameters
 from hnetcl.errors import ArgumentError
 from hnetcl.model import HyperModel
 from hnetcl.registry import register
 
 Rate = Annotated[float, Gt(0)]
 Positive = Annotated[float, Ge(0)]
-Warmup = Annotated[float, Ge(0), Lt(1)]
+Warmup = Annotated[float, Ge(0), Lt(1)] | None
 Share = Annotated[float, Ge(0), Le(1)]
 Schedule = Literal["constant", "cosine"]
 SCHEDULES: dict[str, Callable[[float], float]] = {  # share of the task done -> factor of the learning rate
@@ -39,7 +39,8 @@ class OptimizerFactory:
         lr: learning rate at a task's start.
         weight_decay: of the parameters that all tasks share; a task's own entries never decay, or old tasks would fade.
         schedule: "constant" or "cosine" (to zero), run through once per task.
-        warmup: the share of a task's steps in which the rate rises from zero to what the schedule says.
+        warmup: the share of a task's steps in which the rate rises from zero to what the schedule says. None: a tenth where a
+            hypernetwork writes a network without batch norm, whose units the first long steps can switch off for good; else 0.
         statistics_lr: the learning rate of learnable statistics as a multiple of `lr`: they follow the network, so they must be
             faster than it is.
         options: further arguments of `kind`.
@@ -52,7 +53,7 @@ class OptimizerFactory:
         lr: float,
         weight_decay: float = 0.0,
         schedule: Schedule = "cosine",
-        warmup: float = 0.0,
+        warmup: float | None = None,
         statistics_lr: float = 10.0,
         **options: Any,
     ) -> None:
@@ -71,8 +72,13 @@ class OptimizerFactory:
         if rows:
             groups.append({"params": rows, "weight_decay": 0.0, "lr": self.statistics_lr * self.lr})
         optimizer = self.kind(groups, lr=self.lr, **self.options)
-        rising = self.warmup * steps
+        rising = steps * (_default_warmup(model) if self.warmup is None else self.warmup)
         return optimizer, LambdaLR(optimizer, lambda k: SCHEDULES[self.schedule](k / steps) * min(1.0, (k + 1) / (rising + 1)))
+
+
+def _default_warmup(model: HyperModel) -> float:
+    """See `OptimizerFactory`."""
+    return 0.1 if model.hnet.embeddings is not None and not norm_layers(model.net) else 0.0
 
 
 @register("optimizer", "adam")
@@ -81,7 +87,7 @@ def adam(
     lr: Rate = 0.004,
     weight_decay: Positive = 0.0,
     schedule: Schedule = "cosine",
-    warmup: Warmup = 0.0,
+    warmup: Warmup = None,
     statistics_lr: Rate = 10.0,
 ) -> OptimizerFactory:
     """Adam; its weight decay is part of the gradient."""
@@ -97,7 +103,7 @@ def adamw(
     lr: Rate = 0.004,
     weight_decay: Positive = 0.01,
     schedule: Schedule = "cosine",
-    warmup: Warmup = 0.0,
+    warmup: Warmup = None,
     statistics_lr: Rate = 10.0,
 ) -> OptimizerFactory:
     """Adam with decoupled weight decay."""
@@ -113,7 +119,7 @@ def sgd(
     lr: Rate = 0.1,
     weight_decay: Positive = 0.0,
     schedule: Schedule = "cosine",
-    warmup: Warmup = 0.0,
+    warmup: Warmup = None,
     statistics_lr: Rate = 10.0,
     momentum: Share = 0.0,
     nesterov: bool = False,
@@ -143,7 +149,7 @@ def rmsprop(
     lr: Rate = 0.01,
     weight_decay: Positive = 0.0,
     schedule: Schedule = "cosine",
-    warmup: Warmup = 0.0,
+    warmup: Warmup = None,
     statistics_lr: Rate = 10.0,
     alpha: Share = 0.99,
     momentum: Share = 0.0,
@@ -169,7 +175,7 @@ def adagrad(
     lr: Rate = 0.01,
     weight_decay: Positive = 0.0,
     schedule: Schedule = "cosine",
-    warmup: Warmup = 0.0,
+    warmup: Warmup = None,
     statistics_lr: Rate = 10.0,
     lr_decay: Positive = 0.0,
     initial_accumulator_value: Positive = 0.0,

@@ -60,6 +60,24 @@ def test_an_optimizer_warms_up(name: str, schedule: str, compose: Callable[..., 
     assert rates[0] == pytest.approx([rate * min(1, (k + 1) / 5) for k, rate in enumerate(rates[1])])
 
 
+@pytest.mark.parametrize(
+    ("words", "share"),
+    [
+        (["net.norm=none"], 0.1),
+        ([], 0.0),
+        (["net.norm=none", "hnet=direct"], 0.0),
+        (["net.norm=none", "optimizer.warmup=0.5"], 0.5),
+    ],
+)
+def test_without_batch_norm_a_hypernetwork_warms_up(
+    words: list[str], share: float, tiny: list[str], compose: Callable[..., Config]
+) -> None:
+    small = [word for word in tiny if not (word.startswith("hnet.") and "hnet=direct" in words)]
+    parts = build(compose(*small, "bn=real", *words), torch.device("cpu"))
+    optimizer, _ = parts.optimizer.make(parts.model, 100)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(parts.optimizer.lr / (100 * share + 1))
+
+
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_an_optimizer_decays_what_tasks_share_alone(name: str, compose: Callable[..., Config], tiny: list[str]) -> None:
     """Without gradients: a task's own entries stand still. The schedule begins at the learning rate, and ends at zero."""
