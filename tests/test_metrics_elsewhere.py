@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from peers import peer
 
 from hnetcl import metrics
-from hnetcl.vision import import_torchvision
 
 IMAGES = 40  # of each task
 SIZES = [1, 2, 5, 10]
@@ -115,8 +115,7 @@ def answers(task: int, right: int, classes: int) -> tuple[torch.Tensor, torch.Te
 
 @pytest.mark.parametrize("tasks", SIZES)
 def test_avalanche(tasks: int) -> None:
-    import_torchvision()
-    theirs = pytest.importorskip("avalanche.evaluation.metrics", reason="needs avalanche-lib")
+    theirs = peer("avalanche.evaluation.metrics")
     right, first = counts(tasks)
     right -= right % 2  # as many of both classes, so that the mean over classes is that over images
     expected = avalanche_formulas(right / IMAGES, first / IMAGES)
@@ -160,8 +159,7 @@ def strategy_at(task: int, labels: torch.Tensor | None = None, logits: torch.Ten
 
 @pytest.mark.parametrize("tasks", SIZES)
 def test_continuum(tasks: int) -> None:
-    import_torchvision()
-    logger = pytest.importorskip("continuum.metrics", reason="needs continuum").Logger(list_subsets=["test"])
+    logger = peer("continuum.metrics").Logger(list_subsets=["test"])
     right, _ = counts(tasks)
     for i in range(tasks):
         for j in range(i + 1):
