@@ -84,7 +84,7 @@ def calibration_error(logits: Sequence[Tensor], labels: Sequence[Tensor]) -> flo
 
 def _calibration_error(logits: Tensor, labels: Tensor) -> Tensor:
     sure, predicted = logits.double().softmax(1).max(1)
-    bins = (sure * BINS).ceil().long() - 1
+    bins = (sure.nan_to_num(1.0) * BINS).ceil().long() - 1  # of logits that are not finite the error is NaN, in any bin
     gaps = torch.zeros(BINS, dtype=sure.dtype).index_add(0, bins, (predicted == labels).double() - sure)
     return gaps.abs().sum() / len(labels)
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -71,6 +72,13 @@ def test_large_logits_are_sure_and_nothing_worse() -> None:
     assert metrics.calibration_error(logits, [torch.tensor([0, 1])]) == 0
     assert metrics.calibration_error(logits, [torch.tensor([0, 0])]) == 0.5
     assert metrics.negative_log_likelihood(logits, [torch.tensor([0, 0])]) == 5e3
+
+
+@pytest.mark.parametrize("value", [math.inf, math.nan])
+def test_logits_that_are_not_finite_are_no_fault(value: float) -> None:
+    logits, labels = [torch.tensor([[value, 0.0], [1.0, 0.0]])], [torch.tensor([0, 0])]
+    assert math.isnan(metrics.calibration_error(logits, labels))
+    assert math.isnan(metrics.negative_log_likelihood(logits, labels))
 
 
 def uneven(data_root: Path, head: Any) -> TaskSequence:

@@ -301,4 +301,4 @@ def number(value: float) -> str:
 
 
 def _digits(value: float) -> int:
-    return 4 if abs(value) < 10 else 1
+    return 4 if abs(value) < 10 else 1 if abs(value) < 10_000 else 0
