@@ -22,13 +22,17 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
     "rmsprop": {"momentum": 0.5, "centered": True},
     "sgd": {"momentum": 0.9, "nesterov": True},
 }
-METRICS = {  # name -> its value for R = [[0.9, 0.2], [0.5, 0.8]] and b = [0.1, 0.1]
+LOGITS = [torch.tensor([[0.0, 4.0], [4.0, 0.0]]).log1p(), torch.zeros(1, 4)]  # of two tasks: 5 to 1, twice; all alike
+LABELS = [torch.tensor([1, 1]), torch.tensor([3])]
+METRICS = {  # name -> its value for R = [[0.9, 0.2], [0.5, 0.8]] and b = [0.1, 0.1], and these logits and labels
     "average_accuracy": 0.65,
     "average_incremental_accuracy": 0.775,
     "bwt": -0.4,
+    "calibration_error": (1 / 3 + 1 / 4) / 2,  # sure by 5 / 6, right by 1 / 2; sure by 1 / 4, never right
     "forgetting": 0.4,
     "fwt": 0.1,
     "learning_accuracy": 0.85,
+    "negative_log_likelihood": (math.log(36 / 5) / 2 + math.log(4)) / 2,
 }
 INFERENCES = ["agreement", "confidence", "entropy"]
 RECOGNIZERS = ["statistics"]  # which learn when tasks end: tests/test_recognition.py
@@ -115,12 +119,13 @@ def test_an_optimizer_can_look_ahead(name: str) -> None:
 @pytest.mark.parametrize("name", METRICS)
 def test_a_metric_reads_nothing_that_is_not_measured(name: str) -> None:
     R, b = torch.tensor([[0.9, 0.2], [0.5, 0.8]]), torch.tensor([0.1, 0.1])
-    assert make("metric", {"name": name}, R=R, b=b) == pytest.approx(METRICS[name])
-    assert math.isfinite(make("metric", {"name": name}, R=torch.ones(1, 1), b=torch.zeros(1)))
+    said: dict[str, Any] = {"logits": LOGITS, "labels": LABELS}
+    assert make("metric", {"name": name}, R=R, b=b, **said) == pytest.approx(METRICS[name])
+    assert math.isfinite(make("metric", {"name": name}, R=torch.ones(1, 1), b=torch.zeros(1), **said))
     far = torch.rand(4, 4).masked_fill(torch.ones(4, 4).triu(2).bool(), torch.nan)
     first = torch.rand(4)
     first[0] = torch.nan
-    assert math.isfinite(make("metric", {"name": name}, R=far, b=first))
+    assert math.isfinite(make("metric", {"name": name}, R=far, b=first, **said))
 
 
 @pytest.mark.parametrize("name", INFERENCES)
