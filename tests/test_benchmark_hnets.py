@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from benchmarks import inference, peers, regularizer
+from benchmarks import inference, peers, regularizer, strategies
 from benchmarks.command import main
 from benchmarks.contenders import Contender
 from benchmarks.example import Example, batches
 from benchmarks.speed import speed
-from benchmarks.train import OurStep, Training
+from benchmarks.step import OurStep
+from benchmarks.train import Training
 
 from hnetcl.compiling import can_compile
 
@@ -100,15 +101,15 @@ def test_cost_over_tasks(tmp_path: Path) -> None:
 def test_held_bytes_are_those_of_targets_or_of_the_older_hypernetwork(targets: str) -> None:
     step = regularizer.training(TINY, 4, 2, targets, 8, CPU)
     assert isinstance(step, OurStep)
-    hnet = step.model.hnet
+    hnet, method = step.model.hnet, regularizer.regularizer(step)
     tasks = 3 * 8
     if targets == "online":
         own = sum(t.nbytes for t in (*hnet.parameters(), *hnet.buffers()))
-        assert regularizer.held_bytes(step.method) == own + tasks
+        assert regularizer.held_bytes(method) == own + tasks
     else:
-        assert step.method.record is not None
-        kept = [*step.method.record.by_task, *step.method.record.common]
-        assert regularizer.held_bytes(step.method) == sum(t.nbytes for t in kept) + tasks
+        assert method.record is not None
+        kept = [*method.record.by_task, *method.record.common]
+        assert regularizer.held_bytes(method) == sum(t.nbytes for t in kept) + tasks
 
 
 def test_inference_is_measured(tmp_path: Path) -> None:
@@ -118,6 +119,22 @@ def test_inference_is_measured(tmp_path: Path) -> None:
         f"{k}/{n}/{w}/{p}" for k in ("plain", "norm") for n in (1, 4) for w in ("anew", "kept") for p in ("loop", "one")
     ]
     assert all(f["base"] == f["name"].rpartition("/")[0] + "/loop" for f in found["figures"])
+
+
+def test_methods_are_measured_beside_a_plain_loop_and_avalanche(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Where that is not installed, beside the loop; each method has its penalty, or samples of old tasks, in the step."""
+    monkeypatch.setattr(strategies, "is_installed", lambda library: False)
+    path = tmp_path / "figures.json"
+    main(["strategies", "--hidden=6,5", "--batch=4", "--rounds=1", "--turn=1", "--only", "ours/*", f"--json={path}"])
+    figures = {f["name"]: f["base"] for f in json.loads(path.read_text())["figures"]}
+    assert figures == dict.fromkeys(["plain", "ours/finetune/plain", *(f"ours/{name}" for name in strategies.METHODS)], "plain")
+    training = strategies.Training((6, 5), 4, "images", CPU)
+    for name, part in (("ewc", "penalty"), ("si", "penalty"), ("replay", "replay"), ("lwf", "distillation")):
+        step = training.ours(name)
+        assert isinstance(step, OurStep)
+        step()  # away from where the old tasks ended
+        losses = step.step(step.run, step.method.inputs(step.run, step.batches.draw))
+        assert losses.parts[part] > 0
 
 
 @pytest.mark.parametrize("kind", ["plain", "norm"])

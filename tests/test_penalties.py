@@ -11,6 +11,7 @@ from hnetcl.build import Parts, build
 from hnetcl.config import Config
 from hnetcl.methods import Inputs, Run, active_only
 from hnetcl.methods.agem import AGEM
+from hnetcl.methods.quadratic import QuadraticPenalty
 
 CPU = torch.device("cpu")
 Compose = Callable[..., Config]
@@ -49,8 +50,7 @@ def test_penalties_do_not_depend_on_the_batch_size(
                 p.add_(0.1)
         run.task = 1
         x, y = batch(run, size)
-        losses = parts.method.loss(parts.model, parts.method.inputs(run, lambda x=x, y=y: (x, y)))
-        found.append(losses.parts["penalty"].detach())
+        found.append(parts.method.after_backward(run, parts.method.inputs(run, lambda x=x, y=y: (x, y)))["penalty"])
     assert found[0] > 0
     torch.testing.assert_close(torch.stack(found), found[0].expand(3), rtol=1e-5, atol=0)
 
@@ -110,3 +110,25 @@ def test_replay_may_count_each_task_alike(tiny: list[str], compose: Compose) -> 
     torch.testing.assert_close(shared.parts["loss"], fixed.parts["loss"] / 3)
     torch.testing.assert_close(shared.parts["replay"], fixed.parts["replay"] * 2 / 3)
     torch.testing.assert_close(shared.total, shared.parts["loss"] + shared.parts["replay"])
+
+
+@pytest.mark.parametrize("method", ["l2", "ewc", "online_ewc", "mas", "si"])
+def test_the_gradient_of_a_penalty_is_that_of_autograd(method: str, tiny: list[str], compose: Compose) -> None:
+    """s sum(Omega (theta - theta*)^2), on top of the gradients that are there; parameters without one get it alone."""
+    torch.manual_seed(0)
+    parts, run = started(tiny, compose, f"method={method}")
+    model, held = parts.model, parts.method
+    assert isinstance(held, QuadraticPenalty)
+    parameters = model.common_parameters()
+    held.importance = {name: torch.rand_like(p) for name, p in parameters.items()}
+    held.anchor = {name: torch.randn_like(p) for name, p in parameters.items()}
+    squares = [(held.importance[n] * (p - held.anchor[n]).square()).sum() for n, p in parameters.items()]
+    penalty = held.strength * torch.stack(squares).sum()
+    wanted = torch.autograd.grad(penalty, list(parameters.values()))
+    before = [torch.zeros_like(p) if i == 0 else torch.randn_like(p) for i, p in enumerate(parameters.values())]
+    for i, (p, old) in enumerate(zip(parameters.values(), before, strict=True)):
+        p.grad = None if i == 0 else old.clone()
+    found = held.after_backward(run, run.batch(*batch(run, 8), 0))
+    torch.testing.assert_close(found["penalty"], penalty.detach())
+    for p, old, new in zip(parameters.values(), before, wanted, strict=True):
+        torch.testing.assert_close(p.grad, old + new)

@@ -253,6 +253,7 @@ def test_refused_trainer_arguments(sequence: TaskSequence, options: dict[str, An
         (adam, {"lr": 0}, "lr=0: must be greater than 0"),
         (adam, {"lr": float("nan")}, "lr=nan: must be a finite number, greater than 0"),
         (adam, {"schedule": "linear"}, "schedule=linear: allowed: constant, cosine"),
+        (adam, {"warmup": 1.0}, "warmup=1.0: must be at least 0 and less than 1"),
         (adam, {"weight_decay": -1}, "weight_decay=-1: must be at least 0"),
         (sgd, {"nesterov": True}, "nesterov=True: needs a momentum above 0"),
     ],
@@ -278,7 +279,7 @@ def test_weight_decay_leaves_other_tasks_alone(name: str, options: dict[str, Any
     hnet = DirectHyperNetwork({name: value.shape for name, value in writable_parameters(net).items()}, 2)
     model = HyperModel(net, hnet)
     rows = [value.detach().clone() for value in row_parameters(net).values()]
-    own, shared = hnet.own.detach().clone(), hnet.shared.detach().clone()
+    own, shared = hnet.own.detach().clone(), hnet.shared["body/weight"].detach().clone()
     optimizer, schedule = find("optimizer", name)(lr=0.01, schedule="constant", weight_decay=0.5, **options).make(model, 5)
     for _ in range(5):
         optimizer.zero_grad()
@@ -291,7 +292,7 @@ def test_weight_decay_leaves_other_tasks_alone(name: str, options: dict[str, Any
         assert (before[1] != now[1]).all()
     assert torch.equal(hnet.own[0], own[0])
     assert not torch.equal(hnet.own[1], own[1])
-    assert hnet.shared.abs().sum() < shared.abs().sum()
+    assert hnet.shared["body/weight"].abs().sum() < shared.abs().sum()
 
 
 def test_the_engine_sets_and_puts_back() -> None:

@@ -79,7 +79,7 @@ def test_lwf_weighs_as_many_times_as_there_are_old_tasks(data_root: Path) -> Non
     with torch.no_grad():
         for p in run.model.hnet.parameters():
             p.add_(torch.randn(p.shape, generator=run.generator) / 10)
-    parameters = [run.model.hnet.get_parameter("shared")]
+    parameters = list(run.model.common_parameters().values())
     losses = method.loss(run.model, inputs)
     now = logits(run, inputs.x)
     distilled = -(F.softmax(before / 2, 1) * F.log_softmax(now / 2, 1)).sum(1).mean()
@@ -93,7 +93,7 @@ def test_lwf_can_hold_all_outputs(data_root: Path) -> None:
     run = begun(method, "all", data_root)
     inputs = method.inputs(run, lambda: batch(run.sequence, 2))
     with torch.no_grad():
-        run.model.hnet.get_parameter("shared")[-1] += 5  # the last class's bias
+        list(run.model.common_parameters().values())[-1][-1] += 5  # the last class's bias
     assert method.loss(run.model, inputs).parts["distillation"] > 0.01
 
 

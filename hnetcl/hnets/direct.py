@@ -53,12 +53,12 @@ class DirectHyperNetwork(BaseHyperNetwork):
         else:
             own = matching("per_task", per_task, names)
         self.is_own = {name: name in own for name in names}
-        flat = {name: flat_numbers(values[name]) for name in names}
-        empty = [torch.zeros(0)]
-        self.shared = nn.Parameter(torch.cat(empty + [v for name, v in flat.items() if not self.is_own[name]]))
-        first = [v for name, v in flat.items() if self.is_own[name]]
+        # Each a tensor of its own: the gradients of parts of one long tensor would have to be put together in every step.
+        self.common = [name for name in names if not self.is_own[name]]
+        self.shared = nn.ParameterDict({_key(n): flat_numbers(values[n]).clone() for n in self.common})
+        first = [flat_numbers(values[name]) for name in names if self.is_own[name]]
         draws = [[v if t == 0 or given or heads == "same" else _drawn(v) for v in first] for t in range(num_tasks)]
-        self.own = nn.Parameter(torch.stack([torch.cat(empty + draw) for draw in draws]))
+        self.own = nn.Parameter(torch.stack([torch.cat([torch.zeros(0), *draw]) for draw in draws]))
 
     @property
     def embeddings(self) -> None:
@@ -72,10 +72,20 @@ class DirectHyperNetwork(BaseHyperNetwork):
         return {"own": self.own.detach()[-1:]}
 
     def generate(self, tasks: Tensor) -> dict[str, Tensor]:
-        sizes = {name: shape.numel() for name, shape in self.shapes.items()}
-        shared = iter(self.shared.split([n for name, n in sizes.items() if not self.is_own[name]]))
-        own = iter(self.own.index_select(0, tasks).split([n for name, n in sizes.items() if self.is_own[name]], 1))
-        return {name: next(own) if self.is_own[name] else next(shared).expand(len(tasks), -1) for name in sizes}
+        count = len(tasks)
+        found = {name: self.shared[_key(name)].reshape(1, -1) for name in self.common}
+        if count != 1:  # the gradient of an expansion is a sum, even over one
+            found = {name: value.expand(count, -1) for name, value in found.items()}
+        if len(found) < len(self.shapes):
+            sizes = {name: shape.numel() for name, shape in self.shapes.items() if self.is_own[name]}
+            own = self.own.index_select(0, tasks).split(list(sizes.values()), 1)
+            found |= zip(sizes, own, strict=True)
+        return {name: found[name] for name in self.shapes}
+
+
+def _key(name: str) -> str:
+    """A parameter's name as a key of a `ParameterDict`, which takes no dots."""
+    return name.replace(".", "/")
 
 
 def _drawn(values: Tensor) -> Tensor:

@@ -46,15 +46,11 @@ class SI(QuadraticPenalty):
 
     @torch.no_grad()
     def after_backward(self, run: Run, inputs: Inputs) -> dict[str, Tensor]:
-        """Keeps the gradient of the task's loss: the whole less that of the penalty."""
+        """Keeps the gradient of the task's loss before the penalty's is added."""
         parameters = run.model.common_parameters()
         self.gradient = {name: p.grad.clone() for name, p in parameters.items() if p.grad is not None}
         self.before = {name: parameters[name].detach().clone() for name in self.gradient}
-        if inputs.tensors:
-            for name in self.gradient.keys() & self.importance.keys():
-                move = self.before[name] - self.anchor[name]
-                self.gradient[name].addcmul_(self.importance[name], move, value=-2 * self.strength)
-        return {}
+        return super().after_backward(run, inputs)
 
     @torch.no_grad()
     def after_step(self, run: Run, inputs: Inputs, losses: Losses) -> None:

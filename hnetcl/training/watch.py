@@ -137,9 +137,11 @@ class Watch:
 
 
 def _norm(gradients: list[Tensor]) -> Tensor:
-    """Of all together; in one call where they are of one dtype."""
+    """Of all together; in one call where they are of one dtype, on a CPU by its faster products."""
     if any(gradient.dtype != torch.float32 for gradient in gradients):
         return torch.nn.utils.get_total_norm(gradients)
+    if gradients and gradients[0].is_cpu:
+        return torch.stack([torch.dot(flat, flat) for flat in (g.reshape(-1) for g in gradients)]).sum().sqrt()
     norm: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
     return norm
 

@@ -14,6 +14,7 @@ from hnetcl.errors import ArgumentError
 from hnetcl.hnets import HyperNetwork
 from hnetcl.model import HyperModel
 from hnetcl.nets import MLP
+from hnetcl.tasks import TaskSequence
 from hnetcl.tasks.batches import Batches
 from hnetcl.tasks.sequence import Preprocess, Split, Task
 
@@ -80,6 +81,11 @@ def batches(size: int, device: torch.device) -> Batches:
     centre, spread = (torch.full((1, 1, 1), value, device=device) for value in (0.5, 0.29))
     task = Task(tuple(map(str, range(CLASSES))), split, split, split, Preprocess(centre, spread))
     return Batches(task, size, torch.Generator(device).manual_seed(0))
+
+
+def sequence(batches: Batches, tasks: int) -> TaskSequence:
+    """That many tasks of the same images."""
+    return TaskSequence("random", (batches.task,) * tasks)
 
 
 def add_arguments(parser: ArgumentParser) -> None:

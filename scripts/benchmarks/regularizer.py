@@ -22,7 +22,7 @@ from benchmarks import example, inputs, speed
 from benchmarks.contenders import Contender, Field, Report, build
 from benchmarks.example import BETA, Example
 from benchmarks.measure import in_turn, median_ratio, peak_bytes
-from benchmarks.train import OurStep
+from benchmarks.step import OurStep
 from hnetcl.methods.output_regularizer import OutputRegularizer
 from hnetcl.registry import options, words
 
@@ -87,10 +87,21 @@ def field(arguments: Namespace, device: torch.device) -> Field:
 
 def training(sizes: Example, tasks: int, sample: int | None, targets: Any, batch: int, device: torch.device) -> OurStep:
     """Of the last task."""
-    model = sizes.model(tasks, device)
-    return OurStep(
-        model, OutputRegularizer(beta=BETA, sample=sample, targets=targets), example.batches(batch, device), tasks - 1
-    )
+    method, batches = OutputRegularizer(beta=BETA, sample=sample, targets=targets), example.batches(batch, device)
+    return OurStep(sizes.model(tasks, device), method, example.sequence(batches, tasks), batches)
+
+
+def penalty(step: OurStep) -> None:
+    """The penalty's part of a step, its gradients included."""
+    found = regularizer(step).penalty(step.model.hnet)
+    if found is not None:
+        found.backward()
+
+
+def regularizer(step: OurStep) -> OutputRegularizer:
+    """The method of a step."""
+    assert isinstance(step.method, OutputRegularizer)
+    return step.method
 
 
 def held_bytes(method: OutputRegularizer) -> int:
@@ -109,9 +120,9 @@ def measure(contenders: Sequence[Contender], rounds: int, turn: int, device: tor
     steps, absent = build(contenders)
     trainings = {name: step for name, step in steps.items() if isinstance(step, OurStep)}
     turns = {name: speed.in_a_row(step, turn) for name, step in trainings.items()}
-    penalties = {name: speed.in_a_row(step.penalty, turn) for name, step in trainings.items()}
+    penalties = {name: speed.in_a_row(partial(penalty, step), turn) for name, step in trainings.items()}
     in_turn(turns, 1, device)
-    held = {name: held_bytes(step.method) for name, step in trainings.items()}
+    held = {name: held_bytes(regularizer(step)) for name, step in trainings.items()}
     peak = {name: peak_bytes(step, device) for name, step in trainings.items()}
     whole, part = in_turn(turns, rounds, device), in_turn(penalties, rounds, device)
     figures = [

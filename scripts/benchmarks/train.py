@@ -19,50 +19,9 @@ from benchmarks.contenders import Contender, Field, need_compiler
 from benchmarks.example import BETA, LR, PEER, Example
 from benchmarks.measure import Step
 from benchmarks.peers import is_installed, peer
+from benchmarks.step import OurStep
 from hnetcl.hnets import BaseHyperNetwork
-from hnetcl.methods import Run
 from hnetcl.methods.output_regularizer import OutputRegularizer
-from hnetcl.model import HyperModel
-from hnetcl.tasks import TaskSequence
-from hnetcl.tasks.batches import Batches
-from hnetcl.training.optimizers import adam
-from hnetcl.training.step import TrainingStep
-from hnetcl.training.watch import Watch
-
-
-class OurStep:
-    """A step of training as the trainer takes it.
-
-    Args:
-        model: trained.
-        method: what gives the penalty.
-        batches: of the task.
-        task: the one that is trained; all before it are old.
-        compile: the trainer's option.
-    """
-
-    def __init__(self, model: HyperModel, method: OutputRegularizer, batches: Batches, task: int, compile: str = "off") -> None:
-        self.model, self.method, self.batches = model.train(), method, batches
-        self.optimizer, self.schedule = adam(lr=LR, schedule="constant").make(model, 1)
-        self.step = TrainingStep(model, method, batches.generator.device, compile)
-        self.watch = Watch(model, task, self.optimizer, batches.generator.device)
-        self.run = Run(model, task, TaskSequence("random", (batches.task,) * (task + 1)), self.optimizer, batches.generator)
-        method.start_task(self.run)
-
-    def __call__(self) -> Tensor:
-        """The loss without the penalty."""
-        inputs = self.method.inputs(self.run, self.batches.draw)
-        losses = self.step(self.run, inputs)
-        self.watch.look(losses, inputs)
-        self.optimizer.step()
-        self.schedule.step()
-        return losses.parts["loss"]
-
-    def penalty(self) -> None:
-        """The penalty's part of the step, its gradients included."""
-        penalty = self.method.penalty(self.model.hnet)
-        if penalty is not None:
-            penalty.backward()
 
 
 @dataclass(frozen=True)
@@ -88,10 +47,10 @@ class Training:
         model = self.sizes.model(self.tasks, self.device)
         self.sizes.start_alike(model, self.tasks)
         method, batches = OutputRegularizer(beta=beta, sample=sample), example.batches(self.batch, self.device)
-        step = OurStep(model, method, batches, self.tasks - 1, compile)
+        step = OurStep(model, method, example.sequence(batches, self.tasks), batches, compile=compile)
         if by_numbers:
             old = torch.arange(self.tasks - 1, device=self.device)
-            step.method.record = BaseHyperNetwork.record(model.hnet, old, len(old))
+            method.record = BaseHyperNetwork.record(model.hnet, old, len(old))
         return step
 
     def hypnettorch(self, sample: int | None = None) -> Step:
