@@ -90,8 +90,8 @@ class Observer:
 
     `observers=[progress,printer] imports=[FILE]` then uses it. A constructor is given what it names: `directory` (the
     `RunDirectory`), `config` (the configuration, flat), `keys` (all that a configuration can have), `run_name` (what the run
-    was told besides the defaults), `console` (where to draw), `model` and `sequence` (which it leaves as they are), `others` (the
-    observers before it; it then comes last).
+    was told besides the defaults), `console` (where to draw), `model` and `sequence` (which it leaves as they are), `others`
+    (the observers before it; it then comes last).
 
     A resumed run tells the events of the steps and tasks that it trains, not of those that were trained before.
     """
