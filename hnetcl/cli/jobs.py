@@ -210,7 +210,7 @@ def evaluate(config: EvaluationConfig) -> list[float]:
             )
         own = config.stats == "own" and (scenario, inference) == (trained.scenario, trained.inference)
         protocol = Protocol(scenario, inference, at_once, sequence.head, loss=sequence.loss)
-        with allocating("trainer.eval_batch_size", at_once), named("inference"):
+        with allocating("trainer.eval_batch_size", at_once), named("inference", scenario=""):
             if protocol.recognizes(model) and (trained.scenario == "task" or inference != trained.inference):
                 teach(model, sequence, inference, at_once)
             right, known, _ = accuracies(model, sequence, protocol, tasks, row, split=config.split)
