@@ -22,6 +22,7 @@ from hnetcl.hnets import DirectHyperNetwork
 from hnetcl.importance import fisher_information, parameter_fisher
 from hnetcl.registry import make, names, register
 from hnetcl.tasks import AsTheyAre, Split, Task, TaskSequence, loss_of, score
+from hnetcl.tracking import comparison_table, no_better_than_the_mean
 from hnetcl.tracking.learned import learned, look
 from hnetcl.training import Observer, Protocol, RunDirectory, RunStart, accuracies
 
@@ -139,6 +140,15 @@ def test_fisher_information_of_linear_regression() -> None:
     torch.testing.assert_close(written.sort().values, expected.sort().values, rtol=0.25, atol=0)
 
 
+def test_tables_of_regressions_say_what_their_numbers_are() -> None:
+    """The mean squared error is what R^2 leaves of the targets' variance."""
+    header, _, row = comparison_table({1: ["y"]}, [0.75], [0.5, 0.8], [2.0]).splitlines()
+    assert [cell.strip() for cell in header.split("|")] == ["task", "output", "R^2", "mean squared error", "recorded"]
+    assert [cell.strip() for cell in row.split("|")] == ["1", "y", "0.750000", "0.500000", "0.800000"]
+    assert no_better_than_the_mean([0.0, 0.1, -3.0]) == "no better than the mean of the targets: tasks 0, 2"
+    assert no_better_than_the_mean([0.1]) == ""
+
+
 REGRESSION = sorted(set(names("method")) - {"lwf"})
 
 
@@ -164,6 +174,7 @@ REFUSED = {
     "method=online_ewc method.labels=predicted": "method.labels=predicted: is a class, and the sequence is a regression",
     "scenario=class": "scenario=class: is about classes, and the sequence is a regression; allowed: task, domain",
     "scenario=domain": "scenario=domain: tasks are inferred by their classes, and the sequence is a regression; allowed: task",
+    "optimized_metric=calibration_error": "optimized_metric=calibration_error: is about classes, and the sequence is a regression",
     "head=all": "head=all: is for classes, and regression_1d is a regression; allowed: task, shared",
     "method=finetune scenario=class": "head=all: is for classes, and regression_1d is a regression",
     "net=lenet": "net.channels=[20, 48]: too many convolutions for images of (1, 1, 1)",
