@@ -174,7 +174,7 @@ REFUSED = {
     "method=online_ewc method.labels=predicted": "method.labels=predicted: is a class, and the sequence is a regression",
     "scenario=class": "scenario=class: is about classes, and the sequence is a regression; allowed: task, domain",
     "scenario=domain": "scenario=domain: tasks are inferred by their classes, and the sequence is a regression; allowed: task",
-    "optimized_metric=calibration_error": "optimized_metric=calibration_error: is about classes, and the sequence is a regression",
+    "optimized_metric=calibration_error": "optimized_metric=calibration_error: is about classes, and the sequence is a",
     "head=all": "head=all: is for classes, and regression_1d is a regression; allowed: task, shared",
     "method=finetune scenario=class": "head=all: is for classes, and regression_1d is a regression",
     "net=lenet": "net.channels=[20, 48]: too many convolutions for images of (1, 1, 1)",
