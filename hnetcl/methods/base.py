@@ -31,6 +31,7 @@ class Run:
         generator: on the model's device, for what a step draws.
         active_classes: see `TaskSequence.active`.
         step: of the current task, from 0.
+        batch_size: images in a step, for methods that draw themselves.
     """
 
     model: HyperModel
@@ -40,6 +41,7 @@ class Run:
     generator: torch.Generator
     active_classes: ActiveClasses = "seen"
     step: int = 0
+    batch_size: int = 128
 
     @property
     def data(self) -> Task:

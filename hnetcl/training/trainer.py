@@ -281,7 +281,7 @@ class Trainer:
         optimizer, schedule = self.optimizer.make(model, steps)
         if self.standing.optimizer:
             optimizer.load_state_dict({**optimizer.state_dict(), "state": self.standing.optimizer})
-        run = Run(model, task, self.sequence, optimizer, self.generator, self.active_classes)
+        run = Run(model, task, self.sequence, optimizer, self.generator, self.active_classes, batch_size=self.batch_size)
         self.references.take(self._trained_on(task))
         method.start_task(run)
         current = CurrentTask(run, method, schedule, batches, steps)

@@ -27,6 +27,7 @@ METHODS: dict[str, list[str]] = {  # name -> what makes it small
     "der": ["method.size=30"],
     "ewc": ["method.samples=10", "method.lambda_=100"],
     "finetune": [],
+    "gdumb": ["method.size=30"],
     "joint": [],
     "l2": [],
     "lwf": [],
@@ -37,7 +38,7 @@ METHODS: dict[str, list[str]] = {  # name -> what makes it small
     "separate": [],
     "si": ["method.c=10"],
 }
-PLAIN = ("agem", "finetune", "joint", "separate")  # methods that add nothing to the loss itself
+PLAIN = ("agem", "finetune", "gdumb", "joint", "separate")  # methods that add nothing to the loss itself
 MODELS = {  # what a method must be able to train
     "heads": ["hnet=direct", "bn=quaternion"],
     "one_head": ["hnet=direct", "scenario=class", "bn=real"],
