@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.optim import Optimizer
 
+from hnetcl.inference import Classifier
 from hnetcl.model import HyperModel
 from hnetcl.modules import auxiliary_logits, main_logits
 from hnetcl.tasks import ActiveClasses, Task, TaskSequence
@@ -138,6 +139,14 @@ class Method:
         Raises:
             ArgumentError: the method can't take part in it.
         """
+
+    def classifier(self) -> Classifier | None:
+        """What classifies in place of the largest logit, made once for a model: `model.classifier`. None: the logits do.
+
+        A method that classifies otherwise, as `icarl` does, returns a `Classifier` of its own, and teaches
+        `run.model.classifier` in `end_task`. What that keeps in buffers is saved: `evaluate` and `hnetcl.load` classify alike.
+        """
+        return None
 
     def start_task(self, run: Run) -> None:
         """Keeps what is needed of the state before the current task is trained."""

@@ -74,8 +74,7 @@ class GDumb(Method):
         order = torch.randperm(len(data.train), generator=run.generator, device=run.generator.device)
         fresh = data.train.labels[order]
         counts = even_counts([*memory.held(first), *fresh.bincount(minlength=len(data.classes)).tolist()], self.size)
-        if run.task:
-            memory.shrink(counts[:first])
+        memory.shrink(counts[:first])
         for number, count in enumerate(counts[first:]):
             memory.add(data.train.images[order[fresh == number][:count]], first + number)
 

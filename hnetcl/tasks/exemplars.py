@@ -35,6 +35,8 @@ class Exemplars:
 
     def shrink(self, counts: Sequence[int]) -> None:
         """Keeps the first so many of each class."""
+        if not len(self):
+            return
         kept = torch.cat([(self.classes == number).nonzero()[:count, 0] for number, count in enumerate(counts)])
         self.images, self.classes = self.images[kept], self.classes[kept]
 
@@ -44,18 +46,21 @@ class Exemplars:
         self.images = torch.cat([self.images, images]) if len(self) else images.clone()
         self.classes = torch.cat([self.classes.to(images.device), numbers])
 
-    def inputs(self, places: Tensor, sequence: TaskSequence, tasks: Sequence[int], generator: torch.Generator) -> Tensor:
-        """The network's input of stored images, augmented and preprocessed as in their own task.
+    def inputs(
+        self, places: Tensor, sequence: TaskSequence, tasks: Sequence[int], generator: torch.Generator | None = None
+    ) -> Tensor:
+        """The network's input of stored images, preprocessed as in their own task.
 
         Args:
             places: which [N].
             tasks: those that they may be of.
+            generator: for augmentation, as in their own task; None: without.
         """
         images, own = self.images.index_select(0, places), self.tasks(sequence).index_select(0, places)
         x: Tensor | None = None
         for number in tasks:
             task = sequence[number]
-            made = task.preprocess(augmented(images, task.augment, generator))
+            made = task.preprocess(images if generator is None else augmented(images, task.augment, generator))
             x = made if x is None else torch.where((own == number).reshape(-1, *[1] * (made.ndim - 1)), made, x)
         assert x is not None
         return x

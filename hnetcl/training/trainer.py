@@ -11,7 +11,7 @@ from annotated_types import Ge
 from torch import Tensor
 
 from hnetcl.errors import ArgumentError
-from hnetcl.inference import Criterion, open_recognizer
+from hnetcl.inference import Criterion, open_classifier, open_recognizer
 from hnetcl.methods import Inputs, Losses, Method, Run, active_only
 from hnetcl.model import HyperModel
 from hnetcl.modes import start_training
@@ -135,6 +135,7 @@ class Trainer:
         few = Split(sequence[0].test.images[:2], sequence[0].test.labels[:2])
         protocol = Protocol(scenario, inference, head=sequence.head, counts=sequence.class_counts)
         open_recognizer(model, sequence, inference)
+        open_classifier(model, sequence, method.classifier())
         accuracy(model, 0, sequence[0], few, protocol, seen=1)  # refuses a network that does not give a logit for each class
         self.eval_batch_size = eval_batch_size or images_at_once(model, sequence[0])
         self.protocol = Protocol(scenario, inference, self.eval_batch_size, sequence.head, sequence.class_counts)
