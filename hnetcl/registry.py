@@ -61,7 +61,8 @@ KINDS = {
     "observer": "tracking",
 }
 """Kinds of parts, and the room where the package's own lie."""
-COSTS = ("compression", "seconds", "seconds_total", "steps_per_second")  # what metrics.json holds besides the metrics of R
+COSTS = ("compression", "parameters", "seconds", "seconds_total", "steps", "steps_per_second", "stored_images")
+"""What metrics.json holds besides the metrics."""
 INFERENCE_METRICS = ("task_aware", "task_agnostic", "task_inference_accuracy", "recognizer_bytes")  # where the task is not told
 _TAKEN_NAMES = {"metric": (*COSTS, *INFERENCE_METRICS)}
 _TAKEN_KEYS = {"net": ("name", "norm"), "bn": ("name", "rows")}  # of a configuration, which the run itself reads

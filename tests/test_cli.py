@@ -257,5 +257,6 @@ def test_a_sweeper_is_told_the_metric(short: list[str], tmp_path: Path) -> None:
 
 
 def test_a_metric_to_optimize_is_one_of_the_metrics() -> None:
-    assert set(names("metric")) == summary(torch.eye(2), torch.zeros(2)).keys()
+    said = [torch.eye(2)] * 2, [torch.arange(2)] * 2
+    assert set(names("metric")) == summary(torch.eye(2), torch.zeros(2), *said).keys()
     assert not set(names("metric")) & {*INFERENCE_METRICS, *COSTS}

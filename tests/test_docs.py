@@ -134,6 +134,13 @@ def test_the_pages_hold_what_is_looked_for() -> None:
     assert {"my_nets.py", "l2_init.py", "my_mlflow.py", "mine/experiment/rotated_ewc.yaml"} <= saved
 
 
+@pytest.mark.parametrize("name", ["blurred.py", "l2_init.py", "remembering.py"])
+def test_a_part_of_ones_own_is_short(name: str) -> None:
+    """A sequence, a method, a metric: less than twenty lines of code."""
+    text = files(ROOT / "CONTRIBUTING.md")[name]
+    assert len([line for line in text.splitlines() if line.strip() and not line.startswith("#")]) < 20
+
+
 def test_the_files_of_contributing_work_in_the_house(folder: Path, tmp_path: Path) -> None:
     """A part's file in the room that the page names, and its YAML in conf/, make it a part like all others."""
     page = ROOT / "CONTRIBUTING.md"

@@ -102,12 +102,16 @@ def test_a_report_of_thirty_runs_names_those_that_are_not_whole(sweep: Path, tmp
     groups = table("comparison")
     assert [group["method.beta"] for group in groups] == ["0.01", "0.1", "1.0"]
     assert float(groups[0]["average_accuracy"]) == pytest.approx(0.8 + 0.001 * 4.5)
+    classes = table("classes")
+    assert [row["class"] for row in classes] == list("012345")
+    assert list(classes[0]) == ["class", "0.01", "0.1", "1.0"]
     assert "| **0.90" in (tmp_path / "report" / "comparison.md").read_text()
     for name in ("methods", "accuracy_over_tasks", "accuracy_matrix", "accuracy_curves", "row_statistics"):
         assert (tmp_path / "report" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
         assert (tmp_path / "report" / f"{name}.pdf").read_bytes().startswith(b"%PDF")
     html = (tmp_path / "report" / "report.html").read_text()
     assert html.count("<img") == html.count("data:image/png;base64,") == 5
+    assert "<h2>Classes</h2>" in html
     assert "http" not in html.replace("https", "http").split("<pre>")[0]
     assert r"\begin{tabular}{lr" in (tmp_path / "report" / "comparison.tex").read_text()
 

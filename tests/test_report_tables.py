@@ -3,16 +3,19 @@
 import csv
 import io
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from hnetcl.reporting import comparison, page, run_figures
+from hnetcl.registry import COSTS
+from hnetcl.reporting import class_table, comparison, page, run_figures
 from hnetcl.reporting.numbers import interquartile_mean, interval, sign_test, spread
 from hnetcl.reporting.runs import RunRecord
 from hnetcl.reporting.table import Cell, Table
+from hnetcl.training import ClassAccuracy
 
 
 def record(seed: int, accuracy: float, **config: Any) -> RunRecord:
@@ -31,6 +34,28 @@ def test_groups_are_what_runs_differ_in_but_for_the_seed() -> None:
     together = comparison(runs, by=["method.name"])
     assert [len(group.runs) for group in together.groups] == [3, 6]
     assert set(run_figures(found)) == {"methods", "accuracy_over_tasks", "accuracy_matrix", "accuracy_curves"}
+
+
+def test_classes_of_groups_stand_beside_each_other() -> None:
+    """The mean over runs and over tasks with a class of that name; runs of earlier versions have none."""
+    runs = [record(s, 0.5, **{"method.name": name}) for name in ("ewc", "old", "si") for s in range(2)]
+    assert class_table(comparison(runs)) == []
+    for place, values in ((0, [0.2, 0.4]), (1, [0.6, 0.8]), (4, [1.0, 1.0])):
+        classes = [ClassAccuracy(task, "cat", 5, value, 1.0) for task, value in enumerate(values)]
+        runs[place] = replace(runs[place], classes=[*classes, ClassAccuracy(1, "dog", 5, 0.25 * place, 1.0)])
+    (table,) = class_table(comparison(runs))
+    assert table.header == ["class", "ewc", "si"]
+    assert [[cell.text for cell in row] for row in table.rows] == [["cat", "0.5000", "1.0000"], ["dog", "0.1250", "1.0000"]]
+
+
+def test_costs_and_errors_are_best_where_they_are_low() -> None:
+    names = [*COSTS, "calibration_error", "learning_accuracy"]
+    runs = [record(0, 0.5, **{"method.name": name}) for name in ("a", "b")]
+    runs = [replace(run, metrics=dict.fromkeys(names, value)) for run, value in zip(runs, (1, 2), strict=True)]
+    table = comparison(runs, metrics=names).table
+    bold = {name: [row[table.header.index(name)].bold for row in table.rows] for name in names}
+    assert [name for name in names if bold[name] == [False, True]] == ["steps_per_second", "learning_accuracy"]
+    assert sum(each == [True, False] for each in bold.values()) == len(names) - 2
 
 
 def test_references_stand_beside_their_run() -> None:

@@ -26,8 +26,22 @@ from hnetcl.methods import Run
 from hnetcl.training import RunDirectory, Trainer
 
 FIGURES = [f"{name}.{kind}" for name in ("accuracy_matrix", "accuracy_curves", "row_statistics") for kind in ("png", "pdf")]
-FILES = ["config.yaml", "tasks.json", "accuracy.csv", "metrics.json", "statistics.json", "model.safetensors", "train.log"]
-SAME = ["accuracy.csv", "statistics.json", "tasks.json"]  # files that two equal runs have in common, byte by byte
+FILES = [
+    "config.yaml",
+    "tasks.json",
+    "accuracy.csv",
+    "classes.csv",
+    "metrics.json",
+    "statistics.json",
+    "model.safetensors",
+    "train.log",
+]
+SAME = [
+    "accuracy.csv",
+    "classes.csv",
+    "statistics.json",
+    "tasks.json",
+]  # files that two equal runs have in common, byte by byte
 
 
 def script(name: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:

@@ -253,6 +253,7 @@ def test_refused_trainer_arguments(sequence: TaskSequence, options: dict[str, An
         (adam, {"lr": 0}, "lr=0: must be greater than 0"),
         (adam, {"lr": float("nan")}, "lr=nan: must be a finite number, greater than 0"),
         (adam, {"schedule": "linear"}, "schedule=linear: allowed: constant, cosine"),
+        (adam, {"warmup": 1.0}, "warmup=1.0: must be at least 0 and less than 1"),
         (adam, {"weight_decay": -1}, "weight_decay=-1: must be at least 0"),
         (sgd, {"nesterov": True}, "nesterov=True: needs a momentum above 0"),
     ],

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -66,7 +67,9 @@ def _data_folder(root: str) -> Path:
 
 def _check_measured(config: Config, trainer: Trainer) -> None:
     """A sweeper can't look for the best of what is not measured."""
-    name, measured = config.optimized_metric, trainer.measured()
+    name, measured = config.optimized_metric, dict[str, Any](trainer.measured())
+    counts = trainer.sequence.class_counts  # logits are measured in any case: here those of an image of each class
+    measured |= {"logits": [torch.eye(each) for each in counts], "labels": [torch.arange(each) for each in counts]}
     known = [each for each in names("metric") if not math.isnan(make("metric", {"name": each}, **measured))]
     if name in names("metric") and name not in known:
         rule = f"takes more than trainer.evaluate={trainer.evaluate} measures; allowed with it: {', '.join(known)}"

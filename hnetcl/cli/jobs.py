@@ -24,6 +24,7 @@ from hnetcl.inference import teach
 from hnetcl.memory import allocating
 from hnetcl.metrics import summary
 from hnetcl.model import HyperModel
+from hnetcl.numbers import real_view
 from hnetcl.tasks import batch_sizes, listed
 from hnetcl.training import (
     Protocol,
@@ -31,9 +32,11 @@ from hnetcl.training import (
     RunDirectory,
     Trainer,
     accuracies,
+    class_accuracies,
     engine,
     images_at_once,
     resolve_device,
+    write_classes,
 )
 
 
@@ -87,6 +90,7 @@ def _fit(
     from hnetcl.tracking import Console, at_chance, log_to, number, observers, result_table
 
     console, signals.goes_on = Console(), call.continued(directory.path)
+    parameters = sum(real_view(p).numel() for p in parts.model.parameters() if p.requires_grad)  # some stop after task 0
     try:
         with log_to(console, directory.log) as log, ExitStack() as closing:
             log.info(describe(parts, trainer.generator.device, config))
@@ -104,10 +108,11 @@ def _fit(
             except KeyboardInterrupt:
                 log.info(f"interrupted; this goes on from the newest checkpoint: {signals.goes_on}")
                 raise
-            metrics = _metrics(parts, result, config)
+            metrics = _metrics(parts, result, config, parameters)
             for observer in listening:
                 observer.on_end(metrics)
             closing.close()  # the bar makes way for the table
+            write_classes(directory, class_accuracies(parts.sequence, result.predictions))
             directory.write_json(directory.metrics, metrics)
             directory.save_model(parts.model.saved_tensors())  # last: a run with a model is a whole run
             log.info(result_table([task.classes for task in parts.sequence.tasks], result.matrix))
@@ -272,8 +277,13 @@ def _run_by_batch(model: HyperModel, params: dict[str, Tensor], task: int, x: Te
     return model.run(params, x, task, BATCH)
 
 
-def _metrics(parts: Parts, result: Result, config: Config) -> dict[str, float]:
-    metrics = summary(result.matrix, result.untrained)
+def _metrics(parts: Parts, result: Result, config: Config, parameters: int) -> dict[str, float]:
+    """What metrics.json holds.
+
+    Args:
+        parameters: trainable ones of the model.
+    """
+    metrics = summary(result.matrix, result.untrained, result.predictions.logits, result.predictions.labels)
     if config.scenario != "task":
         metrics |= {
             "task_aware": float(result.aware.mean()),
@@ -281,9 +291,13 @@ def _metrics(parts: Parts, result: Result, config: Config) -> dict[str, float]:
             "task_inference_accuracy": float(result.known.mean()),
             "recognizer_bytes": float(parts.model.recognizer.kept_bytes if parts.model.recognizer is not None else 0),
         }
+    kept, every = parts.method.stored_images, sum(len(task.train) for task in parts.sequence.tasks)
     return {
         **metrics,
         "compression": parts.model.hnet.compression,
+        "parameters": parameters,
+        "steps": result.steps,
+        "stored_images": every if parts.method.sees_old_data else kept,
         "seconds": result.seconds,
         "seconds_total": result.seconds_total,
         "steps_per_second": result.steps / result.seconds,

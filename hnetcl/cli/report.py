@@ -113,10 +113,12 @@ def _folder(text: str, records: "Sequence[RunRecord]") -> Path:
 
 
 def _write(folder: Path, tables: "Sequence[Table]", found: "Comparison | None", records: "Sequence[RunRecord]") -> None:
-    from hnetcl.reporting import page, run_figures
+    from hnetcl.reporting import class_table, page, run_figures
     from hnetcl.reporting.table import FORMATS as WRITERS
     from hnetcl.tracking.figures import to_image, to_pdf, to_png
 
+    if found is not None:
+        tables = [*tables, *class_table(found)]
     endings = {"terminal": "txt", "markdown": "md", "csv": "csv", "latex": "tex"}
     for table in tables:
         for name, write in WRITERS.items():

@@ -1,5 +1,6 @@
 """Directories of runs as tables, figures and one page."""
 
+from hnetcl.reporting.classes import class_table
 from hnetcl.reporting.comparison import DELTAS, Comparison, comparison, incomplete
 from hnetcl.reporting.figures import run_figures
 from hnetcl.reporting.page import page
@@ -14,6 +15,7 @@ __all__ = [
     "Comparison",
     "RunRecord",
     "Table",
+    "class_table",
     "comparison",
     "find_runs",
     "flat",

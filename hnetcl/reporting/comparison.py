@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from hnetcl.errors import ArgumentError, one_of
+from hnetcl.registry import COSTS
 from hnetcl.reporting.numbers import interquartile_mean, interval, sign_test, spread
 from hnetcl.reporting.runs import RunRecord
 from hnetcl.reporting.table import Cell, Table
@@ -25,7 +26,10 @@ SAME = (  # keys that don't make another experiment
     "data.root",
     *(f"trainer.{key}" for key in ("threads", "eval_batch_size", "log_every", "checkpoint_minutes", "statistics", "evaluate")),
 )
-LOWER_IS_BETTER = ("forgetting", "intransigence", "compression", "seconds", "seconds_total")
+LOWER_IS_BETTER = (
+    *("forgetting", "intransigence", "calibration_error", "negative_log_likelihood", "recognizer_bytes"),
+    *(name for name in COSTS if name != "steps_per_second"),
+)
 METRICS = ("average_accuracy", "forgetting", "task_inference_accuracy", "intransigence", "compression", "seconds")
 DELTAS = {
     "batch_statistics_delta": "batch",
@@ -315,4 +319,4 @@ def number(value: float) -> str:
 
 
 def _digits(value: float) -> int:
-    return 4 if abs(value) < 10 else 1
+    return 4 if abs(value) < 10 else 1 if abs(value) < 10_000 else 0

@@ -11,7 +11,7 @@ import numpy as np
 
 from hnetcl.errors import ArgumentError, one_line
 from hnetcl.files import REFERENCES, REFUSED_JOBS, read_text
-from hnetcl.training import RunDirectory
+from hnetcl.training import ClassAccuracy, RunDirectory, read_classes
 
 BEGINS, ENDED = " tasks, on ", "the run ended early"  # in lines of a run's log: that it was started, that an error has ended it
 DEEPEST = 200  # folders below one that was named
@@ -30,6 +30,7 @@ class RunRecord:
         metrics: as in metrics.json; empty where the run is not complete.
         accuracy: R with the untrained model's row first [T + 1, T], in float64, NaN where nothing was measured; or None.
         statistics: what statistics.json holds.
+        classes: what classes.csv holds; empty where an earlier version made the run.
         command: that started the run first; empty where nobody knows.
         versions: by package, of that start.
         references: the run's bounds, by method.
@@ -42,6 +43,7 @@ class RunRecord:
     metrics: Mapping[str, float] = field(default_factory=dict)
     accuracy: np.ndarray | None = None
     statistics: Mapping[str, Any] = field(default_factory=dict)
+    classes: Sequence[ClassAccuracy] = ()
     command: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
     references: Mapping[str, "RunRecord"] = field(default_factory=dict)
@@ -140,7 +142,7 @@ def _read(directory: RunDirectory, read_config: Any) -> RunRecord:
     try:
         directory.load_model()
         metrics, accuracy = directory.read_metrics(), np.array(directory.read_accuracy(), dtype=np.float64)
-        statistics = json.loads(read_text(directory.statistics))
+        statistics, known["classes"] = json.loads(read_text(directory.statistics)), read_classes(directory)
     except ValueError as error:
         return RunRecord(path, "damaged", one_line(error), config, **known)
     references = {}

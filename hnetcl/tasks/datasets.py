@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import TensorDataset
 
 from hnetcl.errors import ArgumentError
 from hnetcl.registry import checking
@@ -30,7 +31,7 @@ def sequence_of(
     mean: Constants,
     std: Constants,
     augment: Augmentation,
-    device: torch.device | str,
+    device: torch.device | str | None,
 ) -> TaskSequence:
     """See `TaskSequence.from_datasets`."""
     pairs = [list(train), list(test)]
@@ -44,7 +45,8 @@ def sequence_of(
         for split, dataset in (("train", own), ("test", held)):
             tensors[f"{split}_images"], tensors[f"{split}_labels"] = _read(dataset, f"{split}[{number}]")
         try:
-            sets.append(image_set(f"task {number}", tensors, classes).to(torch.device(device)))
+            made = image_set(f"task {number}", tensors, classes)
+            sets.append(made if device is None else made.to(torch.device(device)))
         except ArgumentError as error:
             raise ArgumentError("train", f"task {number}", error.allowed) from error
     return _joined(sets, name, preprocess, mean, std, augment, val_size, seed)
@@ -81,9 +83,13 @@ def _read(dataset: Any, place: str) -> tuple[Tensor, Tensor]:
         raise ArgumentError(place, type(dataset).__name__, "has no length; allowed: datasets of items by number")
     if not len(dataset):
         raise ArgumentError(place, type(dataset).__name__, "is empty")
+    if type(dataset) is TensorDataset and len(dataset.tensors) > 1 and dataset.tensors[0].dtype == torch.uint8:
+        whole, labels_of = dataset.tensors[:2]  # item after item would take a second for a hundred thousand
+        if whole.ndim == 4 and labels_of.ndim == 1 and not (labels_of.is_floating_point() or labels_of.is_complex()):
+            return whole, labels_of.long()
     images, labels = [], []
     for number in range(len(dataset)):
-        item = dataset[number]  # type: ignore[index]
+        item = dataset[number]
         try:
             image, label = islice(item, 2)
             images.append(pixels_of(image))

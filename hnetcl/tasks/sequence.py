@@ -132,9 +132,9 @@ class TaskSequence:
         mean: float | list[float] | None = None,
         std: float | list[float] | None = None,
         augment: Augmentation = "none",
-        device: torch.device | str = "cpu",
+        device: torch.device | str | None = None,
     ) -> "TaskSequence":
-        """A sequence of torch datasets, one for each task: all items are read once, and lie on the device from then on.
+        """A sequence of torch datasets, one for each task: all items are read once, and lie on a device from then on.
 
             TaskSequence.from_datasets([e.dataset for e in avalanche.train_stream], [e.dataset for e in avalanche.test_stream])
             TaskSequence.from_datasets(ClassIncremental(MNIST(train=True), 2), ClassIncremental(MNIST(train=False), 2))
@@ -148,6 +148,7 @@ class TaskSequence:
             val_size: images of every task held out from training, drawn by `seed`.
             preprocess, mean, std: see `preprocessing`; by the training images of all tasks together.
             augment: see `augmented`.
+            device: where they lie; None: where the items do.
 
         Raises:
             ArgumentError: not as many datasets for tests as for training, an item of another kind, images of several shapes, or

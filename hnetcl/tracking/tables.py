@@ -51,8 +51,8 @@ def comparison_table(classes: Mapping[int, Sequence[str]], now: Sequence[float],
 
 
 def number(value: float | Tensor) -> str:
-    """An accuracy with all the digits that a count of up to a million images can make differ."""
-    return f"{float(value):.6f}"
+    """An accuracy with all the digits that a count of up to a million images can make differ; a whole number as it is."""
+    return str(value) if isinstance(value, int) else f"{float(value):.6f}"
 
 
 def text_table(

@@ -1,6 +1,8 @@
 """The continual-learning loop, evaluation, and the files of a run."""
 
+from hnetcl.training.answers import Predictions
 from hnetcl.training.checkpoints import Stop
+from hnetcl.training.classes import ClassAccuracy, class_accuracies, read_classes, write_classes
 from hnetcl.training.engine import engine, resolve_device
 from hnetcl.training.evaluation import Protocol, accuracies, accuracy, images_at_once
 from hnetcl.training.observer import Observer, RunStart, Step, TaskEnd
@@ -11,8 +13,10 @@ from hnetcl.training.step import TrainingStep
 from hnetcl.training.trainer import Result, Trainer
 
 __all__ = [
+    "ClassAccuracy",
     "Observer",
     "OptimizerFactory",
+    "Predictions",
     "Protocol",
     "Result",
     "RunDirectory",
@@ -24,8 +28,11 @@ __all__ = [
     "TrainingStep",
     "accuracies",
     "accuracy",
+    "class_accuracies",
     "engine",
     "images_at_once",
+    "read_classes",
     "resolve_device",
     "statistics_report",
+    "write_classes",
 ]

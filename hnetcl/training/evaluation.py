@@ -1,7 +1,7 @@
 """Accuracy of a model on tasks."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 from typing import Any, Literal, NamedTuple
@@ -19,6 +19,10 @@ from hnetcl.modules import main_logits
 from hnetcl.tasks import Split, Task, TaskSequence, batch_sizes
 
 SCENARIOS = ("task", "domain", "class")
+
+See = Callable[[int, Tensor, Tensor, Tensor], None]
+"""Of a batch: its task's number; the logits [N, K] that come into question where the task is told; the labels [N]; and which
+images are right, as the scenario counts it, bool [N]."""
 
 LARGEST_OUTPUT, LARGEST_OUTPUT_ON_GPU = 3 * 2**20, 2**26  # values that a layer gives for the images of an evaluation step
 
@@ -104,6 +108,7 @@ def accuracy(
     stats: int | str | None = None,
     seen: int | None = None,
     among: Candidates | None = None,
+    see: See | None = None,
 ) -> Accuracy:
     """How much of a split the model classifies right.
 
@@ -113,6 +118,7 @@ def accuracy(
             is told.
         seen: tasks that come into question, the first so many.
         among: these tasks, where they have been written already.
+        see: is given every batch.
 
     Raises:
         ArgumentError: the batch's statistics are to be used, of a single image.
@@ -166,6 +172,8 @@ def accuracy(
             in_task, correct = found == number, chosen == labels
             if protocol.scenario == "class":
                 correct = correct & in_task
+            if see is not None:
+                see(number, own, labels, correct)
             counts += torch.stack([correct, in_task, own.argmax(1) == labels]).sum(1)
     right, known, aware = (count / len(split) for count in counts.tolist())
     if among is not None and number >= len(among.tasks):
@@ -229,6 +237,7 @@ def accuracies(
     stats: int | str | None = None,
     seen: int | None = None,
     split: Literal["test", "val"] = "test",
+    see: See | None = None,
 ) -> Accuracies:
     """How much of the test images of some tasks, or of all, the model classifies right; the rest as in `accuracy`.
 
@@ -241,5 +250,7 @@ def accuracies(
         among = None
         if protocol.infers(model):
             among = candidates(model, protocol.inference, seen, protocol.outputs(len(sequence), sequence.num_classes))
-        values = [accuracy(model, t, sequence[t], getattr(sequence[t], split), protocol, stats, seen, among) for t in chosen]
+        values = [
+            accuracy(model, t, sequence[t], getattr(sequence[t], split), protocol, stats, seen, among, see) for t in chosen
+        ]
     return Accuracies(*torch.tensor(values, dtype=torch.float64).reshape(-1, 3).unbind(1))

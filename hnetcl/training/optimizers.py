@@ -6,17 +6,18 @@ from functools import partial
 from typing import Annotated, Any, Literal
 
 import torch
-from annotated_types import Ge, Gt, Le
+from annotated_types import Ge, Gt, Le, Lt
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
-from hnetcl.bn import row_parameters
+from hnetcl.bn import norm_layers, row_parameters
 from hnetcl.errors import ArgumentError
 from hnetcl.model import HyperModel
 from hnetcl.registry import register
 
 Rate = Annotated[float, Gt(0)]
 Positive = Annotated[float, Ge(0)]
+Warmup = Annotated[float, Ge(0), Lt(1)] | None
 Share = Annotated[float, Ge(0), Le(1)]
 Schedule = Literal["constant", "cosine"]
 SCHEDULES: dict[str, Callable[[float], float]] = {  # share of the task done -> factor of the learning rate
@@ -38,6 +39,8 @@ class OptimizerFactory:
         lr: learning rate at a task's start.
         weight_decay: of the parameters that all tasks share; a task's own entries never decay, or old tasks would fade.
         schedule: "constant" or "cosine" (to zero), run through once per task.
+        warmup: the share of a task's steps in which the rate rises from zero to what the schedule says. None: a tenth where a
+            hypernetwork writes a network without batch norm, whose units the first long steps can switch off for good; else 0.
         statistics_lr: the learning rate of learnable statistics as a multiple of `lr`: they follow the network, so they must be
             faster than it is.
         options: further arguments of `kind`.
@@ -50,11 +53,12 @@ class OptimizerFactory:
         lr: float,
         weight_decay: float = 0.0,
         schedule: Schedule = "cosine",
+        warmup: float | None = None,
         statistics_lr: float = 10.0,
         **options: Any,
     ) -> None:
         self.kind, self.lr, self.weight_decay, self.schedule = kind, lr, weight_decay, schedule
-        self.statistics_lr, self.options = statistics_lr, options
+        self.warmup, self.statistics_lr, self.options = warmup, statistics_lr, options
 
     def make(self, model: HyperModel, steps: int) -> tuple[Optimizer, LRScheduler]:
         """A fresh optimizer over all that learns in `model`, and its schedule for a task of that many steps."""
@@ -68,25 +72,45 @@ class OptimizerFactory:
         if rows:
             groups.append({"params": rows, "weight_decay": 0.0, "lr": self.statistics_lr * self.lr})
         optimizer = self.kind(groups, lr=self.lr, **self.options)
-        return optimizer, LambdaLR(optimizer, lambda step: SCHEDULES[self.schedule](step / steps))
+        rising = steps * (_default_warmup(model) if self.warmup is None else self.warmup)
+        return optimizer, LambdaLR(optimizer, lambda k: SCHEDULES[self.schedule](k / steps) * min(1.0, (k + 1) / (rising + 1)))
+
+
+def _default_warmup(model: HyperModel) -> float:
+    """See `OptimizerFactory`."""
+    return 0.1 if model.hnet.embeddings is not None and not norm_layers(model.net) else 0.0
 
 
 @register("optimizer", "adam")
 def adam(
-    *, lr: Rate = 0.004, weight_decay: Positive = 0.0, schedule: Schedule = "cosine", statistics_lr: Rate = 10.0
+    *,
+    lr: Rate = 0.004,
+    weight_decay: Positive = 0.0,
+    schedule: Schedule = "cosine",
+    warmup: Warmup = None,
+    statistics_lr: Rate = 10.0,
 ) -> OptimizerFactory:
     """Adam; its weight decay is part of the gradient."""
     kind = partial(torch.optim.Adam, fused=True)
-    return OptimizerFactory(kind, lr=lr, weight_decay=weight_decay, schedule=schedule, statistics_lr=statistics_lr)
+    return OptimizerFactory(
+        kind, lr=lr, weight_decay=weight_decay, schedule=schedule, warmup=warmup, statistics_lr=statistics_lr
+    )
 
 
 @register("optimizer", "adamw")
 def adamw(
-    *, lr: Rate = 0.004, weight_decay: Positive = 0.01, schedule: Schedule = "cosine", statistics_lr: Rate = 10.0
+    *,
+    lr: Rate = 0.004,
+    weight_decay: Positive = 0.01,
+    schedule: Schedule = "cosine",
+    warmup: Warmup = None,
+    statistics_lr: Rate = 10.0,
 ) -> OptimizerFactory:
     """Adam with decoupled weight decay."""
     kind = partial(torch.optim.AdamW, fused=True)
-    return OptimizerFactory(kind, lr=lr, weight_decay=weight_decay, schedule=schedule, statistics_lr=statistics_lr)
+    return OptimizerFactory(
+        kind, lr=lr, weight_decay=weight_decay, schedule=schedule, warmup=warmup, statistics_lr=statistics_lr
+    )
 
 
 @register("optimizer", "sgd")
@@ -95,6 +119,7 @@ def sgd(
     lr: Rate = 0.1,
     weight_decay: Positive = 0.0,
     schedule: Schedule = "cosine",
+    warmup: Warmup = None,
     statistics_lr: Rate = 10.0,
     momentum: Share = 0.0,
     nesterov: bool = False,
@@ -111,6 +136,7 @@ def sgd(
         lr=lr,
         weight_decay=weight_decay,
         schedule=schedule,
+        warmup=warmup,
         statistics_lr=statistics_lr,
         momentum=momentum,
         nesterov=nesterov,
@@ -123,6 +149,7 @@ def rmsprop(
     lr: Rate = 0.01,
     weight_decay: Positive = 0.0,
     schedule: Schedule = "cosine",
+    warmup: Warmup = None,
     statistics_lr: Rate = 10.0,
     alpha: Share = 0.99,
     momentum: Share = 0.0,
@@ -134,6 +161,7 @@ def rmsprop(
         lr=lr,
         weight_decay=weight_decay,
         schedule=schedule,
+        warmup=warmup,
         statistics_lr=statistics_lr,
         alpha=alpha,
         momentum=momentum,
@@ -147,6 +175,7 @@ def adagrad(
     lr: Rate = 0.01,
     weight_decay: Positive = 0.0,
     schedule: Schedule = "cosine",
+    warmup: Warmup = None,
     statistics_lr: Rate = 10.0,
     lr_decay: Positive = 0.0,
     initial_accumulator_value: Positive = 0.0,
@@ -157,6 +186,7 @@ def adagrad(
         lr=lr,
         weight_decay=weight_decay,
         schedule=schedule,
+        warmup=warmup,
         statistics_lr=statistics_lr,
         lr_decay=lr_decay,
         initial_accumulator_value=initial_accumulator_value,

@@ -33,6 +33,7 @@ class RunDirectory:
         self.environment = self.path / "environment.json"
         self.tasks = self.path / "tasks.json"
         self.accuracy = self.path / "accuracy.csv"
+        self.classes = self.path / "classes.csv"
         self.metrics = self.path / "metrics.json"
         self.statistics = self.path / "statistics.json"
         self.model = self.path / "model.safetensors"
@@ -185,7 +186,7 @@ class RunDirectory:
         values = self._read_json(self.metrics)
         if not isinstance(values, dict) or not values or not all(map(_is_number, values.values())):
             raise ValueError(f"{self.metrics.name} is damaged (no numbers by name)")
-        return {name: math.nan if value is None else float(value) for name, value in values.items()}
+        return {name: math.nan if value is None else value for name, value in values.items()}
 
     def save_checkpoint(self, state: dict[str, Any]) -> None:
         """Keeps the newest state and the one before.
@@ -236,7 +237,7 @@ class RunDirectory:
 
     def save_model(self, tensors: dict[str, Tensor]) -> None:
         """Writes model.safetensors, with checksums of the texts: it comes last, and the run is finished."""
-        texts = (self.config, self.tasks, self.accuracy, self.statistics, self.metrics, self.environment)
+        texts = (self.config, self.tasks, self.accuracy, self.classes, self.statistics, self.metrics, self.environment)
         write_file(self.model, sealed(tensors, {"run": self._digests(texts)}))
 
     def load_model(self) -> dict[str, Tensor]:

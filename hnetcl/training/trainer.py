@@ -17,6 +17,7 @@ from hnetcl.model import HyperModel
 from hnetcl.modes import start_training
 from hnetcl.registry import check_value, checking
 from hnetcl.tasks import ActiveClasses, Batches, Split, TaskSequence
+from hnetcl.training.answers import Answers, Predictions
 from hnetcl.training.checkpoints import Checkpoints, Stop, Training, plain_values
 from hnetcl.training.current import CurrentTask
 from hnetcl.training.evaluation import Protocol, accuracies, accuracy, images_at_once
@@ -43,6 +44,7 @@ class Result:
         seconds: training time of all tasks, evaluation not included.
         steps: training steps of all tasks.
         aware: accuracy after the last task where the task is told [T] in float64.
+        predictions: of all test images after the last task.
         seconds_total: time of the whole loop: training, evaluation, what observers do, checkpoints.
     """
 
@@ -52,6 +54,7 @@ class Result:
     seconds: float
     steps: int
     aware: Tensor
+    predictions: Predictions
     seconds_total: float
 
 
@@ -140,6 +143,7 @@ class Trainer:
         self.eval_batch_size = eval_batch_size or images_at_once(model, sequence[0])
         self.protocol = Protocol(scenario, inference, self.eval_batch_size, sequence.head, sequence.class_counts)
         self.step = TrainingStep(model, method, generator.device, compile)
+        self.answers = Answers(model, sequence, self.protocol)
 
         own = ("steps", "epochs", "batch_size", "evaluate", "statistics", "active_classes", "optimizer_state")
         self.program = {  # what a checkpoint must agree on; the command line compares whole configurations before
@@ -189,15 +193,9 @@ class Trainer:
         for task in range(standing.done, len(self.sequence)):
             self._run_task(task)
         self._write_tables()  # again, for a run that goes on after its last task
-        return Result(
-            standing.matrix,
-            standing.untrained,
-            standing.known,
-            standing.seconds,
-            standing.steps,
-            standing.aware,
-            self.checkpoints.seconds_total,
-        )
+        predictions = self.answers.predictions(self.checkpoints.pausing(range(len(self.sequence))))
+        measured = standing.matrix, standing.untrained, standing.known, standing.seconds, standing.steps, standing.aware
+        return Result(*measured, predictions, self.checkpoints.seconds_total)
 
     def _checkpoints(self, stop: Stop) -> Checkpoints:
         """Of this training."""
@@ -223,7 +221,8 @@ class Trainer:
         chosen = self._evaluated(task)
         self.references.take_untrained([t for t in chosen if t > task])
         now, tasks = self.standing, self.checkpoints.pausing(chosen)
-        found = accuracies(self.model, self.sequence, self.protocol, tasks, seen=task + 1)
+        see = self.answers.begin() if task == len(self.sequence) - 1 else None
+        found = accuracies(self.model, self.sequence, self.protocol, tasks, seen=task + 1, see=see)
         for values, new in zip((now.matrix[task], now.known, now.aware), found, strict=True):
             values[chosen.start : chosen.stop] = new
 

@@ -22,13 +22,17 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
     "rmsprop": {"momentum": 0.5, "centered": True},
     "sgd": {"momentum": 0.9, "nesterov": True},
 }
-METRICS = {  # name -> its value for R = [[0.9, 0.2], [0.5, 0.8]] and b = [0.1, 0.1]
+LOGITS = [torch.tensor([[0.0, 4.0], [4.0, 0.0]]).log1p(), torch.zeros(1, 4)]  # of two tasks: 5 to 1, twice; all alike
+LABELS = [torch.tensor([1, 1]), torch.tensor([3])]
+METRICS = {  # name -> its value for R = [[0.9, 0.2], [0.5, 0.8]] and b = [0.1, 0.1], and these logits and labels
     "average_accuracy": 0.65,
     "average_incremental_accuracy": 0.775,
     "bwt": -0.4,
+    "calibration_error": (1 / 3 + 1 / 4) / 2,  # sure by 5 / 6, right by 1 / 2; sure by 1 / 4, never right
     "forgetting": 0.4,
     "fwt": 0.1,
     "learning_accuracy": 0.85,
+    "negative_log_likelihood": (math.log(36 / 5) / 2 + math.log(4)) / 2,
 }
 INFERENCES = ["agreement", "confidence", "entropy"]
 RECOGNIZERS = ["statistics"]  # which learn when tasks end: tests/test_recognition.py
@@ -41,6 +45,41 @@ OBSERVERS = ["figures", "progress", "tensorboard"]
 )
 def test_every_part_is_in_its_table(kind: str, table: Any) -> None:
     assert set(table) == {n for n in names(kind) if find(kind, n).__module__.startswith("hnetcl.")}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("schedule", ["constant", "cosine"])
+def test_an_optimizer_warms_up(name: str, schedule: str, compose: Callable[..., Config], tiny: list[str]) -> None:
+    """In half of eight steps the rate rises by a fifth of what the schedule says, from then on it is that."""
+    parts = build(compose(*tiny), torch.device("cpu"))
+    rates: list[list[float]] = []
+    for warmup in (0.5, 0.0):
+        factory = make("optimizer", {"name": name, "lr": 0.001, "schedule": schedule, "warmup": warmup, **OPTIMIZERS[name]})
+        optimizer, steps = factory.make(parts.model, 8)
+        rates.append([])
+        for _ in range(8):
+            rates[-1].append(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            steps.step()
+    assert rates[0] == pytest.approx([rate * min(1, (k + 1) / 5) for k, rate in enumerate(rates[1])])
+
+
+@pytest.mark.parametrize(
+    ("words", "share"),
+    [
+        (["net.norm=none"], 0.1),
+        ([], 0.0),
+        (["net.norm=none", "hnet=direct"], 0.0),
+        (["net.norm=none", "optimizer.warmup=0.5"], 0.5),
+    ],
+)
+def test_without_batch_norm_a_hypernetwork_warms_up(
+    words: list[str], share: float, tiny: list[str], compose: Callable[..., Config]
+) -> None:
+    small = [word for word in tiny if not (word.startswith("hnet.") and "hnet=direct" in words)]
+    parts = build(compose(*small, "bn=real", *words), torch.device("cpu"))
+    optimizer, _ = parts.optimizer.make(parts.model, 100)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(parts.optimizer.lr / (100 * share + 1))
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
@@ -80,12 +119,13 @@ def test_an_optimizer_can_look_ahead(name: str) -> None:
 @pytest.mark.parametrize("name", METRICS)
 def test_a_metric_reads_nothing_that_is_not_measured(name: str) -> None:
     R, b = torch.tensor([[0.9, 0.2], [0.5, 0.8]]), torch.tensor([0.1, 0.1])
-    assert make("metric", {"name": name}, R=R, b=b) == pytest.approx(METRICS[name])
-    assert math.isfinite(make("metric", {"name": name}, R=torch.ones(1, 1), b=torch.zeros(1)))
+    said: dict[str, Any] = {"logits": LOGITS, "labels": LABELS}
+    assert make("metric", {"name": name}, R=R, b=b, **said) == pytest.approx(METRICS[name])
+    assert math.isfinite(make("metric", {"name": name}, R=torch.ones(1, 1), b=torch.zeros(1), **said))
     far = torch.rand(4, 4).masked_fill(torch.ones(4, 4).triu(2).bool(), torch.nan)
     first = torch.rand(4)
     first[0] = torch.nan
-    assert math.isfinite(make("metric", {"name": name}, R=far, b=first))
+    assert math.isfinite(make("metric", {"name": name}, R=far, b=first, **said))
 
 
 @pytest.mark.parametrize("name", INFERENCES)

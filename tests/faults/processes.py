@@ -92,7 +92,7 @@ class Job:
 def differences(first: Path, second: Path) -> list[str]:
     """In what two finished runs differ, beside times: tensors of model and checkpoint, R, metrics, statistics."""
     found = []
-    for name in ("accuracy.csv", "statistics.json", "tasks.json"):
+    for name in ("accuracy.csv", "classes.csv", "statistics.json", "tasks.json"):
         if (first / name).read_bytes() != (second / name).read_bytes():
             found.append(name)
     metrics = [json.loads((run / "metrics.json").read_text()) for run in (first, second)]

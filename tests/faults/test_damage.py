@@ -22,7 +22,10 @@ from hnetcl.training.checkpoints import Checkpoints
 from hnetcl.training.current import CurrentTask
 
 Compose = Callable[..., Config]
-READ = ("config.yaml", "tasks.json", "accuracy.csv", "model.safetensors", "metrics.json", "statistics.json", "environment.json")
+READ = (
+    *("config.yaml", "tasks.json", "accuracy.csv", "classes.csv", "metrics.json", "statistics.json", "environment.json"),
+    "model.safetensors",
+)
 SAID = {  # what else tells of a file: values that it holds are not those of the run
     "config.yaml": ("the run to go on with has",),
     "tasks.json": ("is not what the run was trained on",),
