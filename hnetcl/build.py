@@ -68,6 +68,8 @@ def build_model(config: Config, in_shape: Sequence[int], num_outputs: int, num_t
             raise error.within("hnet") if error.name in options else error from error
     with named("inference"):
         add_recognizer(model, config.inference)
+    with named("method"):
+        model.classifier = _made("method", config.method, Method).classifier()
     return model
 
 

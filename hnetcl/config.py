@@ -5,7 +5,7 @@ Free of torch, so that a refused value is refused at once.
 
 import os
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, field, fields
 from inspect import Parameter
 from typing import Annotated, Any, Literal, get_type_hints
 
@@ -40,6 +40,7 @@ class Config:
     imports: list[str]
     optimized_metric: str
     observers: list[str]
+    references: list[Literal["joint", "separate", "finetune"]] = field(default_factory=list)
     resume: bool
     run: Values
     data: Values
@@ -87,7 +88,7 @@ class Config:
 
     def values(self) -> Values:
         """All of it, as plain values."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+        return {own.name: getattr(self, own.name) for own in fields(self)}
 
 
 @dataclass(kw_only=True)
@@ -164,7 +165,8 @@ def all_keys() -> list[str]:
 def _root(values: Mapping[str, Any], kind: type) -> Values:
     hints = get_type_hints(kind, include_extras=True)
     groups = [key for key, hint in hints.items() if hint is Values or hint == Values]
-    defaults = {field.name: field.default for field in fields(kind) if field.default is not MISSING}
+    defaults = {own.name: own.default for own in fields(kind) if own.default is not MISSING}
+    defaults |= {own.name: own.default_factory() for own in fields(kind) if own.default_factory is not MISSING}
     scalars = {key: Option(hint, defaults.get(key, Parameter.empty)) for key, hint in hints.items() if key not in groups}
     found = checked({key: value for key, value in values.items() if key not in groups}, scalars, beside=groups)
     for group in groups:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from hnetcl.errors import StorageError
 
+REFERENCES = "references"  # the folder of a run's bounds, in the run's own
 REFUSED_JOBS = "refused.jsonl"  # in the folder of a multirun: jobs that were refused before they had a directory
 LARGEST_TEXT = 2**26  # bytes; of a run of thousands of tasks the largest text has a few million
 

@@ -3,16 +3,16 @@
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from copy import deepcopy
 from operator import index
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
 from hnetcl.bn import norm_layers, reference_pass, using_task, writable_parameters
+from hnetcl.errors import ArgumentError
 from hnetcl.hnets import BaseHyperNetwork
 from hnetcl.hnets.base import replace_parameter
 from hnetcl.modes import evaluation_mode
@@ -20,7 +20,10 @@ from hnetcl.modules import (
     Caches,
     TaskBuffers,
     as_arguments,
+    copied,
     device_of,
+    fill,
+    main_logits,
     parameter_places,
     placed,
     recomputed_within,
@@ -84,6 +87,7 @@ class HyperModel(nn.Module):
         self.places = parameter_places(net)
         self.caches = Caches()
         self.recognizer: Any = None  # an `inference.Recognizer`, where tasks are told apart by more than logits
+        self.classifier: Any = None  # an `inference.Classifier`, where more than logits says which class a sample is
         for name, parameter in parameters.items():
             parameter.requires_grad_(parameter.requires_grad and name not in hnet.shapes and shared != "fixed")
         for layer in norm_layers(net).values():
@@ -154,6 +158,13 @@ class HyperModel(nn.Module):
             ArgumentError: training makes a buffer, or changes the shape of one, so that tasks can't have their own.
         """
         return self.run(self.hnet(task), x, task, stats)
+
+    def scores(self, x: Any, task: int) -> Tensor:
+        """Scores of classes [N, K], of which evaluation takes the largest: those of `classifier`; without one, the logits."""
+        if self.classifier is None:
+            return main_logits(self(x, task))
+        found: Tensor = self.classifier(self, self.hnet(task), x, task)
+        return found
 
     def all_tasks(self, x: Any) -> Any:
         """Logits [T, N, K] of all tasks in one pass, in evaluation: each task's parameters with its own statistics.
@@ -253,13 +264,15 @@ class HyperModel(nn.Module):
 
         Raises:
             ValueError: there is no such task.
+            ArgumentError: the model has a classifier, which a module of its own would be without.
         """
         task = index(task)
+        if self.classifier is not None:
+            rule = f"would classify by its logits, not by {type(self.classifier).__name__}; allowed: model.scores(x, task)"
+            raise ArgumentError("plain", task, rule)
         params = self.hnet(task)
         self.caches.reset()
-        # deepcopy refuses what attributes hold with a graph: it is told what to take in its place.
-        leaves = [leaf for module in self.net.modules() for leaf in tree_leaves(vars(module))]
-        net = deepcopy(self.net, {id(v): v.detach().clone() for v in leaves if isinstance(v, Tensor) and not v.is_leaf})
+        net = copied(self.net)
         for name, parameter in net.named_parameters():
             parameter.requires_grad_(name in params or parameter.requires_grad)
         for name, written in params.items():
@@ -297,16 +310,15 @@ class HyperModel(nn.Module):
 
     def saved_tensors(self) -> dict[str, Tensor]:
         """All that a reload needs: the hypernetwork; of the network what it does not write, statistics rows included, each
-        tensor once; the rows of other buffers and of the recognizer.
+        tensor once; the rows of other buffers, of the recognizer and of the classifier.
         """
         tensors = {f"hnet.{name}": value for name, value in self.hnet.state_dict().items()}
         own: dict[str, Tensor] = {**dict(self.net.named_parameters()), **dict(self.net.named_buffers())}
         state = self.net.state_dict()
-        tensors |= {
-            f"net.{name}": value.detach() for name, value in own.items() if name in state and name not in self.hnet.shapes
-        }
-        if self.recognizer is not None:
-            tensors |= {f"recognizer.{name}": value for name, value in self.recognizer.named_buffers()}
+        unwritten = {name: value for name, value in own.items() if name in state and name not in self.hnet.shapes}
+        tensors |= {f"net.{name}": value.detach() for name, value in unwritten.items()}
+        for kind, part in (("recognizer", self.recognizer), ("classifier", self.classifier)):
+            tensors |= {} if part is None else {f"{kind}.{name}": value for name, value in part.named_buffers()}
         return tensors | {f"buffers.{name}": value for name, value in self.buffers_by_task.rows.items()}
 
     def load_tensors(self, tensors: dict[str, Tensor]) -> None:
@@ -324,20 +336,10 @@ class HyperModel(nn.Module):
         if own.keys() != tensors.keys():
             raise ValueError(f"tensors missing or unknown: {', '.join(sorted(own.keys() ^ tensors.keys()))}")
         for name, layer in norm_layers(self.net).items():
-            for row_name in layer.rows:
-                rows = tensors[f"net.{name}.{row_name}"]
-                if rows.ndim and len(rows) != self.num_rows:
-                    raise ValueError(
-                        f"net.{name}.{row_name} has {len(rows)} rows of statistics, but there are {self.num_rows} tasks"
-                    )
-        for name, value in tensors.items():
-            if own[name].shape != value.shape:
-                raise ValueError(f"{name} has shape {tuple(value.shape)}, expected {tuple(own[name].shape)}")
-            if own[name].dtype != value.dtype:
-                raise ValueError(f"{name} is of {value.dtype}, expected {own[name].dtype}")
-        with torch.no_grad():
-            for name, value in tensors.items():
-                own[name].copy_(value)
+            for key in (f"net.{name}.{row_name}" for row_name in layer.rows):
+                if tensors[key].ndim and len(tensors[key]) != self.num_rows:
+                    raise ValueError(f"{key} has {len(tensors[key])} rows of statistics, but there are {self.num_rows} tasks")
+        fill(own, tensors)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         """Opens rows for the buffers that had them where the state was saved."""

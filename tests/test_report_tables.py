@@ -67,6 +67,14 @@ def test_references_stand_beside_their_run() -> None:
     found = comparison([both])
     assert [group.values for group in found.groups] == [("ewc",), ("joint (reference)",)]
     assert found.groups[0].of("intransigence") == pytest.approx([(0.1 + 0.3) / 2])
+    other = RunRecord(
+        Path("other"), "complete", "", {**run.config, "method.name": "si"}, run.metrics, matrix, references=both.references
+    )
+    found = comparison([both, other])
+    assert [(*group.values, len(group.runs)) for group in found.groups] == [("ewc", 1), ("joint (reference)", 1), ("si", 1)]
+    assert [row[2].text for row in found.runs.rows] == ["ewc", "joint (reference)", "si", "joint (reference)"]
+    assert found.runs.notes == ["2 runs: 2 complete; and 2 references of them"]
+    assert [len(group.runs) for group in comparison([both, other], by=["seed"]).groups] == [2]  # no bound among the runs
 
 
 def test_numbers_are_those_of_the_papers() -> None:

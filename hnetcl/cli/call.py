@@ -26,12 +26,14 @@ class Call:
         words: that were typed, the program's name first; in a multirun those of the whole.
         overrides: the job's own.
         directory: that a multirun gives to the job, and its folder for all jobs; None outside of multiruns.
+        run: the directory of the run whose bound this is; None where it is none.
     """
 
     words: tuple[str, ...] = ()
     overrides: tuple[str, ...] = ()
     directory: str | None = None
     sweep: str | None = None
+    run: Path | None = None
 
     def command(self) -> str:
         """What was typed, as a shell takes it."""
@@ -56,7 +58,7 @@ class Call:
 
     def continued(self, path: Path) -> str:
         """What goes on with the run at `path`, or with the whole multirun, as a shell takes it."""
-        key, folder = ("run.dir", str(path)) if self.sweep is None else ("hydra.sweep.dir", self.sweep)
+        key, folder = ("run.dir", str(self.run or path)) if self.sweep is None else ("hydra.sweep.dir", self.sweep)
         kept = [word for word in self.words if word.lstrip("+").partition("=")[0] not in (key, "resume")]
         return pasted([*kept, quoted(key, folder), "resume=true"])
 

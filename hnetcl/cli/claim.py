@@ -23,6 +23,7 @@ MAY_DIFFER = (
     "imports",
     "observers",
     "optimized_metric",
+    "references",
     "resume",
     "trainer.checkpoint_minutes",
 )  # between a run and its continuation: where, not what

@@ -1,6 +1,5 @@
 """The two jobs of the command line: train a run, evaluate a run."""
 
-import math
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -13,6 +12,8 @@ from torch import Tensor
 
 from hnetcl.bn import BATCH, VirtualBatchNormLayer, batchnorm_layers, norm_layers, recalibrate
 from hnetcl.build import Parts, build, named
+from hnetcl.cli.bounds import bound_call, bound_config
+from hnetcl.cli.built import built, possible
 from hnetcl.cli.call import PYTHON, Call
 from hnetcl.cli.claim import check_data, check_same, claimed, defining, given_directory, is_resumed
 from hnetcl.cli.reload import load_weights, reachable, recorded, saved_config, sound_tasks, whole_run
@@ -24,8 +25,7 @@ from hnetcl.memory import allocating
 from hnetcl.metrics import summary
 from hnetcl.model import HyperModel
 from hnetcl.numbers import real_view
-from hnetcl.registry import given, make, names
-from hnetcl.tasks import batch_sizes, data_folder, listed, score_name
+from hnetcl.tasks import batch_sizes, listed, score_name
 from hnetcl.training import (
     Protocol,
     Result,
@@ -41,7 +41,8 @@ from hnetcl.training import (
 
 
 def train(config: Config, call: Call = PYTHON) -> Path:
-    """Trains a run, or goes on with one, and leaves all its files. Of a finished run that is to go on, prints the result.
+    """Trains a run, or goes on with one, and leaves all its files; then its references. Of a finished run that is to go on,
+    prints the result.
 
     Args:
         config: of the run.
@@ -51,33 +52,32 @@ def train(config: Config, call: Call = PYTHON) -> Path:
         The run's directory.
 
     Raises:
-        ArgumentError: the configuration can't be built, or the directory is in use; nothing has been written then. Or a file
-            of the run can't be written; what it goes on from is whole then.
+        ArgumentError: the configuration can't be built, or that of a reference, or the directory is in use; nothing has been
+            written then. Or a file of the run can't be written; what it goes on from is whole then.
         SystemExit: a signal has stopped the run, with 128 and the signal's number.
     """
+    path = _train(config, call)
+    for name in dict.fromkeys(config.references):
+        print(f"reference: {name}")
+        _train(bound_config(config, name, path), bound_call(call, name, path))
+    return path
+
+
+def _train(config: Config, call: Call) -> Path:
+    """Trains one run, as `train` does."""
     given, damage = given_directory(config, call), ""
     if given is not None and is_resumed(config):
         told, damage = finished_run(given, config)
         if told:
             return given.path
-    if config.data["root"] is not None:
-        config.data["root"] = str(_data_folder(config.data["root"]).absolute())
-    values = dict(config.trainer)
-    threads, deterministic, _ = (values.pop(key) for key in ("threads", "deterministic", "precision"))
-    device = resolve_device(config.device)
-    with engine(config.seed, threads=threads, deterministic=deterministic):
-        parts = build(config, device)
-        generator = torch.Generator(device).manual_seed(config.seed)
-        with named("trainer", inference="", scenario="", head="", logits="", layers="inference"):
-            trainer = Trainer(
-                *(parts.model, parts.sequence, parts.method, parts.optimizer, generator, config.scenario, config.inference),
-                config.active_classes or "seen",
-                **values,
-            )
-        _check_measured(config, trainer)
-        with Signals() as signals, claimed(given, config, parts, call) as (directory, notes):
-            notes = [*([f"{damage}; made again from the checkpoint"] if damage else []), *notes]
-            stopped = _fit(trainer, directory, config, call, parts, signals, notes)
+    with (
+        built(config) as (parts, trainer),
+        possible(config),
+        Signals() as signals,
+        claimed(given, config, parts, call) as (directory, notes),
+    ):
+        notes = [*([f"{damage}; made again from the checkpoint"] if damage else []), *notes]
+        stopped = _fit(trainer, directory, config, call, parts, signals, notes)
     if stopped:
         sys.exit(128 + (signals.got or 0))
     return directory.path
@@ -241,29 +241,6 @@ def describe(parts: Parts, device: torch.device, config: Config) -> str:
         f"{hnet.num_trainable:,} trainable parameters generates {hnet.num_generated:,} (compression {hnet.compression:.3f})"
         f"{hnet.note and f'; {hnet.note}'}"
     ) + (f"\nleft out, for there are no training images: {listed(left_out)}" if left_out else "")
-
-
-def _data_folder(root: str) -> Path:
-    try:
-        return data_folder(root)
-    except ArgumentError as error:
-        raise error.within("data") from error
-
-
-def _check_measured(config: Config, trainer: Trainer) -> None:
-    """A sweeper can't look for the best of what is not measured."""
-    name, measured = config.optimized_metric, dict[str, Any](trainer.measured())
-    counts = trainer.sequence.class_counts  # logits are measured in any case: here those of an image of each class
-    measured |= {"logits": [torch.eye(each) for each in counts], "labels": [torch.arange(each) for each in counts]}
-    known = [each for each in names("metric") if not math.isnan(make("metric", {"name": each}, **measured))]
-    if trainer.sequence.loss != "cross_entropy":
-        known = [each for each in known if not {"logits", "labels"} & set(given("metric", each))]
-        if name in names("metric") and name not in known:
-            rule = f"is about classes, and the sequence is a regression; allowed: {', '.join(known)}"
-            raise ArgumentError("optimized_metric", name, rule)
-    if name in names("metric") and name not in known:
-        rule = f"takes more than trainer.evaluate={trainer.evaluate} measures; allowed with it: {', '.join(known)}"
-        raise ArgumentError("optimized_metric", name, rule)
 
 
 def _task_number(name: str, value: int, tasks: int) -> int:

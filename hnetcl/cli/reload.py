@@ -89,10 +89,11 @@ def load_weights(model: HyperModel, tensors: dict[str, Tensor], directory: RunDi
     Raises:
         ValueError: they are not those of this model, or values of no trained model.
     """
-    own = {name.removeprefix("recognizer."): value for name, value in tensors.items() if name.startswith("recognizer.")}
     try:
-        if model.recognizer is not None and own:
-            model.recognizer.open_as(own)
+        for kind, part in (("recognizer", model.recognizer), ("classifier", model.classifier)):
+            own = {name.removeprefix(f"{kind}."): value for name, value in tensors.items() if name.startswith(f"{kind}.")}
+            if part is not None and own:
+                part.open_as(own)
         model.load_tensors(tensors)
         check_sound(model)
     except ValueError as error:

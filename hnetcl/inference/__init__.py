@@ -12,12 +12,15 @@ from hnetcl.inference.candidates import (
     open_recognizer,
     teach,
 )
+from hnetcl.inference.classifier import Classifier, NearestMean, open_classifier
 from hnetcl.inference.recognizer import Recognizer, Scorer
 from hnetcl.inference.scores import agreement, confidence, entropy
 
 __all__ = [
     "Candidates",
+    "Classifier",
     "Criterion",
+    "NearestMean",
     "Recognizer",
     "Scorer",
     "add_recognizer",
@@ -29,6 +32,7 @@ __all__ = [
     "entropy",
     "infer_tasks",
     "learns",
+    "open_classifier",
     "open_recognizer",
     "teach",
 ]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from hnetcl.inference import Classifier
 from hnetcl.model import HyperModel
 from hnetcl.modules import auxiliary_logits, main_logits
 from hnetcl.tasks import ActiveClasses, Loss, Task, TaskSequence, loss_of
@@ -30,6 +31,7 @@ class Run:
         generator: on the model's device, for what a step draws.
         active_classes: see `TaskSequence.active`.
         step: of the current task, from 0.
+        batch_size: images in a step, for methods that draw themselves.
     """
 
     model: HyperModel
@@ -39,6 +41,7 @@ class Run:
     generator: torch.Generator
     active_classes: ActiveClasses = "seen"
     step: int = 0
+    batch_size: int = 128
 
     @property
     def data(self) -> Task:
@@ -141,6 +144,14 @@ class Method:
         Raises:
             ArgumentError: the method can't take part in it.
         """
+
+    def classifier(self) -> Classifier | None:
+        """What classifies in place of the largest logit, made once for a model: `model.classifier`. None: the logits do.
+
+        A method that classifies otherwise, as `icarl` does, returns a `Classifier` of its own, and teaches
+        `run.model.classifier` in `end_task`. What that keeps in buffers is saved: `evaluate` and `hnetcl.load` classify alike.
+        """
+        return None
 
     def start_task(self, run: Run) -> None:
         """Keeps what is needed of the state before the current task is trained."""

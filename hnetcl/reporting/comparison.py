@@ -21,6 +21,7 @@ SAME = (  # keys that don't make another experiment
     "imports",
     "observers",
     "optimized_metric",
+    "references",
     "run.dir",
     "data.root",
     *(f"trainer.{key}" for key in ("threads", "eval_batch_size", "log_every", "checkpoint_minutes", "statistics", "evaluate")),
@@ -112,6 +113,8 @@ def comparison(
         if complete and name not in measured:
             raise one_of("metrics", name, measured)
     keys = list(by) if by is not None else _differing(complete)
+    if by is not None and "method.name" not in by:  # a bound would count among the runs of its values
+        complete = [record for record in complete if not _is_reference(record)]
     filled = {name for record in complete for name, value in record.metrics.items() if math.isfinite(value)}
     chosen = list(metrics) if metrics else [name for name in METRICS if name in filled]
     chosen += [name for name in DELTAS if name in filled and name not in chosen]
@@ -128,17 +131,27 @@ def shown(value: Any) -> str:
 
 
 def _with_references(complete: Sequence[RunRecord]) -> list[RunRecord]:
-    """The runs and their bounds, and what only both together tell."""
-    found = []
+    """The runs and their bounds, and what only both together tell. Bounds that are the same run come once."""
+    found, known = [], set()
     for run in complete:
         joint = run.references.get("joint")
         if joint is not None and joint.complete:
             run = replace(run, metrics={**run.metrics, "intransigence": intransigence(run, joint)})
         found.append(run)
         for name, bound in run.references.items():
-            if bound.complete:
-                found.append(replace(bound, config={**bound.config, "method.name": f"{name} {REFERENCE}"}))
+            same = tuple(sorted((k, shown(v)) for k, v in bound.config.items() if k not in SAME or k == "seed"))
+            if bound.complete and same not in known:
+                found.append(_as_reference(name, bound))
+                known.add(same)
     return found
+
+
+def _as_reference(name: str, bound: RunRecord) -> RunRecord:
+    return replace(bound, config={**bound.config, "method.name": f"{name} {REFERENCE}"})
+
+
+def _is_reference(record: RunRecord) -> bool:
+    return str(record.config.get("method.name")).endswith(REFERENCE)
 
 
 def intransigence(run: RunRecord, joint: RunRecord) -> float:
@@ -150,16 +163,19 @@ def intransigence(run: RunRecord, joint: RunRecord) -> float:
 
 
 def _differing(complete: Sequence[RunRecord]) -> list[str]:
-    """The keys in which runs differ: names of parts first."""
+    """The keys in which runs differ: names of parts first. Bounds differ from them in their method's name."""
     values: dict[str, set[str]] = {}
-    for record in complete:
+    runs = [record for record in complete if not _is_reference(record)]
+    for record in runs:
         for key, value in record.config.items():
             values.setdefault(key, set()).add(shown(value))
     names = {key for key in values if key.endswith(".name")}
     parts = {key.rpartition(".")[0] for key in names if len(values[key]) > 1}
     differing = [key for key, found in values.items() if len(found) > 1 and key not in SAME]
     # What belongs to a part that is another one anyway only repeats its name.
-    own = [key for key in differing if key in names or key.rpartition(".")[0] not in parts or _differs_within(complete, key)]
+    own = [key for key in differing if key in names or key.rpartition(".")[0] not in parts or _differs_within(runs, key)]
+    if len(runs) < len(complete):
+        own = list({*own, "method.name"})
     return sorted(own, key=lambda key: (key not in ("method.name", "scenario"), not key.endswith(".name"), key))
 
 
@@ -258,7 +274,8 @@ def _best(groups: Sequence[Group], metric: str) -> list[Group]:
 
 def _run_table(records: Sequence[RunRecord], keys: Sequence[str], metrics: Sequence[str]) -> Table:
     rows = []
-    for record in records:
+    bounds = [(run, [_as_reference(name, bound) for name, bound in run.references.items()]) for run in records]
+    for record in (each for run, own in bounds for each in (run, *own)):
         values = [Cell(shown(record.config[key]) if key in record.config else "") for key in (*keys, "seed")]
         numbers = [record.metrics.get(name, math.nan) for name in metrics]
         cells = [Cell("" if math.isnan(value) else number(value), None if math.isnan(value) else value) for value in numbers]
@@ -267,6 +284,7 @@ def _run_table(records: Sequence[RunRecord], keys: Sequence[str], metrics: Seque
         status: sum(record.status == status for record in records) for status in ("complete", "unfinished", "failed", "damaged")
     }
     note = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
+    note += f"; and {len(rows) - len(records)} references of them" if len(rows) > len(records) else ""
     return Table(
         "Runs",
         ["run", "status", *keys, "seed", *metrics, "reason"],

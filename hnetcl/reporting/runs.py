@@ -10,11 +10,10 @@ from typing import Any
 import numpy as np
 
 from hnetcl.errors import ArgumentError, one_line
-from hnetcl.files import REFUSED_JOBS, read_text
+from hnetcl.files import REFERENCES, REFUSED_JOBS, read_text
 from hnetcl.training import ClassAccuracy, RunDirectory, read_classes
 
 BEGINS, ENDED = " tasks, on ", "the run ended early"  # in lines of a run's log: that it was started, that an error has ended it
-REFERENCES = "references"  # the folder of a run's bounds
 DEEPEST = 200  # folders below one that was named
 MULTIRUN = "multirun.yaml"  # what Hydra writes into the folder of a multirun
 

@@ -128,6 +128,7 @@ def accuracy(
 
     Raises:
         ArgumentError: the batch's statistics are to be used, of a single image.
+        ArgumentError: tasks are to be inferred, and the model has a classifier.
         ArgumentError: the scenario is "class", but the network neither differs between tasks nor has a logit for each class.
         ArgumentError: the head is "task", the network is the same for all tasks, and tasks differ in their number of classes.
         ArgumentError: the split has no images, or the network has not a logit for each class: that is no classification.
@@ -142,6 +143,9 @@ def accuracy(
         rule = "tasks have logits of their own, but the network is the same for all and their number of classes is not"
         raise ArgumentError("head", protocol.head, f"{rule}; allowed: all, shared")
     told = protocol.scenario == "task"
+    if protocol.infers(model) and model.classifier is not None:
+        rule = "needs a network that is the same for all tasks, for the model classifies by more than logits"
+        raise ArgumentError("scenario", protocol.scenario, f"{rule}; allowed here: task")
     if protocol.infers(model) and among is None:
         among = candidates(model, protocol.inference, seen, outputs)
     if protocol.scenario == "class" and among is None and protocol.head != "all":
@@ -214,6 +218,9 @@ def _determination(
 
 def _run(model: HyperModel, params: dict[str, Tensor], x: Tensor, task: int, stats: int | str | None) -> Tensor:
     try:
+        if model.classifier is not None:
+            scores: Tensor = model.classifier(model, params, x, task, stats)
+            return scores
         return main_logits(model.run(params, x, task, stats))
     except ValueError as error:
         by_batch = stats == BATCH or any(

@@ -11,7 +11,7 @@ from annotated_types import Ge
 from torch import Tensor
 
 from hnetcl.errors import ArgumentError
-from hnetcl.inference import Criterion, open_recognizer
+from hnetcl.inference import Criterion, open_classifier, open_recognizer
 from hnetcl.methods import Inputs, Losses, Method, Run, active_only
 from hnetcl.model import HyperModel
 from hnetcl.modes import start_training
@@ -138,6 +138,7 @@ class Trainer:
         few = Split(sequence[0].test.images[:2], sequence[0].test.labels[:2])
         protocol = Protocol(scenario, inference, head=sequence.head, counts=sequence.class_counts, loss=sequence.loss)
         open_recognizer(model, sequence, inference)
+        open_classifier(model, sequence, method.classifier())
         accuracy(model, 0, sequence[0], few, protocol, seen=1)  # refuses a network that does not give a logit for each class
         self.eval_batch_size = eval_batch_size or images_at_once(model, sequence[0])
         self.protocol = replace(protocol, batch_size=self.eval_batch_size)
@@ -282,7 +283,7 @@ class Trainer:
         optimizer, schedule = self.optimizer.make(model, steps)
         if self.standing.optimizer:
             optimizer.load_state_dict({**optimizer.state_dict(), "state": self.standing.optimizer})
-        run = Run(model, task, self.sequence, optimizer, self.generator, self.active_classes)
+        run = Run(model, task, self.sequence, optimizer, self.generator, self.active_classes, batch_size=self.batch_size)
         self.references.take(self._trained_on(task))
         method.start_task(run)
         current = CurrentTask(run, method, schedule, batches, steps)

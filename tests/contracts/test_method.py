@@ -27,6 +27,8 @@ METHODS: dict[str, list[str]] = {  # name -> what makes it small
     "der": ["method.size=30"],
     "ewc": ["method.samples=10", "method.lambda_=100"],
     "finetune": [],
+    "gdumb": ["method.size=30"],
+    "icarl": ["method.size=30"],
     "joint": [],
     "l2": [],
     "lwf": [],
@@ -37,7 +39,8 @@ METHODS: dict[str, list[str]] = {  # name -> what makes it small
     "separate": [],
     "si": ["method.c=10"],
 }
-PLAIN = ("agem", "finetune", "joint", "separate")  # methods that add nothing to the loss itself
+ONE_NETWORK = ("icarl",)  # methods that take a network that is the same for all tasks, with a logit for each class
+PLAIN = ("agem", "finetune", "gdumb", "joint", "separate")  # methods that add nothing to the loss itself
 MODELS = {  # what a method must be able to train
     "heads": ["hnet=direct", "bn=quaternion"],
     "one_head": ["hnet=direct", "scenario=class", "bn=real"],
@@ -60,6 +63,10 @@ def words(tiny: list[str]) -> Callable[[str, str], list[str]]:
     def call(method: str, model: str) -> list[str]:
         if (method, model) == ("separate", "hypernetwork"):
             pytest.skip("refused, see test_separate_networks_have_nothing_in_common")
+        if method in ONE_NETWORK:
+            if model not in ("heads", "one_head"):
+                pytest.skip("refused, see tests of the method")
+            model = "one_head"
         sizes = ["hnet.hidden=[16]", "hnet.embedding_dim=8"] if model == "hypernetwork" else []
         own = [f"method={method}", *METHODS[method], *MODELS[model], *sizes]
         return [*small, *own, "trainer.batch_size=8", f"trainer.steps={STEPS}", "observers=[]", "trainer.threads=1"]
