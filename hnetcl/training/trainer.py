@@ -92,8 +92,8 @@ class Trainer:
             the time. None writes them at the ends of tasks only, and where the training is to stop.
 
     Raises:
-        ArgumentError: both or none of steps and epochs, a number below 1, a network without a logit for each class, or what
-            `TrainingStep` refuses.
+        ArgumentError: both or none of steps and epochs, a number below 1, a network without a logit for each class, what
+            `Protocol.check` or `TrainingStep` refuses.
     """
 
     def __init__(
@@ -134,7 +134,9 @@ class Trainer:
         self.references.take(range(len(sequence)) if model.rows == "task" else [0])
         few = Split(sequence[0].test.images[:2], sequence[0].test.labels[:2])
         protocol = Protocol(scenario, inference, head=sequence.head, counts=sequence.class_counts)
-        open_recognizer(model, sequence, inference)
+        protocol.check(model)
+        if scenario != "task":
+            open_recognizer(model, sequence, inference)
         accuracy(model, 0, sequence[0], few, protocol, seen=1)  # refuses a network that does not give a logit for each class
         self.eval_batch_size = eval_batch_size or images_at_once(model, sequence[0])
         self.protocol = Protocol(scenario, inference, self.eval_batch_size, sequence.head, sequence.class_counts)
