@@ -224,6 +224,22 @@ def test_a_run_reloads_what_it_recognises_tasks_by(name: str, tiny: list[str], c
     assert all(0 <= each <= 1 for each in found)
 
 
+@pytest.mark.parametrize(
+    ("name", "spoil", "message"),
+    [
+        ("centre", lambda rows: rows * torch.nan, "recognizer.centre is not finite"),
+        ("spread", torch.zeros_like, "recognizer.spread is not positive"),
+        ("centre", lambda rows: rows[:2], r"recognizer.centre is \[2\], but there are 3 tasks"),
+    ],
+)
+def test_rows_of_no_model_are_told(name: str, spoil: Any, message: str, model: HyperModel, sequence: TaskSequence) -> None:
+    teach(model, sequence, {"name": "statistics", "rank": 1}, 60)
+    model.recognizer.check_rows(model)
+    model.recognizer.register_buffer(name, spoil(model.recognizer.get_buffer(name)))
+    with pytest.raises(ValueError, match=message):
+        model.recognizer.check_rows(model)
+
+
 class Stops(Observer):
     """Ends a run before its last task."""
 

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hnetcl.inference.inputs import INPUT
 from hnetcl.model import HyperModel
 from hnetcl.tasks import Task, TaskSequence
 
@@ -44,6 +45,22 @@ class Recognizer(nn.Module):
         Raises:
             ArgumentError: it can't learn from them.
         """
+
+    def check_rows(self, model: HyperModel) -> None:
+        """Looks at rows that come from a file.
+
+        Raises:
+            ValueError: they are not those of the model: not one for each task, not finite, or of a layer that it has not.
+        """
+        modules = {INPUT, *(name for name, _ in model.net.named_modules())}
+        strange = [name for name in self.watches if name not in modules]
+        if strange:
+            raise ValueError(f"tasks are recognised by a layer {strange[0]!a}, which the network has not")
+        for name, value in self.named_buffers():
+            if not value.ndim or len(value) != model.hnet.num_tasks:
+                raise ValueError(f"recognizer.{name} is {list(value.shape)}, but there are {model.hnet.num_tasks} tasks")
+            if not value.isfinite().all():
+                raise ValueError(f"recognizer.{name} is not finite")
 
     def learn(self, model: HyperModel, task: int, data: Task, batch_size: int) -> None:
         """Looks at a task that has just been trained, under its own parameters and rows of statistics."""

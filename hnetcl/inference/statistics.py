@@ -89,7 +89,7 @@ class FeatureStatistics(Recognizer):
 
     def open_as(self, tensors: Mapping[str, Tensor]) -> None:
         means = {name.partition(" ")[2]: value for name, value in tensors.items() if name.startswith("means ")}
-        if not means or any(value.ndim != 3 for value in means.values()):
+        if not means or any(value.ndim != 3 or not value.numel() for value in means.values()):
             raise ValueError("the statistics that tasks are recognised by are missing")
         tasks = len(next(iter(means.values())))
         self._open(tasks, {name.replace("/", "."): (value.shape[1], value.shape[2]) for name, value in means.items()})
@@ -139,6 +139,11 @@ class FeatureStatistics(Recognizer):
         ]
         own = torch.cat(values)
         self.get_buffer("centre")[task], self.get_buffer("spread")[task] = own.mean(), own.std().clamp(min=1e-6)
+
+    def check_rows(self, model: HyperModel) -> None:
+        super().check_rows(model)
+        if not (self.get_buffer("spread") > 0).all():
+            raise ValueError("recognizer.spread is not positive")
 
     def scorer(self, task: int) -> Scorer:
         whitenings = self._whitenings(task)
