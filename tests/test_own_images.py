@@ -273,6 +273,11 @@ def test_refused_mixtures(own: dict[str, Any], message: str) -> None:
         mixed(**own)
 
 
+def test_a_missing_set_of_a_mixture_is_named_by_its_own_key(tmp_path: Path) -> None:
+    with pytest.raises(ArgumentError, match=r"^datasets=mnits: did you mean mnist"):
+        make("task", {"name": "mixed", "datasets": ["mnits"]}, load=lambda name: load_images(name, str(tmp_path)), seed=0)
+
+
 def test_cifar_10_then_100() -> None:
     sequence = mixed("split_cifar10_100")
     assert sequence.class_counts == (10,) * 6
