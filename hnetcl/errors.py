@@ -15,7 +15,7 @@ class ArgumentError(ValueError):
     """
 
     def __init__(self, name: str, value: Any, allowed: str) -> None:
-        super().__init__(f"{name}={value}: {allowed}")
+        super().__init__(printable(f"{name}={value}: {allowed}"))
         self.name, self.value, self.allowed = name, value, allowed
 
     def __reduce__(self) -> tuple[type["ArgumentError"], tuple[str, Any, str]]:
@@ -70,6 +70,11 @@ class StoppedError(Exception):
     def __init__(self, where: str) -> None:
         super().__init__(where)
         self.where = where
+
+
+def printable(text: str) -> str:
+    """The text on one line, with what is no letter of it escaped, as in Python: file names may hold anything."""
+    return "".join(each if each.isprintable() else each.encode("unicode_escape", "surrogatepass").decode() for each in text)
 
 
 def one_of(name: str, value: Any, choices: Iterable[Any]) -> ArgumentError:

@@ -103,6 +103,8 @@ REFUSED = {
     "scenario=all": "scenario=all: allowed: class, domain, task",
     "inference.name=luck": "inference.name=luck: allowed: agreement, confidence, entropy",
     "inference=statistics inference.rank=0": "inference.rank=0: must be at least 1",
+    "inference=statistics inference.ridge=1e-9": "inference.ridge=1e-09: must be at least 1e-06 and at most 1e+06",
+    "inference=statistics inference.layers=[]": "inference.layers=[]: must not be empty",
     "inference.rank=3": "inference.rank=3: there is no such key; allowed: inference.name (inference=entropy)",
     "optimized_metric=accuracy": "optimized_metric=accuracy: did you mean average_accuracy? allowed: average_accuracy",
     "optimized_metric=task_aware": "optimized_metric=task_aware: in scenario=task the task is told",
@@ -149,6 +151,8 @@ REFUSED_WHEN_BUILT = {
     "bn.stats=batch method.importance=fisher": "method.importance=fisher: needs batch norm whose statistics don't depend on",
     "scenario=class head=task bn.rows=task inference=agreement hnet=direct": "inference=agreement: DirectHyperNetwork has no "
     "task embeddings to put noise on; allowed: confidence, entropy",
+    "scenario=class inference=statistics hnet=direct": "inference=statistics: goes unused, for the network is the same for all",
+    "scenario=class inference=statistics task.val_size=1": "inference=statistics: needs held-out images of every task, and",
 }
 
 

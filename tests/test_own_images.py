@@ -1,5 +1,6 @@
 """Sequences of what users bring: torch datasets, folders of images, several sets; and augmentation."""
 
+import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -93,6 +94,11 @@ GOOD = [(torch.full((1, 4, 4), 9, dtype=torch.uint8), y) for y in (0, 1)]
         ([Items(*GOOD, (torch.zeros(1, 4, 4, dtype=torch.int64), 0))], "is of torch.int64, expected uint8"),
         ([Items(*GOOD, ("a picture", 0))], "is a str, expected a PIL image, a tensor or an array"),
         ([Items(*GOOD, (GOOD[0][0], "cat"))], r"invalid literal .*; an item is \(image, label, ...\)"),
+        ([Items(*GOOD, (GOOD[0][0], 0.5))], "has the label 0.5, which is no whole number"),
+        ([Items(*GOOD, (GOOD[0][0], "1"))], "has the label '1', which is no whole number"),
+        ([Items(*GOOD, (GOOD[0][0], 2**70))], "has the label 1180591620717411303424, which is no whole number"),
+        ([Items(*GOOD, (GOOD[0][0], torch.inf))], r"cannot convert float infinity to integer; an item is"),
+        ([Items(*GOOD, (torch.zeros(4, 4).to_sparse(), 0))], "is torch.sparse_coo, expected a dense tensor"),
         ([Items(*GOOD, 7)], r"an item is \(image, label, ...\)"),
         ([Items(*GOOD, (torch.zeros(1, 4, 5, dtype=torch.uint8), 0))], r"is of shape \(1, 4, 5\), but image 0 of \(1, 4, 4\)"),
         ([Items(GOOD[0], GOOD[0])], "train=task 0: has test images of class '1', but no training images"),
@@ -178,6 +184,21 @@ FAULTS: dict[str, tuple[Callable[[Path], object], dict[str, Any], str]] = {
         r"is of shape \(1, 16, 16\), and a.png of \(1, 9, 9\); allowed: task.size=N",
     ),
     "half transparent": (_transparent, {}, "a.png: is partly transparent"),
+    "several frames": (
+        lambda r: Image.new("L", (16, 16)).save(
+            r / "train/class0/a.gif", save_all=True, append_images=[Image.new("L", (16, 16), 9)]
+        ),
+        {},
+        "a.gif: has 2 frames; allowed: one",
+    ),
+    "a pipe": (lambda r: os.mkfifo(r / "train/class0/a.png"), {}, "a.png: is no file"),
+    "a name of two lines": (lambda r: (r / "train/class0/a\nb").write_text("text"), {}, r"a\\nb: is not an image"),
+    "a class of no letters": (
+        lambda r: (r / "train/class0").rename(r / "train/\udcff"),
+        {},
+        "which can't be printed on one line",
+    ),
+    "too large": (lambda r: None, {"size": 10**6}, "size=1000000: not enough memory"),
     "16 bits": (_sixteen_bits, {}, "a.png: is of Pillow's mode I;16"),
     "unused fraction": (lambda r: None, {"test_fraction": 0.5}, "test_fraction=0.5: goes unused"),
     "tests only": (lambda r: (r / "train").rename(r / "other"), {}, "test_fraction=None: is missing"),
@@ -250,6 +271,11 @@ def test_several_sets_come_into_one_shape() -> None:
 def test_refused_mixtures(own: dict[str, Any], message: str) -> None:
     with pytest.raises(ArgumentError, match=message):
         mixed(**own)
+
+
+def test_a_missing_set_of_a_mixture_is_named_by_its_own_key(tmp_path: Path) -> None:
+    with pytest.raises(ArgumentError, match=r"^datasets=mnits: did you mean mnist"):
+        make("task", {"name": "mixed", "datasets": ["mnits"]}, load=lambda name: load_images(name, str(tmp_path)), seed=0)
 
 
 def test_cifar_10_then_100() -> None:

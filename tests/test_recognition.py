@@ -1,6 +1,7 @@
 """Tasks recognised by the statistics of what layers are given."""
 
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import hnetcl
 from hnetcl.cli.jobs import evaluate, train
 from hnetcl.config import Config, parse_evaluation
 from hnetcl.errors import ArgumentError
-from hnetcl.inference import Recognizer, candidates, infer_tasks, teach
+from hnetcl.inference import Recognizer, add_recognizer, candidates, infer_tasks, teach
 from hnetcl.inference.gaussians import (
     ClassMoments,
     leading,
@@ -80,6 +81,17 @@ def test_features_without_variance_have_finite_distances() -> None:
     assert squared_distances(torch.zeros(2, 3).double(), torch.zeros(1, 3).double(), whiten).isfinite().all()
 
 
+def test_rounding_takes_no_variance_below_the_ridge() -> None:
+    """Fewer features than dimensions, kept in float32: what is lost is the rounding alone."""
+    ridge, x = 1e-6, torch.randn(2, 300, dtype=torch.float64)
+    covariance = loaded(torch.cov(x.T), ridge)
+    kept = covariance.float().double()
+    assert torch.linalg.cholesky_ex(kept)[1]
+    scales = torch.linalg.svdvals(whitening(kept, ridge)).square().reciprocal()
+    torch.testing.assert_close(scales.amin(), torch.linalg.eigvalsh(covariance).amin(), rtol=1e-5, atol=0)
+    torch.testing.assert_close(scales.amax(), torch.linalg.eigvalsh(covariance).amax())
+
+
 def test_layers_are_watched_in_the_order_in_which_they_run() -> None:
     class Net(nn.Module):
         def __init__(self) -> None:
@@ -140,9 +152,16 @@ def test_each_sample_is_judged_for_itself(values: dict[str, Any], model: HyperMo
         assert infer_tasks(model, sample, candidates(model, criterion))[0].tolist() == [task]
         torch.testing.assert_close(model(sample, task)[0], expected)
     few, _ = infer_tasks(model, x, candidates(model, criterion, seen=2))
+    again = deepcopy(model)
+    add_recognizer(again, criterion)
+    again.load_state_dict(model.state_dict())
+    assert torch.equal(infer_tasks(again, x, candidates(again, criterion))[0], tasks)
     assert few.max() <= 1
     model.add_task()
     assert all(len(value) == 4 for value in model.recognizer.buffers())
+    tasks, _ = infer_tasks(model, x, candidates(model, criterion))
+    assert len(tasks) == 18
+    assert tasks.double().isfinite().all()
     expected_bytes = {"{}": 12 * 2 + 8 * 2 + 12 * 13 // 2 + 8 * 9 // 2 + 2}
     if not values:
         assert model.recognizer.kept_bytes == 4 * 4 * expected_bytes["{}"]
@@ -153,6 +172,15 @@ def test_refused(model: HyperModel, sequence: TaskSequence, data_root: Path) -> 
         candidates(model, "statistics")
     with pytest.raises(ArgumentError, match=r"layers=\['head'\]: 'head' matches none of input, 1, 4, 6"):
         teach(model, sequence, {"name": "statistics", "layers": ["head"]}, 16)
+    with pytest.raises(ArgumentError, match="layers=None: Sequential has no layer that runs after a first; allowed: input, "):
+        teach(
+            hnetcl.wrap(nn.Sequential(nn.Flatten(), nn.Linear(256, 2)), 3, hnet="full", hidden=[5]), sequence, "statistics", 16
+        )
+    teach(model, sequence, {"name": "statistics", "rank": 2}, 16)
+    with pytest.raises(ArgumentError, match="rank=3: the model has learned to recognise tasks with rank=2; allowed: that"):
+        candidates(model, {"name": "statistics", "rank": 3})
+    with pytest.raises(ArgumentError, match="inference=None: allowed: "):
+        candidates(model, {"rank": 3})
     none = split_sequence(lambda name: load_images(name, data_root), dataset="tiny", num_tasks=3, val_size=0)
     with pytest.raises(ArgumentError, match="needs held-out images of every task, and task 0 has 0"):
         teach(model, none, "statistics", 16)
@@ -194,6 +222,22 @@ def test_a_run_reloads_what_it_recognises_tasks_by(name: str, tiny: list[str], c
     found = evaluate(parse_evaluation({**values, "inference": other, "split": "val", "data": {"root": None}}))
     assert len(found) == 3
     assert all(0 <= each <= 1 for each in found)
+
+
+@pytest.mark.parametrize(
+    ("name", "spoil", "message"),
+    [
+        ("centre", lambda rows: rows * torch.nan, "recognizer.centre is not finite"),
+        ("spread", torch.zeros_like, "recognizer.spread is not positive"),
+        ("centre", lambda rows: rows[:2], r"recognizer.centre is \[2\], but there are 3 tasks"),
+    ],
+)
+def test_rows_of_no_model_are_told(name: str, spoil: Any, message: str, model: HyperModel, sequence: TaskSequence) -> None:
+    teach(model, sequence, {"name": "statistics", "rank": 1}, 60)
+    model.recognizer.check_rows(model)
+    model.recognizer.register_buffer(name, spoil(model.recognizer.get_buffer(name)))
+    with pytest.raises(ValueError, match=message):
+        model.recognizer.check_rows(model)
 
 
 class Stops(Observer):

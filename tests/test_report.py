@@ -131,6 +131,9 @@ def test_help_answers_before_anything_is_imported(tmp_path: Path) -> None:
         (["--format", "docx", "."], "report: argument --format: invalid choice: 'docx'"),
         (["--commands", "hsu"], "commands=hsu: allowed: hsu2018_split_mnist"),
         (["--commands", "hsu2018_split_mnist", "--seeds", "0,a"], "seeds=0,a: must be whole numbers"),
+        (["--seeds", "0", "."], "seeds=0: goes unused; allowed with --commands"),
+        (["--published", "--by", "seed", "."], "by=seed: goes unused with --published; allowed with a comparison"),
+        (["--commands", "hsu", "."], "DIR=.: goes unused with --commands; allowed with a comparison, --published"),
         (["--published", "--claims", "none.csv", "."], "DIR=.: there is no run"),
     ],
 )

@@ -208,6 +208,8 @@ def test_preprocessing_standardizes(images: Images) -> None:
         ({"preprocess": "constants", "mean": 0.1}, "std=None: is missing with preprocess=constants"),
         ({"preprocess": "constants", "mean": [0.1, 0.2], "std": 1.0}, r"mean=\[0.1, 0.2\]: must be one number, or 1"),
         ({"preprocess": "constants", "mean": 0.1, "std": 0.0}, "std=0.0: must be greater than 0"),
+        ({"preprocess": "constants", "mean": 0.1, "std": 1e-40}, "std=1e-40: must be greater than 0, in float32 too"),
+        ({"preprocess": "constants", "mean": 1e39, "std": 1.0}, "mean=1e.39: must be a number that float32 holds"),
     ],
 )
 def test_refused_split_arguments(images: Images, arguments: dict[str, Any], message: str) -> None:

@@ -1,6 +1,7 @@
 """Sequences whose tasks differ in their number of classes: 2, 3 and 5 here, under every method, head and scenario."""
 
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+import hnetcl
 from hnetcl.build import Parts, build
+from hnetcl.cli.jobs import train
 from hnetcl.config import Config
 from hnetcl.errors import ArgumentError
 from hnetcl.inference import candidates, compare_tasks
@@ -25,6 +28,7 @@ MODELS = {
     "shared": ["hnet=direct", "scenario=domain"],
     "all": ["hnet=direct", "scenario=class"],
     "hypernetwork": ["hnet=chunked", "scenario=class"],
+    "hypernetwork_domain": ["hnet=chunked", "scenario=domain"],
     "hypernetwork_all": ["hnet=chunked", "scenario=class", "head=all"],
 }
 CPU = torch.device("cpu")
@@ -150,8 +154,13 @@ def test_accuracies_are_those_of_plain_code(model: str, parts: Callable[..., tup
     assert found.right.sum() > 0
 
 
-@pytest.mark.parametrize("criterion", sorted(set(names("inference")) - {"statistics"}))
-@pytest.mark.parametrize("model", ["hypernetwork", "hypernetwork_all"])
+@pytest.mark.parametrize(
+    ("criterion", "model"),
+    [
+        *product(sorted(set(names("inference")) - {"statistics"}), ["hypernetwork", "hypernetwork_all"]),
+        ("entropy", "hypernetwork_domain"),
+    ],
+)
 def test_tasks_with_fewer_classes_are_inferred(criterion: str, model: str, parts: Callable[..., tuple[Config, Parts]]) -> None:
     """Scores are finite, and logits of classes that a task has not are never chosen."""
     config, made = parts(model, f"inference={criterion}", "method=output_regularizer")
@@ -216,6 +225,13 @@ def test_a_memory_of_uneven_tasks_has_equal_shares() -> None:
     some = memory.draw(50, torch.arange(10) >= 5, generator)
     assert set(some.x[:, 0].tolist()) == {5.0, 6.0, 7.0, 8.0, 9.0}
     assert torch.equal(some.y, some.x[:, 0].long() - 5)
+
+
+@pytest.mark.parametrize("model", ["hypernetwork", "all"])
+def test_they_are_loaded_from_their_directory(model: str, parts: Callable[..., tuple[Config, Parts]], tmp_path: Path) -> None:
+    config, made = parts(model, f"run.dir={tmp_path}", "observers=[]", "trainer.steps=1", "trainer.batch_size=8")
+    train(config)
+    assert hnetcl.load(tmp_path)(torch.randn(2, 1, 8, 8), 2).shape == (2, made.sequence.num_outputs)
 
 
 def test_one_network_with_heads_per_task_is_refused(parts: Callable[..., tuple[Config, Parts]]) -> None:

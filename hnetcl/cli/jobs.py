@@ -211,7 +211,11 @@ def evaluate(config: EvaluationConfig) -> list[float]:
         own = config.stats == "own" and (scenario, inference) == (trained.scenario, trained.inference)
         protocol = Protocol(scenario, inference, at_once, sequence.head, loss=sequence.loss)
         with allocating("trainer.eval_batch_size", at_once), named("inference", scenario=""):
-            if protocol.recognizes(model) and (trained.scenario == "task" or inference != trained.inference):
+            if config.inference is not None:
+                protocol.check(model)
+            if protocol.recognizes(model) and (
+                trained.scenario == "task" or inference != trained.inference or config.stats == "recalibrated"
+            ):
                 teach(model, sequence, inference, at_once)
             right, known, _ = accuracies(model, sequence, protocol, tasks, row, split=config.split)
         found = right.tolist()
@@ -225,8 +229,9 @@ def evaluate(config: EvaluationConfig) -> list[float]:
     print(comparison_table({t: sequence[t].classes for t in tasks}, found, before if is_test else None, variances))
     print(f"average_accuracy: {number(sum(found) / len(found))} (tasks: {len(tasks)}, stats: {config.stats}{of})")
     if scenario != "task":
-        print(f"task_inference_accuracy: {number(known.mean())} (scenario: {scenario}, inference: {inference['name']})")
-        if model.recognizer is not None:
+        by = f"inference: {inference['name']}" if protocol.infers(model) else "one network for all tasks"
+        print(f"task_inference_accuracy: {number(known.mean())} (scenario: {scenario}, {by})")
+        if protocol.recognizes(model):
             print(f"kept to recognise tasks: {model.recognizer.kept_bytes:,} bytes")
     if own and is_test and found != [before[t] for t in tasks]:
         print("these are not the recorded numbers: another device, or another version of torch?")

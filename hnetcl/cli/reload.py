@@ -44,7 +44,8 @@ def load(run: str | Path, device: str = "auto", imports: Sequence[str] = ()) -> 
     try:
         tasks = sound_tasks(directory)
         with engine(config.seed):
-            outputs = len(tasks[0]["classes"]) * (len(tasks) if config.chosen_head == "all" else 1)
+            counts = [len(task["classes"]) for task in tasks]
+            outputs = sum(counts) if config.chosen_head == "all" else max(counts)
             model = build_model(config, tasks[0]["shape"], outputs, len(tasks))
         load_weights(model, tensors, directory)
     except ArgumentError:
@@ -96,6 +97,8 @@ def load_weights(model: HyperModel, tensors: dict[str, Tensor], directory: RunDi
                 part.open_as(own)
         model.load_tensors(tensors)
         check_sound(model)
+        if model.recognizer is not None and own:
+            model.recognizer.check_rows(model)
     except ValueError as error:
         raise ValueError(f"{directory.model.name} is damaged ({error})") from error
 

@@ -15,6 +15,16 @@ if TYPE_CHECKING:
 
 FORMATS = ("terminal", "markdown", "csv", "latex")
 USAGE_ERROR = 2
+SEEDS = "0,1,2"
+USED = {  # by which kinds of report
+    "by": ("comparison",),
+    "metrics": ("comparison",),
+    "baseline": ("comparison",),
+    "claims": ("commands", "published"),
+    "seeds": ("commands",),
+    "folders": ("comparison", "published"),
+    "out": ("comparison", "published"),
+}
 
 
 class Parser(argparse.ArgumentParser):
@@ -46,8 +56,20 @@ def parser() -> Parser:
     made.add_argument("--published", action="store_true", help="sets runs beside published numbers, with a verdict")
     made.add_argument("--claims", metavar="FILE", help="published numbers of your own, a CSV like conf/published.csv")
     made.add_argument("--commands", metavar="PROTOCOL", help="prints the commands that train a protocol's published rows")
-    made.add_argument("--seeds", metavar="N,N", default="0,1,2", help="of these commands")
+    made.add_argument("--seeds", metavar="N,N", help=f"of these commands ({SEEDS} where left out)")
     return made
+
+
+def _require_used(told: argparse.Namespace) -> None:
+    """Refuses what would go unused."""
+    kind = "commands" if told.commands is not None else "published" if told.published else "comparison"
+    for name, kinds in USED.items():
+        value = getattr(told, name)
+        if value not in (None, False, []) and kind not in kinds:
+            with_what = "" if kind == "comparison" else f" with --{kind}"
+            others = ", ".join("a comparison" if each == "comparison" else f"--{each}" for each in kinds)
+            value = " ".join(value) if isinstance(value, list) else value
+            raise ArgumentError("DIR" if name == "folders" else name, value, f"goes unused{with_what}; allowed with {others}")
 
 
 def report(words: Sequence[str]) -> None:
@@ -58,6 +80,7 @@ def report(words: Sequence[str]) -> None:
     """
     told = parser().parse_args(list(words))
     try:
+        _require_used(told)
         if told.commands is not None:
             _commands(told)
         elif not told.folders:
@@ -140,7 +163,7 @@ def _commands(told: argparse.Namespace) -> None:
     known = sorted({claim.protocol for claim in every})
     if told.commands not in known:
         raise one_of("commands", told.commands, known)
-    seeds = told.seeds.split(",")
+    seeds = (SEEDS if told.seeds is None else told.seeds).split(",")
     if not all(seed.isdecimal() for seed in seeds):
         raise ArgumentError("seeds", told.seeds, "must be whole numbers with commas between them")
     lines = [claim.command(seed) for claim in every if claim.protocol == told.commands for seed in seeds]

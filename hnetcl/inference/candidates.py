@@ -15,7 +15,7 @@ from hnetcl.inference.inputs import watched
 from hnetcl.inference.recognizer import Recognizer, Scorer
 from hnetcl.model import HyperModel
 from hnetcl.modules import main_logits
-from hnetcl.registry import find, given, make, names
+from hnetcl.registry import find, given, make, names, options
 from hnetcl.tasks import TaskSequence
 
 NOISE = 0.1  # standard deviation of the noise on embeddings, which start at N(0, I)
@@ -54,8 +54,8 @@ def as_criterion(criterion: Criterion) -> dict[str, Any]:
         ArgumentError: there is no such part.
     """
     values = {"name": criterion} if isinstance(criterion, str) else dict(criterion)
-    if values["name"] not in names("inference"):
-        raise one_of("inference", values["name"], names("inference"))
+    if values.get("name") not in names("inference"):
+        raise one_of("inference", values.get("name"), names("inference"))
     return values
 
 
@@ -71,20 +71,24 @@ def _recognizer_class(criterion: Criterion) -> type[Recognizer] | None:
 
 def add_recognizer(model: HyperModel, criterion: Criterion) -> None:
     """Gives the model the recognizer that a criterion names; where it is none, that which the model had is gone."""
-    model.recognizer = make("inference", as_criterion(criterion)) if learns(criterion) else None
+    values = as_criterion(criterion)
+    model.recognizer = make("inference", values) if learns(values) else None
+    if model.recognizer is not None:
+        model.recognizer.criterion = values
 
 
 def open_recognizer(model: HyperModel, sequence: TaskSequence, criterion: Criterion) -> None:
     """Sees to it that the model has the recognizer that a criterion names, with rows for the tasks of a sequence.
 
     Raises:
-        ArgumentError: the recognizer can't be used with the network.
+        ArgumentError: the recognizer can't be used with the network or the tasks.
     """
     kind = _recognizer_class(criterion)
     if kind is None:
         return
     if not isinstance(model.recognizer, kind):
         add_recognizer(model, criterion)
+    model.recognizer.check(sequence)
     if not model.recognizer.opened:
         first = sequence[0]
         model.recognizer.open(model, first.preprocess(first.train.images[:2]), sequence.num_classes)
@@ -108,7 +112,7 @@ def candidates(model: HyperModel, criterion: Criterion, seen: int | None = None,
 
     Raises:
         ArgumentError: there is no such criterion, it needs task embeddings and the hypernetwork has none, or it is a recognizer
-            and the model has none that has been opened.
+            and the model has none that has been opened, or one of other values.
     """
     values = as_criterion(criterion)
     device = next(model.hnet.parameters()).device
@@ -117,10 +121,21 @@ def candidates(model: HyperModel, criterion: Criterion, seen: int | None = None,
         recognizer = model.recognizer
         if not isinstance(recognizer, kind) or not recognizer.opened:
             raise ArgumentError("inference", values["name"], "the model has learned nothing that tasks are recognised by")
+        _require_same(recognizer, values)
         scorers = [recognizer.scorer(task) for task in tasks.tolist()]
         return Candidates(values, tasks, model.hnet(tasks), [], scorers, outputs)
     noisy = _noisy(model, tasks, values["name"]) if "noisy" in given("inference", values["name"]) else []
     return Candidates(values, tasks, model.hnet(tasks), noisy, (), outputs)
+
+
+def _require_same(recognizer: Recognizer, values: Mapping[str, Any]) -> None:
+    """Refuses values that the recognizer was not made of; a name alone means whatever it was made of."""
+    made = recognizer.criterion
+    for key, option in options("inference", values["name"]).items() if made and len(values) > 1 else ():
+        wanted, own = (each.get(key, option.default) for each in (values, made or {}))
+        if wanted != own:
+            rule = f"the model has learned to recognise tasks with {key}={own}; allowed: that, or to teach it anew"
+            raise ArgumentError(key, wanted, rule)
 
 
 @torch.no_grad()

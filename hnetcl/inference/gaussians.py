@@ -80,9 +80,20 @@ def leading(covariance: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     return directions, values[:-rank].mean() if rank < len(values) else values[0]
 
 
-def whitening(covariance: Tensor) -> Tensor:
-    """W [D, D], for which the squared length of W (x - m) is the squared Mahalanobis distance of x from m."""
-    lower = torch.linalg.cholesky(covariance)
+def whitening(covariance: Tensor, ridge: float = 0.0) -> Tensor:
+    """W [D, D], for which the squared length of W (x - m) is the squared Mahalanobis distance of x from m.
+
+    Args:
+        covariance: [D, D], with `ridge` times its mean variance in it already, see `loaded`. Where the rounding of what is kept
+            took variances below that, they are put back to it.
+    """
+    lower, failed = torch.linalg.cholesky_ex(covariance)
+    if failed:
+        values, vectors = torch.linalg.eigh(covariance)
+        least = ridge / (1 + ridge) * covariance.diagonal().mean()
+        widths = values.clamp(min=least.clamp(min=torch.finfo(torch.float32).tiny)).rsqrt()
+        whiten: Tensor = (vectors * widths).T
+        return whiten
     identity = torch.eye(len(lower), dtype=lower.dtype, device=lower.device)
     inverse: Tensor = torch.linalg.solve_triangular(lower, identity, upper=False)
     return inverse

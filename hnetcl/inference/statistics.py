@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Annotated
 
 import torch
-from annotated_types import Ge, Gt
+from annotated_types import Ge, Le, Len
 from torch import Tensor
 
 from hnetcl.errors import ArgumentError
@@ -21,12 +21,13 @@ from hnetcl.inference.gaussians import (
 from hnetcl.inference.inputs import INPUT, layer_names, watched
 from hnetcl.inference.recognizer import Recognizer, Scorer
 from hnetcl.inference.scores import entropy
+from hnetcl.memory import require
 from hnetcl.model import HyperModel
 from hnetcl.modes import evaluation_mode
 from hnetcl.modules import main_logits
 from hnetcl.patterns import matching
 from hnetcl.registry import register
-from hnetcl.tasks import Split, Task, batch_sizes
+from hnetcl.tasks import Split, Task, TaskSequence, batch_sizes
 
 SMALLEST = 1e-12  # squared distance whose logarithm is taken; features of dead layers lie on their mean
 
@@ -49,7 +50,7 @@ class FeatureStatistics(Recognizer):
         layers: name patterns of the linear and convolution layers whose inputs are watched (see `inputs.watched`), or
             "input", the network's own input; None: all layers but the first to run.
         rank: leading directions that are kept of a covariance, with one residual variance; None keeps all of it.
-        ridge: share of the mean variance that is added to every variance.
+        ridge: share of the mean variance that is added to every variance. Rows are float32: less would be lost in them.
         entropy: w.
 
     Sources: Lee et al. 2018 (arXiv:1807.03888), equation 2, for outliers; Kim et al. 2022 (arXiv:2211.02633), theorem 3, on why
@@ -59,9 +60,9 @@ class FeatureStatistics(Recognizer):
     def __init__(
         self,
         *,
-        layers: list[str] | None = None,
+        layers: Annotated[list[str], Len(1)] | None = None,
         rank: Annotated[int, Ge(1)] | None = None,
-        ridge: Annotated[float, Gt(0)] = 0.01,
+        ridge: Annotated[float, Ge(1e-6), Le(1e6)] = 0.01,
         entropy: Annotated[float, Ge(0)] = 0.0,
     ) -> None:
         super().__init__()
@@ -75,13 +76,20 @@ class FeatureStatistics(Recognizer):
             model.run(model.hnet(0), x, 0)
         if self.layers is None:
             found.pop(next(iter(found), ""), None)
-        if not found:
-            raise ArgumentError("layers", self.layers, f"{type(model.net).__name__} gives no layer an input; allowed: {INPUT}")
-        self._open(model.hnet.num_tasks, {name: (classes, value.shape[1]) for name, value in found.items()}, x.device)
+            if not found:
+                rule = f"{type(model.net).__name__} has no layer that runs after a first; allowed: {', '.join(known)}"
+                raise ArgumentError("layers", None, rule)
+        else:
+            matching("layers", self.layers, list(found) or [INPUT])  # a layer that doesn't run has no input
+        shapes = {name: (classes, value.shape[1]) for name, value in found.items()}
+        widths = [width for _, width in shapes.values()]  # rows in float32, and a covariance three times in float64
+        kept = sum(4 * width * (self.rank or width / 2) for width in widths)
+        require("layers", self.layers, model.hnet.num_tasks * kept + 24.0 * sum(width**2 for width in widths))
+        self._open(model.hnet.num_tasks, shapes, x.device)
 
     def open_as(self, tensors: Mapping[str, Tensor]) -> None:
         means = {name.partition(" ")[2]: value for name, value in tensors.items() if name.startswith("means ")}
-        if not means or any(value.ndim != 3 for value in means.values()):
+        if not means or any(value.ndim != 3 or not value.numel() for value in means.values()):
             raise ValueError("the statistics that tasks are recognised by are missing")
         tasks = len(next(iter(means.values())))
         self._open(tasks, {name.replace("/", "."): (value.shape[1], value.shape[2]) for name, value in means.items()})
@@ -89,27 +97,36 @@ class FeatureStatistics(Recognizer):
     def _open(self, tasks: int, shapes: Mapping[str, tuple[int, int]], device: torch.device | None = None) -> None:
         """Rows for layers with inputs so wide, of so many classes: standard normal, until a task is learned."""
         self.opened, self.watches = True, tuple(shapes)
-        rows = {"centre": torch.zeros(tasks), "spread": torch.ones(tasks)}
+        for name, value in self._new_row(shapes).items():
+            self.register_buffer(name, value.expand(tasks, *value.shape).clone().to(device))
+
+    def _new_row(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
+        row = {"centre": torch.zeros(()), "spread": torch.ones(())}
         for name, (classes, width) in shapes.items():
-            rows[_buffer("means", name)] = torch.zeros(tasks, classes, width)
+            row[_buffer("means", name)] = torch.zeros(classes, width)
             if self.rank is None:
-                rows[_buffer("covariance", name)] = packed(torch.eye(width)).repeat(tasks, 1)
+                row[_buffer("covariance", name)] = packed(torch.eye(width))
             else:
-                rows[_buffer("directions", name)] = torch.zeros(tasks, min(self.rank, width), width)
-                rows[_buffer("residual", name)] = torch.ones(tasks)
-        for name, value in rows.items():
-            self.register_buffer(name, value.to(device))
+                row[_buffer("directions", name)] = torch.zeros(min(self.rank, width), width)
+                row[_buffer("residual", name)] = torch.ones(())
+        return row
+
+    @torch.no_grad()
+    def add_task(self) -> None:
+        super().add_task()
+        shapes = {name: tuple(self.get_buffer(_buffer("means", name)).shape[1:]) for name in self.watches}
+        for name, value in self._new_row(shapes).items():
+            self.get_buffer(name)[-1] = value
+
+    def check(self, sequence: TaskSequence) -> None:
+        for task, data in enumerate(sequence.tasks):
+            if len(data.val) < 2:
+                rule = f"needs held-out images of every task, and task {task} has {len(data.val)}"
+                raise ArgumentError("inference", "statistics", f"{rule}; allowed: task.val_size=2 or more")
 
     @torch.no_grad()
     def learn(self, model: HyperModel, task: int, data: Task, batch_size: int) -> None:
-        """One pass over the training images, and one over the held-out ones.
-
-        Raises:
-            ArgumentError: the task has fewer than two held-out images.
-        """
-        if len(data.val) < 2:
-            rule = f"needs held-out images of every task, and task {task} has {len(data.val)}; allowed: task.val_size=2 or more"
-            raise ArgumentError("inference", "statistics", rule)
+        """One pass over the training images, and one over the held-out ones."""
         moments = {name: ClassMoments(len(data.classes)) for name in self.watches}
         for inputs, _, labels in self._passes(model, task, data, data.train, batch_size):
             for name in self.watches:
@@ -122,6 +139,11 @@ class FeatureStatistics(Recognizer):
         ]
         own = torch.cat(values)
         self.get_buffer("centre")[task], self.get_buffer("spread")[task] = own.mean(), own.std().clamp(min=1e-6)
+
+    def check_rows(self, model: HyperModel) -> None:
+        super().check_rows(model)
+        if not (self.get_buffer("spread") > 0).all():
+            raise ValueError("recognizer.spread is not positive")
 
     def scorer(self, task: int) -> Scorer:
         whitenings = self._whitenings(task)
@@ -152,7 +174,7 @@ class FeatureStatistics(Recognizer):
         """Of each layer [D, D], in float32; found in float64."""
         if self.rank is None:
             full = {name: unpacked(self._row("covariance", name, task).double()) for name in self.watches}
-            return {name: whitening(covariance).float() for name, covariance in full.items()}
+            return {name: whitening(covariance, self.ridge).float() for name, covariance in full.items()}
         rows = {n: (self._row("directions", n, task).double(), self._row("residual", n, task).double()) for n in self.watches}
         return {name: whitening_of_leading(*row).float() for name, row in rows.items()}
 
@@ -160,7 +182,7 @@ class FeatureStatistics(Recognizer):
         """s_t of samples [N]."""
         parts = []
         for name, whiten in whitenings.items():
-            squared = squared_distances(inputs[name].float(), self._row("means", name, task), whiten)
+            squared = squared_distances(inputs[name].float(), self._row("means", name, task).float(), whiten)
             parts.append(len(whiten) * squared.clamp(min=SMALLEST).log())
         return torch.stack(parts).sum(0) / sum(map(len, whitenings.values()))
 

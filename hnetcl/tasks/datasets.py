@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
-from hnetcl.errors import ArgumentError
+from hnetcl.errors import ArgumentError, one_line
 from hnetcl.registry import checking
 from hnetcl.tasks.augmentation import Augmentation
 from hnetcl.tasks.images import Images, image_set
@@ -93,9 +93,9 @@ def _read(dataset: Any, place: str) -> tuple[Tensor, Tensor]:
         try:
             image, label = islice(item, 2)
             images.append(pixels_of(image))
-            labels.append(int(label))
-        except (TypeError, ValueError) as error:
-            rule = f"{error}; an item is (image, label, ...)"
+            labels.append(_whole(label))
+        except (TypeError, ValueError, OverflowError) as error:
+            rule = f"{one_line(error)}; an item is (image, label, ...)"
             raise ArgumentError(f"{place}[{number}]", type(item).__name__, rule) from error
     channels = max(each.shape[0] for each in images)
     images = [grey_repeated(each, channels) for each in images]
@@ -104,3 +104,15 @@ def _read(dataset: Any, place: str) -> tuple[Tensor, Tensor]:
         rule = f"is of shape {tuple(images[odd].shape)}, but image 0 of {tuple(images[0].shape)}"
         raise ArgumentError(f"{place}[{odd}]", "image", rule)
     return torch.stack(images), torch.tensor(labels)
+
+
+def _whole(label: Any) -> int:
+    """A label as a number.
+
+    Raises:
+        ValueError: it is no whole number that int64 holds.
+    """
+    number = int(label)
+    if isinstance(label, str | bytes) or not bool(number == label) or abs(number) > torch.iinfo(torch.int64).max:
+        raise ValueError(f"has the label {label!r}, which is no whole number")
+    return number

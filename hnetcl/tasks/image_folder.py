@@ -12,7 +12,7 @@ from hnetcl.errors import ArgumentError
 from hnetcl.memory import require
 from hnetcl.registry import register
 from hnetcl.tasks.augmentation import Augmentation
-from hnetcl.tasks.images import Images, image_set
+from hnetcl.tasks.images import Images, faulty_names, image_set
 from hnetcl.tasks.pictures import alike, read_picture
 from hnetcl.tasks.pixels import Constants, Preprocessing
 from hnetcl.tasks.sequence import TaskSequence, derive_seed
@@ -85,6 +85,8 @@ def read_folder(root: str | Path | None, size: int | None, test_fraction: float 
         raise ArgumentError("test_fraction", test_fraction, rule)
     train, test = (_listed(part) for part in parts) if apart else _parted(_listed(folder), test_fraction or 0.0)
     names = sorted({*train, *test})
+    if size is not None:
+        require("size", size, 2.0 * size**2 * sum(len(paths) for of in (train, test) for paths in of.values()))
     pictures = alike([read_picture(path, size) for of in (train, test) for paths in of.values() for path in paths])
     paths = [path for of in (train, test) for paths in of.values() for path in paths]
     for path, picture in zip(paths, pictures, strict=True):
@@ -124,8 +126,12 @@ def _listed(folder: Path) -> dict[str, list[Path]]:
         for inner in found[entry.name]:
             if inner.is_dir():
                 raise ArgumentError("root", inner, "is a folder inside of a class; allowed: images")
+            if inner.exists() and not inner.is_file():
+                raise ArgumentError("root", inner, "is no file; allowed: images")
     if not found:
         raise ArgumentError("root", folder, "holds no folders, one for each class")
+    if fault := faulty_names(list(found)):
+        raise ArgumentError("root", folder, fault)
     return found
 
 

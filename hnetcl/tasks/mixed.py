@@ -59,7 +59,11 @@ def mixed_sequence(
         ArgumentError: sets of neither one nor the same number of channels, images that are too large to be padded, or an
             argument outside its range.
     """
-    sets = in_one_shape([load(name) for name in datasets], fit, size)
+    try:
+        loaded = [load(name) for name in datasets]
+    except ArgumentError as error:
+        raise ArgumentError("datasets" if error.name == "dataset" else error.name, error.value, error.allowed) from error
+    sets = in_one_shape(loaded, fit, size)
     groups = []
     for each in sets:
         total = len(each.classes)

@@ -31,6 +31,8 @@ def pixels_of(image: Any) -> Tensor:
         image = image.permute(2, 0, 1) if image.ndim == 3 else image
     if not isinstance(image, Tensor):
         raise ValueError(f"is a {type(image).__name__}, expected a PIL image, a tensor or an array")
+    if image.layout != torch.strided:
+        raise ValueError(f"is {image.layout}, expected a dense tensor")
     pixels: Tensor = image[None] if image.ndim == 2 else image
     if pixels.ndim != 3:
         raise ValueError(f"is of shape {tuple(pixels.shape)}, expected [C, H, W] or [H, W]")
@@ -55,6 +57,8 @@ def read_picture(path: Path, size: int | None = None) -> Tensor:
     """
     try:
         with Image.open(path) as image:
+            if (frames := getattr(image, "n_frames", 1)) > 1:
+                raise ValueError(f"has {frames} frames; allowed: one")
             image.load()
             return _of_pil(image if size is None else _plain(image).resize((size, size), Image.Resampling.BILINEAR))
     except UnidentifiedImageError as error:

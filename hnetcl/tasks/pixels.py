@@ -41,9 +41,12 @@ def preprocessing(images: Tensor, kind: Preprocessing, mean: Constants, std: Con
         values = [float(each) for each in value] if isinstance(value, list) else [float(value or 0.0)] * channels
         if len(values) != channels:
             raise ArgumentError(name, value, f"must be one number, or {channels}: one for each channel")
-        if name == "std" and min(values) <= 0:
-            raise ArgumentError(name, value, "must be greater than 0")
-        made.append(torch.tensor(values, device=images.device).reshape(-1, 1, 1))
+        held = torch.tensor(values, dtype=torch.float32, device=images.device)
+        if name == "std" and (min(values) <= 0 or not held.reciprocal().isfinite().all()):
+            raise ArgumentError(name, value, "must be greater than 0, in float32 too")
+        if not held.isfinite().all():
+            raise ArgumentError(name, value, "must be a number that float32 holds")
+        made.append(held.reshape(-1, 1, 1))
     return Preprocess(*made)
 
 

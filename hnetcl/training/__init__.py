@@ -7,10 +7,11 @@ from hnetcl.training.engine import engine, resolve_device
 from hnetcl.training.evaluation import Protocol, accuracies, accuracy, images_at_once
 from hnetcl.training.observer import Observer, RunStart, Step, TaskEnd
 from hnetcl.training.optimizers import OptimizerFactory
+from hnetcl.training.result import Result
 from hnetcl.training.rundir import RunDirectory
 from hnetcl.training.statistics import statistics_report
 from hnetcl.training.step import TrainingStep
-from hnetcl.training.trainer import Result, Trainer
+from hnetcl.training.trainer import Trainer
 
 __all__ = [
     "ClassAccuracy",

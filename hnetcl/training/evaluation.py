@@ -77,6 +77,16 @@ class Protocol:
         """Whether tasks are inferred: they are not told, and the network differs between them."""
         return self.scenario != "task" and model.is_conditioned
 
+    def check(self, model: HyperModel) -> None:
+        """Refuses a way of inference, other than the default, that would go unused.
+
+        Raises:
+            ArgumentError: tasks are not told, and the network is the same for all of them.
+        """
+        name = as_criterion(self.inference)["name"]
+        if self.scenario != "task" and name != "entropy" and not model.is_conditioned:
+            raise ArgumentError("inference", name, "goes unused, for the network is the same for all tasks; allowed: entropy")
+
     def recognizes(self, model: HyperModel) -> bool:
         """Whether they are inferred by what the model's recognizer learns when they have been trained."""
         return self.infers(model) and learns(self.inference)
@@ -176,7 +186,8 @@ def accuracy(
                 found, every = compare_tasks(model, x, among)
                 own = every[min(number, len(every) - 1)]
                 chosen = every[found, torch.arange(len(x), device=x.device)].argmax(1)
-            _require_classes(own, labels, task)
+            if among is None or number < len(every):  # a task that does not come into question may have more classes
+                _require_classes(own, labels, task)
             in_task, correct = found == number, chosen == labels
             if protocol.scenario == "class":
                 correct = correct & in_task

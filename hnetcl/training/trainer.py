@@ -3,7 +3,7 @@
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Annotated, Literal
 
 import torch
@@ -17,13 +17,14 @@ from hnetcl.model import HyperModel
 from hnetcl.modes import start_training
 from hnetcl.registry import check_value, checking
 from hnetcl.tasks import ActiveClasses, Batches, Split, TaskSequence, score, score_name
-from hnetcl.training.answers import Answers, Predictions
+from hnetcl.training.answers import Answers
 from hnetcl.training.checkpoints import Checkpoints, Stop, Training, plain_values
 from hnetcl.training.current import CurrentTask
 from hnetcl.training.evaluation import Protocol, accuracies, accuracy, images_at_once
 from hnetcl.training.observer import Observer, RunStart, Step
 from hnetcl.training.optimizers import OptimizerFactory
 from hnetcl.training.references import References
+from hnetcl.training.result import Result
 from hnetcl.training.rundir import RunDirectory
 from hnetcl.training.standing import Standing
 from hnetcl.training.statistics import statistics_report
@@ -31,31 +32,6 @@ from hnetcl.training.step import TrainingStep
 from hnetcl.training.watch import Watch, check_learned
 
 POINTS = 50  # of a task's training curves, where log_every is left out: enough that a curve can be smoothed
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a finished run found out.
-
-    Args:
-        matrix: R [T, T] in float64; NaN where a task was not evaluated.
-        untrained: b [T] in float64; NaN likewise.
-        known: how often the task of a test image was known after the last task [T] in float64; 1 where it is told.
-        seconds: training time of all tasks, evaluation not included.
-        steps: training steps of all tasks.
-        aware: accuracy after the last task where the task is told [T] in float64.
-        predictions: of all test images after the last task; of a regression none.
-        seconds_total: time of the whole loop: training, evaluation, what observers do, checkpoints.
-    """
-
-    matrix: Tensor
-    untrained: Tensor
-    known: Tensor
-    seconds: float
-    steps: int
-    aware: Tensor
-    predictions: Predictions
-    seconds_total: float
 
 
 @checking
@@ -95,8 +71,8 @@ class Trainer:
             the time. None writes them at the ends of tasks only, and where the training is to stop.
 
     Raises:
-        ArgumentError: both or none of steps and epochs, a number below 1, a network without a logit for each class, or what
-            `TrainingStep` refuses.
+        ArgumentError: both or none of steps and epochs, a number below 1, a network without a logit for each class, what
+            `Protocol.check` or `TrainingStep` refuses.
     """
 
     def __init__(
@@ -137,7 +113,9 @@ class Trainer:
         self.references.take(range(len(sequence)) if model.rows == "task" else [0])
         few = Split(sequence[0].test.images[:2], sequence[0].test.labels[:2])
         protocol = Protocol(scenario, inference, head=sequence.head, counts=sequence.class_counts, loss=sequence.loss)
-        open_recognizer(model, sequence, inference)
+        protocol.check(model)
+        if scenario != "task":
+            open_recognizer(model, sequence, inference)
         open_classifier(model, sequence, method.classifier())
         accuracy(model, 0, sequence[0], few, protocol, seen=1)  # refuses a network that does not give a logit for each class
         self.eval_batch_size = eval_batch_size or images_at_once(model, sequence[0])
