@@ -81,10 +81,10 @@ class TrainingStep:
             self.method, self.model, made.x, made.y, made.task, made.active, made.tensors, made.old, made.weights, made.loss
         )
         total.backward()
-        parts = {name: part.detach() for name, part in parts.items()} | self.method.after_backward(run, inputs)
+        parts, further = {name: part.detach() for name, part in parts.items()}, self.method.after_backward(run, inputs)
         if self._buffers:
             self.model.buffers_by_task.settle(self.model.net, task)  # a buffer that has changed for the first time
-        return Losses(total.detach(), parts, logits.detach())
+        return Losses(sum(further.values(), total.detach()), parts | further, logits.detach())
 
     def _find_buffers(self, x: Tensor, task: int) -> None:
         if self._buffers is None:
