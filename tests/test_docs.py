@@ -54,6 +54,7 @@ BENCHMARK = {  # the same for each subject
     "regularizer": ["--rounds", "1", "--turn", "1", "--tasks", "2,3"],
     "inference": ["--rounds", "1", "--turn", "1", "--tasks", "2", "--batches", "1"],
     "recognition": ["--ranks", "2"],
+    "strategies": ["--hidden", "8", "--batch", "4", "--rounds", "1", "--turn", "1", "--only", "ours/*"],
 }
 
 

@@ -528,7 +528,7 @@ def test_a_multirun_leaves_what_single_runs_leave(tiny: list[str], tmp_path: Pat
     [
         (
             ["task=split_mnits"],
-            "task=split_mnits: did you mean split_mnist? allowed: image_folder, mixed, permuted_mnist",
+            "task=split_mnits: did you mean split_mnist? allowed: gaussians, image_folder, mixed, permuted_mnist",
         ),
         (
             ["net.hiden=[4]"],

@@ -192,7 +192,7 @@ def test_what_needs_classes_is_refused_in_one_line(words: str, message: str, com
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("method", ["output_regularizer", "finetune"])
+@pytest.mark.parametrize("method", ["output_regularizer", pytest.param("finetune", marks=pytest.mark.slow)])
 def test_the_hypernetwork_learns_the_functions_and_finetuning_forgets(
     method: str, compose: Compose, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
