@@ -98,12 +98,20 @@ class BaseHyperNetwork(nn.Module, ABC):
             ValueError: there is no such task (ints only: a tensor is not read on the host).
             TypeError: not an integer.
         """
+        self.require_task(task)
         if not isinstance(task, Tensor):
-            task = index(task)
-            if not 0 <= task < self.num_tasks:
-                raise ValueError(f"task={task}: there are tasks 0 to {self.num_tasks - 1}")
-            task = torch.full((), task, device=next(self.parameters()).device)  # filled there: a copy would wait for the GPU
+            task = torch.full((), index(task), device=next(self.parameters()).device)  # a copy would wait for the GPU
         return self.shaped(self.generate(task.reshape(-1)), (task.numel(),) if task.ndim else ())
+
+    def require_task(self, task: SupportsIndex | Tensor) -> None:
+        """Refuses a number that no task has.
+
+        Raises:
+            ValueError: there is no such task (ints only: a tensor is not read on the host).
+            TypeError: not an integer.
+        """
+        if not isinstance(task, Tensor) and not 0 <= index(task) < self.num_tasks:
+            raise ValueError(f"task={index(task)}: there are tasks 0 to {self.num_tasks - 1}")
 
     def shaped(self, generated: Mapping[str, Tensor], lead: Sequence[int] = ()) -> dict[str, Tensor]:
         """What was generated as parameters, in the order of `shapes`: [B, n] each -> [*lead, *shape] each."""

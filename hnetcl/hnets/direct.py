@@ -1,7 +1,8 @@
 """The direct hypernetwork: holds the weights themselves. This is how methods without a hypernetwork run."""
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from operator import index
+from typing import Literal, SupportsIndex
 
 import torch
 from torch import Tensor, nn
@@ -54,9 +55,9 @@ class DirectHyperNetwork(BaseHyperNetwork):
             own = matching("per_task", per_task, names)
         self.is_own = {name: name in own for name in names}
         # Each a tensor of its own: the gradients of parts of one long tensor would have to be put together in every step.
-        self.common = [name for name in names if not self.is_own[name]]
-        self.shared = nn.ParameterDict({_key(n): flat_numbers(values[n]).clone() for n in self.common})
-        first = [flat_numbers(values[name]) for name in names if self.is_own[name]]
+        numbers = {name: flat_numbers(values[name]).clone() for name in names}
+        self.shared = nn.ParameterDict({_key(n): v.reshape(self.shapes[n]) for n, v in numbers.items() if not self.is_own[n]})
+        first = [numbers[name] for name in names if self.is_own[name]]
         draws = [[v if t == 0 or given or heads == "same" else _drawn(v) for v in first] for t in range(num_tasks)]
         self.own = nn.Parameter(torch.stack([torch.cat([torch.zeros(0), *draw]) for draw in draws]))
 
@@ -71,16 +72,25 @@ class DirectHyperNetwork(BaseHyperNetwork):
         """A copy of the newest task's own parameters."""
         return {"own": self.own.detach()[-1:]}
 
+    def forward(self, task: SupportsIndex | Tensor) -> dict[str, Tensor]:
+        if isinstance(task, Tensor) and task.ndim:
+            return super().forward(task)
+        self.require_task(task)
+        place = task.reshape(1) if isinstance(task, Tensor) else torch.full((1,), index(task), device=self.own.device)
+        own = {name: value.reshape(self.shapes[name]) for name, value in self._own(place).items()}
+        return {n: own[n] if is_own else self.shared[_key(n)] for n, is_own in self.is_own.items()}  # views would cost time
+
     def generate(self, tasks: Tensor) -> dict[str, Tensor]:
-        count = len(tasks)
-        found = {name: self.shared[_key(name)].reshape(1, -1) for name in self.common}
-        if count != 1:  # the gradient of an expansion is a sum, even over one
-            found = {name: value.expand(count, -1) for name, value in found.items()}
-        if len(found) < len(self.shapes):
-            sizes = {name: shape.numel() for name, shape in self.shapes.items() if self.is_own[name]}
-            own = self.own.index_select(0, tasks).split(list(sizes.values()), 1)
-            found |= zip(sizes, own, strict=True)
-        return {name: found[name] for name in self.shapes}
+        own = self._own(tasks)
+        shared = {name: self.shared[_key(name)].reshape(1, -1) for name in self.shapes if name not in own}
+        return {name: own[name] if name in own else shared[name].expand(len(tasks), -1) for name in self.shapes}
+
+    def _own(self, tasks: Tensor) -> dict[str, Tensor]:
+        """The tasks' own parameters, by name, each flat: [B] -> [B, n]."""
+        sizes = {name: shape.numel() for name, shape in self.shapes.items() if self.is_own[name]}
+        if not sizes:
+            return {}
+        return dict(zip(sizes, self.own.index_select(0, tasks).split(list(sizes.values()), 1), strict=True))
 
 
 def _key(name: str) -> str:

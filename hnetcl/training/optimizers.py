@@ -63,12 +63,11 @@ class OptimizerFactory:
     def make(self, model: HyperModel, steps: int) -> tuple[Optimizer, LRScheduler]:
         """A fresh optimizer over all that learns in `model`, and its schedule for a task of that many steps."""
         rows = list(row_parameters(model.net).values())
-        own = model.hnet.task_parameters()
-        shared = [p for p in model.hnet.parameters() if not any(p is q for q in own)] + model.shared_parameters()
-        groups: list[dict[str, Any]] = [
-            {"params": shared, "weight_decay": self.weight_decay},
-            {"params": own, "weight_decay": 0.0},
-        ]
+        own = [p for p in model.hnet.task_parameters() if p.numel()]
+        shared = [p for p in model.hnet.parameters() if p.numel() and not any(p is q for q in own)] + model.shared_parameters()
+        groups: list[dict[str, Any]] = [{"params": shared, "weight_decay": self.weight_decay}]
+        if own:
+            groups.append({"params": own, "weight_decay": 0.0})
         if rows:
             groups.append({"params": rows, "weight_decay": 0.0, "lr": self.statistics_lr * self.lr})
         optimizer = self.kind(groups, lr=self.lr, **self.options)
