@@ -227,7 +227,10 @@ def test_every_published_row_is_a_command_that_is_accepted() -> None:
 
     methods = {(claim.protocol, claim.method.partition(",")[0]): claim for claim in claims(None)}
     for claim in methods.values():
-        assert wanted(claim)["trainer.batch_size"] == 128
+        said = dict(word.split("=", 1) for word in claim.overrides)
+        found = {key: str(value) for key, value in wanted(claim).items()}
+        assert found["trainer.batch_size"] == said.get("trainer.batch_size", "128")
+        assert found["method.name"] == said["method"]
 
 
 def test_a_refused_job_of_a_sweep_is_a_row_with_its_reason(tiny: list[str], tmp_path: Path) -> None:
