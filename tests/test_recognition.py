@@ -12,6 +12,7 @@ from torch import nn
 
 import hnetcl
 from hnetcl.cli.jobs import evaluate, train
+from hnetcl.cli.reload import load_weights
 from hnetcl.config import Config, parse_evaluation
 from hnetcl.errors import ArgumentError
 from hnetcl.inference import Recognizer, add_recognizer, candidates, infer_tasks, teach
@@ -29,7 +30,7 @@ from hnetcl.inference.inputs import INPUT, layer_names, watched
 from hnetcl.model import HyperModel
 from hnetcl.registry import register
 from hnetcl.tasks import Images, TaskSequence, load_images, split_sequence
-from hnetcl.training import Observer, RunStart
+from hnetcl.training import Observer, RunDirectory, RunStart
 
 Compose = Callable[..., Config]
 
@@ -238,6 +239,17 @@ def test_rows_of_no_model_are_told(name: str, spoil: Any, message: str, model: H
     model.recognizer.register_buffer(name, spoil(model.recognizer.get_buffer(name)))
     with pytest.raises(ValueError, match=message):
         model.recognizer.check_rows(model)
+
+
+def test_a_reload_looks_at_the_rows(model: HyperModel, sequence: TaskSequence, tmp_path: Path) -> None:
+    """Those of a file that is whole, but of no trained model."""
+    teach(model, sequence, {"name": "statistics", "rank": 1}, 60)
+    tensors = {name: value.clone() for name, value in model.saved_tensors().items()}
+    fresh = deepcopy(model)
+    load_weights(fresh, tensors, RunDirectory(tmp_path))
+    tensors["recognizer.spread"].zero_()
+    with pytest.raises(ValueError, match="model.safetensors is damaged .recognizer.spread is not positive"):
+        load_weights(fresh, tensors, RunDirectory(tmp_path))
 
 
 class Stops(Observer):

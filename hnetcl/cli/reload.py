@@ -97,7 +97,7 @@ def load_weights(model: HyperModel, tensors: dict[str, Tensor], directory: RunDi
                 part.open_as(own)
         model.load_tensors(tensors)
         check_sound(model)
-        if model.recognizer is not None and own:
+        if model.recognizer is not None and model.recognizer.opened:
             model.recognizer.check_rows(model)
     except ValueError as error:
         raise ValueError(f"{directory.model.name} is damaged ({error})") from error
