@@ -1,13 +1,13 @@
 """The sequences of Avalanche 0.6 and Continuum 1.2.7, where these are installed: the same images in the same order."""
 
-import gzip
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from benchmarks.strategies import unpack_mnist
 
-from hnetcl.tasks import TaskSequence, load_images, permuted_sequence, sources, split_sequence
+from hnetcl.tasks import TaskSequence, load_images, permuted_sequence, split_sequence
 from hnetcl.vision import import_torchvision
 
 SOME = range(0, 10000, 997)
@@ -17,10 +17,7 @@ SOME = range(0, 10000, 997)
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The packaged MNIST as torchvision keeps it."""
     root = tmp_path_factory.mktemp("mnist")
-    raw = root / "MNIST" / "raw"
-    raw.mkdir(parents=True)
-    for packed in (Path(sources.__file__).parent / "mnist").glob("*.gz"):
-        (raw / packed.stem).write_bytes(gzip.decompress(packed.read_bytes()))
+    unpack_mnist(root)
     return root
 
 

@@ -1,7 +1,6 @@
 """Sequences of what users bring: torch datasets, folders of images, several sets; and augmentation."""
 
 import os
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from stops import Stops
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
@@ -21,7 +21,6 @@ from hnetcl.errors import ArgumentError
 from hnetcl.registry import make, register
 from hnetcl.tasks import Batches, Images, TaskSequence, load_images, split_sequence
 from hnetcl.tasks.augmentation import PADDING, augmented
-from hnetcl.training import Observer, RunStart
 
 CPU = torch.device("cpu")
 
@@ -312,22 +311,6 @@ def test_only_training_batches_are_augmented(images: Images) -> None:
     assert torch.equal(drawn[0][1], drawn[1][1])
     assert not torch.equal(drawn[0][0], drawn[1][0])
     assert torch.equal(plain[0].preprocess(plain[0].test.images), changed[0].preprocess(changed[0].test.images))
-
-
-class Stops(Observer):
-    """Ends a run in the middle of task 1, once."""
-
-    lives = 0
-
-    def on_start(self, start: RunStart) -> None:
-        type(self).lives += 1
-
-    def on_task_start(self, task: int, steps: int, steps_before: int) -> None:
-        self.task = task
-
-    def on_tick(self, step: int) -> None:
-        if (self.task, step, self.lives) == (1, 3, 1):
-            signal.raise_signal(signal.SIGTERM)
 
 
 @pytest.mark.usefixtures("users_parts")

@@ -248,7 +248,7 @@ def test_a_reload_looks_at_the_rows(model: HyperModel, sequence: TaskSequence, t
     fresh = deepcopy(model)
     load_weights(fresh, tensors, RunDirectory(tmp_path))
     tensors["recognizer.spread"].zero_()
-    with pytest.raises(ValueError, match="model.safetensors is damaged .recognizer.spread is not positive"):
+    with pytest.raises(ValueError, match=r"model\.safetensors is damaged \(recognizer\.spread is not positive"):
         load_weights(fresh, tensors, RunDirectory(tmp_path))
 
 

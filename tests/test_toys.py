@@ -2,7 +2,6 @@
 
 import json
 import math
-import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from stops import Stops
 from torch import Tensor, nn
 
 import hnetcl
@@ -24,7 +24,7 @@ from hnetcl.registry import make, names, register
 from hnetcl.tasks import AsTheyAre, Split, Task, TaskSequence, loss_of, score
 from hnetcl.tracking import comparison_table, no_better_than_the_mean
 from hnetcl.tracking.learned import learned, look
-from hnetcl.training import Observer, Protocol, RunDirectory, RunStart, accuracies
+from hnetcl.training import Protocol, RunDirectory, accuracies
 
 CPU = torch.device("cpu")
 Compose = Callable[..., Config]
@@ -237,23 +237,6 @@ def test_pictures_show_what_the_model_says_and_leave_it_as_it_is(words: str, com
     assert found[1].labels.tolist() == task.test.labels[:300].tolist()
     figure = learned(found)
     assert len(figure.axes) == (2 if sequence.loss == "cross_entropy" else 1)
-
-
-class Stops(Observer):
-    """Ends a run in the middle of task 1, once."""
-
-    lives = 0
-    task = 0
-
-    def on_start(self, start: RunStart) -> None:
-        type(self).lives += 1
-
-    def on_task_start(self, task: int, steps: int, steps_before: int) -> None:
-        self.task = task
-
-    def on_tick(self, step: int) -> None:
-        if (self.task, step, self.lives) == (1, 3, 1):
-            signal.raise_signal(signal.SIGTERM)
 
 
 @pytest.mark.usefixtures("users_parts")
