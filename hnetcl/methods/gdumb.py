@@ -8,7 +8,7 @@ import torch
 from annotated_types import Ge
 from torch import Tensor
 
-from hnetcl.bn import VirtualBatchNormLayer, norm_layers
+from hnetcl.bn import VirtualBatchNormLayer, learned_values, norm_layers
 from hnetcl.errors import ArgumentError
 from hnetcl.memory import require
 from hnetcl.methods.base import Draw, Inputs, Method, Run
@@ -60,7 +60,7 @@ class GDumb(Method):
 
     def start_task(self, run: Run) -> None:
         self._fill(run)
-        values = self._values(run.model)
+        values = learned_values(run.model)
         if run.task == 0:
             self.initial = {name: value.detach().clone() for name, value in values.items()}
         with torch.no_grad():
@@ -79,13 +79,6 @@ class GDumb(Method):
         memory.shrink(counts[:first])
         for number, count in enumerate(counts[first:]):
             memory.add(data.train.images[order[fresh == number][:count]], first + number)
-
-    @staticmethod
-    def _values(model: HyperModel) -> dict[str, Tensor]:
-        """All that learns, and the rows of statistics."""
-        values = {name: value for name, value in model.named_parameters() if value.requires_grad}
-        rows = {f"net.{name}.{row}": v for name, layer in norm_layers(model.net).items() for row, v in layer.rows.items()}
-        return rows | values
 
     def inputs(self, run: Run, draw: Draw) -> Inputs:
         conditioned, number = run.model.is_conditioned, run.task
