@@ -1,0 +1,85 @@
+"""Pooling of whole numbers. The average, and the maximum by component, are torch's own."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hnetcl.algebra import Algebra, as_algebra
+from hnetcl.kernels.layout import sum_dtype
+
+POOLS: tuple[Any, ...] = (F.max_pool1d, F.max_pool2d, F.max_pool3d)
+ADAPTIVE_POOLS: tuple[Any, ...] = (F.adaptive_max_pool1d, F.adaptive_max_pool2d, F.adaptive_max_pool3d)
+
+
+class ModulusMaxPool(nn.Module):
+    """The number of the largest modulus in each window, whole: [N, C, *S] -> [N, C, *S'], with one to three axes in S.
+
+    Args:
+        kernel_size: of the window, for all axes or each.
+        algebra: of the numbers.
+        stride: the kernel size where left out.
+        padding, dilation, ceil_mode: as in torch; padding never wins.
+
+    The first of equals wins. For real numbers that is the value of the largest amount, not the largest value.
+    """
+
+    def __init__(
+        self,
+        kernel_size: int | Sequence[int],
+        algebra: str | Algebra,
+        stride: int | Sequence[int] | None = None,
+        padding: int | Sequence[int] = 0,
+        dilation: int | Sequence[int] = 1,
+        ceil_mode: bool = False,
+    ) -> None:
+        super().__init__()
+        self.algebra = as_algebra(algebra)
+        self.kernel_size, self.stride = kernel_size, kernel_size if stride is None else stride
+        self.padding, self.dilation, self.ceil_mode = padding, dilation, ceil_mode
+
+    def forward(self, x: Tensor) -> Tensor:
+        pool = POOLS[x.ndim - 3]
+        window = self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode
+        return _taken(x, pool(_square_modulus(x, self.algebra), *window, return_indices=True)[1], self.algebra)
+
+    def extra_repr(self) -> str:
+        return (
+            f"kernel_size={self.kernel_size}, algebra={self.algebra.name}, stride={self.stride}, padding={self.padding}, "
+            f"dilation={self.dilation}, ceil_mode={self.ceil_mode}"
+        )
+
+
+class AdaptiveModulusMaxPool(nn.Module):
+    """The same with windows that make an output of a given size: [N, C, *S] -> [N, C, *output_size].
+
+    Args:
+        output_size: for all axes or each; None for an axis that stays.
+        algebra: of the numbers.
+    """
+
+    def __init__(self, output_size: int | Sequence[int | None], algebra: str | Algebra) -> None:
+        super().__init__()
+        self.algebra, self.output_size = as_algebra(algebra), output_size
+
+    def forward(self, x: Tensor) -> Tensor:
+        pool = ADAPTIVE_POOLS[x.ndim - 3]
+        return _taken(x, pool(_square_modulus(x, self.algebra), self.output_size, return_indices=True)[1], self.algebra)
+
+    def extra_repr(self) -> str:
+        return f"output_size={self.output_size}, algebra={self.algebra.name}"
+
+
+def _square_modulus(x: Tensor, algebra: Algebra) -> Tensor:
+    """[N, Q, *S], without a graph: it chooses, and nothing else."""
+    square: Tensor = x.detach().to(sum_dtype(x.dtype)).unflatten(1, (algebra.dim, -1)).square().sum(1)
+    return square
+
+
+def _taken(x: Tensor, places: Tensor, algebra: Algebra) -> Tensor:
+    """The numbers of x [N, C, *S] at places [N, Q, *S'] of the flattened S."""
+    numbers = x.unflatten(1, (algebra.dim, -1)).flatten(3)
+    index = places.flatten(2).unsqueeze(1).expand(-1, algebra.dim, -1, -1)
+    taken: Tensor = numbers.gather(3, index).flatten(1, 2).unflatten(2, places.shape[2:])
+    return taken
