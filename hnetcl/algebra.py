@@ -57,19 +57,17 @@ class Algebra:
         if self.dim == 1:
             real = weight.squeeze(0)  # whose backward, unlike that of weight[0], copies nothing
             return real.movedim(1, -1).contiguous().movedim(-1, 1) if channels_last else real
-        d, kernel = self.dim, weight.shape[3:]
-        parts = weight.unflatten(1, (groups, -1))
-        # [d, groups, out, P, I]: the block matrix's columns are d runs of I values, at each of P places
-        parts = parts.flatten(4).movedim(3, 4).contiguous() if channels_last else parts.flatten(3).unsqueeze(3)
+        parts = weight if groups == 1 else weight.unflatten(1, (groups, -1))
+        rows_at, columns_at = (0, 1) if groups == 1 else (1, 2)  # of a component [out / d, in / d, *K]
+        if channels_last:
+            parts, columns_at = parts.movedim(columns_at + 1, -1).contiguous(), -1
         signed = {1: parts.unbind(0), -1: (-parts).unbind(0)}
         blocks = {(c, b): signed[sign][a] for a, row in enumerate(self.table) for b, (sign, c) in enumerate(row)}
         # the last row first: autograd then adds up a weight's gradients from the first row on
-        rows = [torch.cat([blocks[c, b] for b in range(d)], -1) for c in reversed(range(d))]
-        matrix = torch.cat(rows[::-1], 1).flatten(0, 1)  # [out, P, d I]
-        if channels_last:
-            last: Tensor = matrix.unflatten(1, kernel).movedim(-1, 1)
-            return last
-        return matrix.reshape(len(matrix), d * weight.shape[2], *kernel)
+        rows = [torch.cat([blocks[c, b] for b in range(self.dim)], columns_at) for c in reversed(range(self.dim))]
+        matrix = torch.cat(rows[::-1], rows_at)
+        matrix = matrix if groups == 1 else matrix.flatten(0, 1)
+        return matrix.movedim(-1, 1) if channels_last else matrix
 
     def group_major(self, x: Tensor, groups: int, back: bool = False) -> Tensor:
         """[N, C, *S] with channels by component, group, number -> by group, component, number; or back."""

@@ -1,6 +1,6 @@
 """Convolutions for every algebra."""
 
-from typing import ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -32,7 +32,7 @@ class ConvNd(BaseConv):
         ArgumentError: a width is not a multiple of d, or an option is outside its set.
     """
 
-    torch_layer: ClassVar[type[TorchConv]]
+    torch_layer: ClassVar[type[Any]]
 
     def __init__(
         self,
@@ -74,13 +74,13 @@ class ConvNd(BaseConv):
         With groups of numbers (d > 1) it is a layer without groups, most of whose weight is zero.
         """
         groups = 1 if self.reorders else self.groups
-        real = self.torch_layer(
+        real: TorchConv = self.torch_layer(
             self.in_channels,
             self.out_channels,
-            self.kernel_size,  # type: ignore[arg-type]  # as many numbers as this layer's torch_layer wants
-            self.stride,  # type: ignore[arg-type]
-            self.padding,  # type: ignore[arg-type]
-            self.dilation,  # type: ignore[arg-type]
+            self.kernel_size,
+            self.stride,
+            self.padding,
+            self.dilation,
             groups,
             padding_mode=self.padding_mode,
             device="meta",

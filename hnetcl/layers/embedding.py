@@ -26,8 +26,7 @@ class ToNumbers(nn.Module):
 
     With d = 2 and imaginary parts that are not learned x may be complex [N, C, *S]: then it has its own, and is only viewed.
 
-    A layer of numbers behind zero imaginary parts computes what a real layer with d times its weights would, which is the cheaper
-    way.
+    A layer of numbers behind zero imaginary parts computes what a real layer with d times its weights would: that is cheaper.
 
     Raises:
         ArgumentError: an option is outside its set, or `norm` would not be used.

@@ -8,6 +8,7 @@ from torch import nn
 from hnetcl.errors import ArgumentError, one_of
 from hnetcl.layers.base import BaseConv
 from hnetcl.layers.linear import Linear
+from hnetcl.layers.transposed import ConvTransposeNd
 from hnetcl.layers.weights import independent, polar, unitary
 
 Criterion = Literal["he", "glorot"]
@@ -32,8 +33,8 @@ def initialize(module: nn.Module, *, criterion: Criterion = "he", fan: Fan | Non
       the sphere this is the law of "independent" once more. Public code differs from it: that of Trabelsi et al. has the scale
       1 / n in place of 1 / sqrt(n), a square root short; recipes for quaternions draw the imaginary axis from a cube, and the
       angle to it evenly, which gives real parts three times the variance of each imaginary part.
-    - "unitary": a weight's matrix has orthogonal rows or columns, with the same variance (Trabelsi et al., section 3.6; here for
-      any d).
+    - "unitary": a weight's matrix has orthogonal rows or columns, with the same variance (Trabelsi et al., section 3.6, for
+      d = 2).
 
     Args:
         module: its layers whose weight is computed from other parameters (weight norm, pruning) are left as they are.
@@ -58,8 +59,11 @@ def initialize(module: nn.Module, *, criterion: Criterion = "he", fan: Fan | Non
         variance = 2 / (fan_in + fan_out if criterion == "glorot" else fan_out if fan == "out" else fan_in)
         shape = layer.weight.shape
         if parts == "unitary":
-            layer.weight.copy_(unitary(shape, variance, layer.algebra, layer.groups if isinstance(layer, BaseConv) else 1))
+            drawn = unitary(shape, variance, layer.algebra, layer.groups if isinstance(layer, BaseConv) else 1)
+            if isinstance(layer, ConvTransposeNd):  # multiplies by the matrix of its weight's conjugates
+                drawn = layer.algebra.conjugate(drawn)
         else:
-            layer.weight.copy_((polar if parts == "polar" else independent)(shape, variance))
+            drawn = (polar if parts == "polar" else independent)(shape, variance)
+        layer.weight.copy_(drawn)
         if layer.bias is not None:
             layer.bias.zero_()

@@ -1,13 +1,16 @@
 """Pooling of whole numbers. The average, and the maximum by component, are torch's own."""
 
 from collections.abc import Sequence
+from itertools import cycle
 from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hnetcl.algebra import Algebra, as_algebra
-from hnetcl.kernels.layout import sum_dtype
+from hnetcl.errors import ArgumentError
+from hnetcl.kernels.layout import has_channels_last, sum_dtype
+from hnetcl.layers.sizes import Size, per_axis
 
 POOLS: tuple[Any, ...] = (F.max_pool1d, F.max_pool2d, F.max_pool3d)
 ADAPTIVE_POOLS: tuple[Any, ...] = (F.adaptive_max_pool1d, F.adaptive_max_pool2d, F.adaptive_max_pool3d)
@@ -23,21 +26,30 @@ class ModulusMaxPool(nn.Module):
         padding, dilation, ceil_mode: as in torch; padding never wins.
 
     The first of equals wins. For real numbers that is the value of the largest amount, not the largest value.
+
+    Raises:
+        ArgumentError: an option is outside its set.
     """
 
     def __init__(
         self,
-        kernel_size: int | Sequence[int],
+        kernel_size: Size,
         algebra: str | Algebra,
-        stride: int | Sequence[int] | None = None,
-        padding: int | Sequence[int] = 0,
-        dilation: int | Sequence[int] = 1,
+        stride: Size | None = None,
+        padding: Size = 0,
+        dilation: Size = 1,
         ceil_mode: bool = False,
     ) -> None:
         super().__init__()
         self.algebra = as_algebra(algebra)
         self.kernel_size, self.stride = kernel_size, kernel_size if stride is None else stride
         self.padding, self.dilation, self.ceil_mode = padding, dilation, ceil_mode
+        window = per_axis("kernel_size", kernel_size)
+        sides = per_axis("padding", padding, least=0)
+        per_axis("stride", self.stride)
+        per_axis("dilation", dilation)
+        if any(2 * side > k for k, side in zip(cycle(window), sides, strict=False)):
+            raise ArgumentError("padding", padding, f"must be at most half of the kernel, {kernel_size}")
 
     def forward(self, x: Tensor) -> Tensor:
         pool = POOLS[x.ndim - 3]
@@ -82,4 +94,4 @@ def _taken(x: Tensor, places: Tensor, algebra: Algebra) -> Tensor:
     numbers = x.unflatten(1, (algebra.dim, -1)).flatten(3)
     index = places.flatten(2).unsqueeze(1).expand(-1, algebra.dim, -1, -1)
     taken: Tensor = numbers.gather(3, index).flatten(1, 2).unflatten(2, places.shape[2:])
-    return taken
+    return taken.movedim(1, -1).contiguous().movedim(-1, 1) if has_channels_last(x) else taken

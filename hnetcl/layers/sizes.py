@@ -9,22 +9,23 @@ Size = int | Sequence[int]
 Padding = tuple[int, ...] | Literal["same", "valid"]
 
 
-def per_axis(name: str, value: Size, axes: int, least: int = 1) -> tuple[int, ...]:
+def per_axis(name: str, value: Size, axes: int | None = None, least: int = 1) -> tuple[int, ...]:
     """A value for each axis.
 
     Args:
         name: of the argument, for messages.
         value: one for all axes, or one for each.
-        axes: how many there are.
+        axes: how many there are; None where only the input tells: then one value is for all.
         least: that is allowed.
 
     Raises:
         ArgumentError: it is something else.
     """
-    values = tuple(value) if isinstance(value, Sequence) else (value,) * axes
-    if len(values) != axes or not all(isinstance(v, int) and not isinstance(v, bool) and v >= least for v in values):
+    values = tuple(value) if isinstance(value, Sequence) else (value,) * (axes or 1)
+    if (axes and len(values) != axes) or not all(isinstance(v, int) and not isinstance(v, bool) and v >= least for v in values):
         each = f"a whole number of at least {least}"
-        raise ArgumentError(name, value, f"must be {each}" + (f", or {axes} of them" if axes > 1 else ""))
+        several = "" if axes == 1 else f", or {axes or 'several'} of them"
+        raise ArgumentError(name, value, f"must be {each}{several}")
     return values
 
 

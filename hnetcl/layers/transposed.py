@@ -1,7 +1,7 @@
 """Transposed convolutions for every algebra."""
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -33,7 +33,7 @@ class ConvTransposeNd(BaseConv):
         ArgumentError: a width is not a multiple of d, or an option is outside its set.
     """
 
-    torch_layer: ClassVar[type[TorchTransposed]]
+    torch_layer: ClassVar[type[Any]]
 
     def __init__(
         self,
@@ -87,15 +87,15 @@ class ConvTransposeNd(BaseConv):
         With groups of numbers (d > 1) it is a layer without groups, most of whose weight is zero.
         """
         groups = 1 if self.reorders else self.groups
-        real = self.torch_layer(
+        real: TorchTransposed = self.torch_layer(
             self.in_channels,
             self.out_channels,
-            self.kernel_size,  # type: ignore[arg-type]  # as many numbers as this layer's torch_layer wants
-            self.stride,  # type: ignore[arg-type]
-            self.padding,  # type: ignore[arg-type]
-            self.output_padding,  # type: ignore[arg-type]
+            self.kernel_size,
+            self.stride,
+            self.padding,
+            self.output_padding,
             groups,
-            dilation=self.dilation,  # type: ignore[arg-type]
+            dilation=self.dilation,
             device="meta",
         )
         real.weight, real.bias = nn.Parameter(self.ungrouped(), self.weight.requires_grad), self.bias
