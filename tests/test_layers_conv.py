@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from numbers_reference import from_complex, multiply, times, to_complex
+from peers import peer
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
@@ -233,6 +234,26 @@ def test_compiles_in_one_graph_and_exports(algebra: str, case: str) -> None:
     torch.testing.assert_close(outcome(compiled(x), x, layer.weight), outcome(layer(x), x, layer.weight))
     exported = torch.export.export(layer.eval(), (x.detach(),)).module()
     torch.testing.assert_close(exported(x.detach()), layer(x.detach()))
+
+
+def test_quaternion_convolution_of_speechbrain() -> None:
+    """The same product; theirs has the channels in the last axis."""
+    layer = Conv2d(8, 12, 3, "quaternion", bias=False, padding=1)
+    x = torch.randn(2, 8, 6, 5)
+    make = peer("speechbrain.nnet.quaternion_networks.q_CNN").QConv2d
+    theirs = make(out_channels=3, kernel_size=(3, 3), input_shape=(2, 5, 6, 8), padding_mode="constant", bias=False)
+    for name, component in zip("rijk", layer.weight.detach(), strict=True):
+        getattr(theirs, f"{name}_weight").data = component
+    torch.testing.assert_close(theirs(x.transpose(1, -1)).transpose(1, -1), layer(x))
+
+
+def test_complex_convolution_of_complexpytorch() -> None:
+    """With groups of numbers."""
+    layer = Conv2d(8, 12, 3, "complex", bias=False, stride=2, dilation=2, groups=2)
+    theirs = peer("complexPyTorch.complexLayers").ComplexConv2d(4, 6, 3, stride=2, dilation=2, groups=2, bias=False)
+    theirs.conv_r.weight.data, theirs.conv_i.weight.data = layer.weight.detach()
+    x = torch.randn(2, 8, 9, 7)
+    torch.testing.assert_close(theirs(to_complex(x)), to_complex(layer(x)))
 
 
 @pytest.mark.parametrize("size", [(9, 14), (3, 16, 10, 15), (10, 13)], ids=str)
