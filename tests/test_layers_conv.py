@@ -5,6 +5,7 @@ from copy import deepcopy
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from numbers_reference import from_complex, multiply, times, to_complex
@@ -269,6 +270,7 @@ def test_output_size(size: tuple[int, ...]) -> None:
 def test_names_and_text() -> None:
     """Options are tuples under torch's names, which the text of a layer shows."""
     layer = Conv2d(8, 16, 3, "quaternion", True, 2, 1, groups=2)
+    assert Conv2d(8, 16, np.int64(3)).kernel_size == (3, 3)  # type: ignore[arg-type]
     assert (layer.stride, layer.padding, layer.kernel_size) == ((2, 2), (1, 1), (3, 3))
     assert layer.weight.shape == (4, 4, 1, 3, 3)
     assert "8, 16, kernel_size=(3, 3), algebra=quaternion, bias=True, stride=(2, 2), padding=(1, 1)" in repr(layer)

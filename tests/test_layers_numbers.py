@@ -164,6 +164,7 @@ def test_activations_of_many_tasks(name: str, algebra: str) -> None:
         (lambda: ToNumbers(3, "complex", norm=nn.BatchNorm2d), "norm=.*: is used where imaginary=learned"),
         (lambda: ToReal("complex", "abs"), "what=abs: allowed: components, modulus, real"),  # type: ignore[arg-type]
         (lambda: ModulusMaxPool(0, "complex"), "kernel_size=0: must be"),
+        (lambda: AdaptiveModulusMaxPool((0, None), "complex"), r"output_size=\[0\]: must be"),
         (lambda: ModulusMaxPool(2, "complex", padding=2), "padding=2: must be at most half of the kernel"),
     ],
     ids=str,
@@ -210,6 +211,12 @@ def test_adaptive_pooling(algebra: str, size: Any) -> None:
     y = pool(x)
     torch.testing.assert_close(vmap(pool)(x.unsqueeze(1)).squeeze(1), y)
     torch.testing.assert_close(modulus(y, algebra), F.adaptive_max_pool2d(modulus(x, algebra), size))
+
+
+def test_pooling_needs_axes() -> None:
+    for pool in (ModulusMaxPool(2, "complex"), AdaptiveModulusMaxPool(2, "complex")):
+        with pytest.raises(ValueError, match=r"with one to three axes in S, got \(2, 4\)"):
+            pool(torch.zeros(2, 4))
 
 
 def test_pooling_beside_complexpytorch() -> None:

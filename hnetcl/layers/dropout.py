@@ -33,13 +33,9 @@ class Dropout(nn.Module):
         if not self.training or self.p == 0:
             return x
         numbers = x.unflatten(1, (self.algebra.dim, -1))
-        kept = numbers.detach()[:, :1]
-        kept = (
-            kept.flatten(3)[..., 0].reshape(*kept.shape[:3], *[1] * (x.ndim - 2))
-            if self.whole_channels and x.ndim > 2
-            else kept
-        )
-        y: Tensor = (numbers * F.dropout(kept.new_ones(kept.shape), self.p)).flatten(1, 2)
+        n, _, q, *space = numbers.shape
+        kept = F.dropout(x.new_ones(n, 1, q, *([1] * len(space) if self.whole_channels else space)), self.p)
+        y: Tensor = (numbers * kept).flatten(1, 2)
         return y
 
     def extra_repr(self) -> str:

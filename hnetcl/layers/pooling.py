@@ -52,7 +52,7 @@ class ModulusMaxPool(nn.Module):
             raise ArgumentError("padding", padding, f"must be at most half of the kernel, {kernel_size}")
 
     def forward(self, x: Tensor) -> Tensor:
-        pool = POOLS[x.ndim - 3]
+        pool = _by_axes(POOLS, x)
         window = self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode
         return _taken(x, pool(_square_modulus(x, self.algebra), *window, return_indices=True)[1], self.algebra)
 
@@ -69,18 +69,29 @@ class AdaptiveModulusMaxPool(nn.Module):
     Args:
         output_size: for all axes or each; None for an axis that stays.
         algebra: of the numbers.
+
+    Raises:
+        ArgumentError: a size is not positive.
     """
 
     def __init__(self, output_size: int | Sequence[int | None], algebra: str | Algebra) -> None:
         super().__init__()
         self.algebra, self.output_size = as_algebra(algebra), output_size
+        sizes = output_size if isinstance(output_size, Sequence) else [output_size]
+        per_axis("output_size", [size for size in sizes if size is not None] or 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        pool = ADAPTIVE_POOLS[x.ndim - 3]
+        pool = _by_axes(ADAPTIVE_POOLS, x)
         return _taken(x, pool(_square_modulus(x, self.algebra), self.output_size, return_indices=True)[1], self.algebra)
 
     def extra_repr(self) -> str:
         return f"output_size={self.output_size}, algebra={self.algebra.name}"
+
+
+def _by_axes(pools: tuple[Any, ...], x: Tensor) -> Any:
+    if not 3 <= x.ndim <= 5:
+        raise ValueError(f"expected x of shape [N, C, *S] with one to three axes in S, got {tuple(x.shape)}")
+    return pools[x.ndim - 3]
 
 
 def _square_modulus(x: Tensor, algebra: Algebra) -> Tensor:

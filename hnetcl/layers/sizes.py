@@ -1,6 +1,7 @@
 """What kernel sizes, strides and their like may be."""
 
 from collections.abc import Sequence
+from operator import index
 from typing import Literal
 
 from hnetcl.errors import ArgumentError
@@ -22,11 +23,14 @@ def per_axis(name: str, value: Size, axes: int | None = None, least: int = 1) ->
         ArgumentError: it is something else.
     """
     values = tuple(value) if isinstance(value, Sequence) else (value,) * (axes or 1)
-    if (axes and len(values) != axes) or not all(isinstance(v, int) and not isinstance(v, bool) and v >= least for v in values):
-        each = f"a whole number of at least {least}"
+    try:
+        whole = tuple(map(index, values))
+    except TypeError:
+        whole = ()
+    if not whole or len(whole) != (axes or len(whole)) or min(whole) < least:
         several = "" if axes == 1 else f", or {axes or 'several'} of them"
-        raise ArgumentError(name, value, f"must be {each}{several}")
-    return values
+        raise ArgumentError(name, value, f"must be a whole number of at least {least}{several}")
+    return whole
 
 
 def sides(padding: Padding | str, kernel_size: Sequence[int], dilation: Sequence[int]) -> list[tuple[int, int]]:
