@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from numbers_reference import from_complex, times, to_complex
 from peers import peer
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
+from torch.func import functional_call, hessian, vmap
 
 from hnetcl.algebra import ALGEBRAS, QUATERNION
 from hnetcl.bn import BatchNormLayer, fold_batchnorm
@@ -122,6 +122,13 @@ def test_numbers_of_no_size_and_of_large(name: str, algebra: str, dtype: torch.d
         assert all(value.isfinite().all() for value in (y, *torch.autograd.grad(y.sum(), leaves)))
 
 
+@every_activation
+def test_second_derivatives_at_zero(name: str, algebra: str) -> None:
+    """As Fisher information and meta-learning take them: none is nan."""
+    layer = activation(name, algebra)
+    assert hessian(lambda x: layer(x).sum())(torch.zeros(1, 8, dtype=torch.float64)).isfinite().all()
+
+
 def test_modrelu_at_zero() -> None:
     """It starts as the identity, at zero too; below the threshold nothing moves."""
     layer, x = ModReLU(2, "complex"), torch.zeros(1, 2, requires_grad=True)
@@ -165,6 +172,7 @@ def test_activations_of_many_tasks(name: str, algebra: str) -> None:
         (lambda: ToReal("complex", "abs"), "what=abs: allowed: components, modulus, real"),  # type: ignore[arg-type]
         (lambda: ModulusMaxPool(0, "complex"), "kernel_size=0: must be"),
         (lambda: AdaptiveModulusMaxPool((0, None), "complex"), r"output_size=\[0\]: must be"),
+        (lambda: ModulusMaxPool((4, 2), "complex", padding=2), "padding=2: must be at most half of the kernel"),
         (lambda: ModulusMaxPool(2, "complex", padding=2), "padding=2: must be at most half of the kernel"),
     ],
     ids=str,

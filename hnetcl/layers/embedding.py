@@ -60,7 +60,7 @@ class ToNumbers(nn.Module):
         """[N, C, *S] -> [N, d C, *S].
 
         Raises:
-            ValueError: x has other channels, or is complex where d is not 2 (or imaginary parts are learned).
+            ValueError: x has other channels, or is complex where d is not 2.
         """
         if self.block is not None:  # asks nothing of x, so that the block can be traced
             return torch.cat([x, self.block(x)], 1)

@@ -48,7 +48,8 @@ class ModulusMaxPool(nn.Module):
         sides = per_axis("padding", padding, least=0)
         per_axis("stride", self.stride)
         per_axis("dilation", dilation)
-        if any(2 * side > k for k, side in zip(cycle(window), sides, strict=False)):
+        axes = range(max(len(window), len(sides)))
+        if any(2 * side > k for k, side, _ in zip(cycle(window), cycle(sides), axes, strict=False)):
             raise ArgumentError("padding", padding, f"must be at most half of the kernel, {kernel_size}")
 
     def forward(self, x: Tensor) -> Tensor:
