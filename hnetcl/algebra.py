@@ -84,8 +84,10 @@ class Algebra:
 
     def modulus(self, x: Tensor) -> Tensor:
         """|z| [N, Q, *S] of numbers [N, C, *S]; its gradient at 0 is 0."""
-        found: Tensor = torch.linalg.vector_norm(x.unflatten(1, (self.dim, -1)), dim=1)
-        return found
+        parts = x.unflatten(1, (self.dim, -1))
+        is_zero = ~parts.any(1, keepdim=True)  # for which the norm's second derivative would be nan
+        found: Tensor = torch.linalg.vector_norm(parts.masked_fill(is_zero, 1), dim=1)
+        return found.masked_fill(is_zero.squeeze(1), 0)
 
     def lift(self, x: Tensor) -> Tensor:
         """Real channels as numbers without imaginary parts: [N, C, *S] -> [N, d C, *S]."""

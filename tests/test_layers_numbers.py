@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from numbers_reference import from_complex, times, to_complex
 from peers import peer
 from torch import Tensor, nn
-from torch.func import functional_call, hessian, vmap
+from torch.autograd.functional import hessian
+from torch.func import functional_call, vmap
 
 from hnetcl.algebra import ALGEBRAS, QUATERNION
 from hnetcl.bn import BatchNormLayer, fold_batchnorm
@@ -126,7 +127,11 @@ def test_numbers_of_no_size_and_of_large(name: str, algebra: str, dtype: torch.d
 def test_second_derivatives_at_zero(name: str, algebra: str) -> None:
     """As Fisher information and meta-learning take them: none is nan."""
     layer = activation(name, algebra)
-    assert hessian(lambda x: layer(x).sum())(torch.zeros(1, 8, dtype=torch.float64)).isfinite().all()
+    zero = torch.zeros(1, 8, dtype=torch.float64, requires_grad=True)
+    for each in (layer, ToReal(algebra, "modulus")):
+        assert hessian(lambda x, each=each: each(x).sum(), zero).isfinite().all()
+    if name == "tanh":
+        assert torch.autograd.gradgradcheck(layer, zero)
 
 
 def test_modrelu_at_zero() -> None:

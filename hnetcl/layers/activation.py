@@ -105,12 +105,14 @@ class Tanh(NumberActivation):
     """
 
     def act(self, z: Tensor) -> Tensor:
-        a = z[:, :1]
+        a, v = z[:, :1], z[:, 1:]  # v = u b
         t, sech2 = a.tanh(), 4 * (2 * a).sigmoid() * (-2 * a).sigmoid()
-        v = z[:, 1:]  # u b
-        b = v if self.algebra.dim == 2 else torch.linalg.vector_norm(v, dim=1, keepdim=True)
-        below = b.cos().square() + (t * b.sin()).square() if self.algebra.dim > 1 else torch.ones_like(t)
-        return torch.cat([t, v * sech2 * torch.sinc(b * (2 / torch.pi))], 1) / below
+        square = v.square().sum(1, keepdim=True)
+        small = square < torch.finfo(z.dtype).eps ** (1 / 3)  # there b^6 is nothing, and b has no derivative at 0
+        b = square.masked_fill(small, 1).sqrt()
+        cos2 = torch.where(small, 1 - square + square.square() / 3, b.cos().square())
+        sinc = torch.where(small, 1 - 2 / 3 * square + 2 / 15 * square.square(), (2 * b).sin() / (2 * b))
+        return torch.cat([t, v * sech2 * sinc], 1) / (cos2 + t.square() * (1 - cos2))
 
 
 def _modulus(z: Tensor) -> tuple[Tensor, Tensor]:
