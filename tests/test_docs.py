@@ -49,6 +49,7 @@ TRAIN = [
 BENCHMARK = {  # the same for each subject
     "bn": ["--shape", "8,8,4,4", "--rounds", "1", "--only", "real/closed_form"],
     "conv_bn": ["--shape", "4,8,6,6", "--channels", "8", "--rounds", "1", "--only", "real/pair/*"],
+    "layers": ["--shape", "4,8,6,6", "--channels", "8", "--rounds", "1", "--only", "quaternion"],
     "memory": ["--steps", "70", "--only", "quaternion/tracked"],
     "train": ["--rounds", "1", "--turn", "1", "--only", "ours/all"],
     "regularizer": ["--rounds", "1", "--turn", "1", "--tasks", "2,3"],
