@@ -14,7 +14,11 @@ from hnetcl.registry import find, given, make, names
 NETS: dict[str, dict[str, Any]] = {  # name -> what makes it small
     "lenet": {"channels": [8, 8], "hidden": [8]},
     "mlp": {"hidden": [8, 16]},
+    "resnet": {"depth": 8, "width": 4},
+    "resnet18": {"width": 4},
     "torchvision": {"model": "squeezenet1_1"},
+    "wide_resnet": {"depth": 10, "width": 4},
+    "zenke": {"channels": [4, 8], "hidden": [8]},
 }
 EachNet = pytest.mark.parametrize("name", NETS)
 ALGEBRAS = ["real", "complex", "quaternion"]
