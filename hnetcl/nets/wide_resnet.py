@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from annotated_types import Ge, Lt
 from torch import Tensor, nn
 
-from hnetcl.algebra import REAL, Algebra, AlgebraName, as_algebra
+from hnetcl.algebra import Algebra, AlgebraName, as_algebra
 from hnetcl.errors import ArgumentError
 from hnetcl.layers import Conv2d
 from hnetcl.nets.blocks import Norm, WidthUnit, conv_norm, real_width

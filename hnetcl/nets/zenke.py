@@ -15,7 +15,7 @@ from hnetcl.registry import Widths, register
 
 @register("net", "zenke")
 class Zenke(nn.Module):
-    """Pairs of 3 x 3 convolutions with 2 x 2 max pooling behind each, dense layers, a real head: [N, C, H, W] -> [N, num_outputs].
+    """Pairs of 3 x 3 convolutions, each with 2 x 2 max pooling behind, dense layers, a real head: [N, C, H, W] -> [N, K].
 
     The first convolution of a pair is padded, the second is not. ReLU follows each layer, dropout each pair and dense layer.
 
