@@ -42,6 +42,8 @@ class Residual(nn.Module):
 class PaddedShortcut(nn.Module):
     """Option A of He et al. 2016: every `stride`-th position, and zeros for the numbers that are missing. It has no parameters.
 
+    As in common code (github.com/akamaster/pytorch_resnet_cifar10, hypnettorch) half of the zeros come first.
+
     Args:
         more: channels that are missing, a multiple of d.
         stride: of the block.
@@ -50,11 +52,13 @@ class PaddedShortcut(nn.Module):
 
     def __init__(self, more: int, stride: int, algebra: Algebra) -> None:
         super().__init__()
-        self.more, self.stride, self.dim = more // algebra.dim, stride, algebra.dim
+        numbers = more // algebra.dim
+        self.before, self.behind = numbers // 2, numbers - numbers // 2
+        self.stride, self.dim = stride, algebra.dim
 
     def forward(self, x: Tensor) -> Tensor:
         components = x[..., :: self.stride, :: self.stride].unflatten(1, (self.dim, -1))
-        return F.pad(components, (0, 0, 0, 0, 0, self.more)).flatten(1, 2)
+        return F.pad(components, (0, 0, 0, 0, self.before, self.behind)).flatten(1, 2)
 
 
 def basic_block(

@@ -1,0 +1,145 @@
+"""Networks for CIFAR: as large as published, as others compute them, in every algebra, and right from the first step."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hnetcl.algebra import ALGEBRAS, as_algebra
+from hnetcl.bn import BatchNormLayer
+from hnetcl.errors import ArgumentError
+from hnetcl.nets import ResNet, ResNet18, WideResNet, Zenke
+from hnetcl.nets.residual import PaddedShortcut
+from hnetcl.vision import import_torchvision
+from peers import peer
+
+IMAGE = (3, 32, 32)
+Make = Callable[..., nn.Module]
+
+
+def made(make: Make, algebra: str = "real", num_outputs: int = 10, norm: bool = True, **options: Any) -> nn.Module:
+    torch.manual_seed(0)
+    layer = partial(BatchNormLayer, algebra=algebra) if norm else None  # type: ignore[arg-type]
+    return make(IMAGE, num_outputs, layer, algebra=algebra, **options)
+
+
+def size(net: nn.Module) -> int:
+    return sum(p.numel() for p in net.parameters())
+
+
+PUBLISHED: dict[str, tuple[Make, dict[str, Any], int]] = {
+    # He et al. 2016, table 6: 0.27, 0.46, 0.66, 0.85 and 1.7 million; exact in github.com/akamaster/pytorch_resnet_cifar10
+    "ResNet-20": (ResNet, {"depth": 20}, 269_722),
+    "ResNet-32": (ResNet, {"depth": 32}, 464_154),
+    "ResNet-44": (ResNet, {"depth": 44}, 658_586),
+    "ResNet-56": (ResNet, {"depth": 56}, 853_018),
+    "ResNet-110": (ResNet, {"depth": 110}, 1_727_962),
+    "ResNet-20 with projections": (ResNet, {"depth": 20, "shortcut": "B"}, 272_474),
+    # github.com/kuangliu/pytorch-cifar, and the reduced one of github.com/facebookresearch/GradientEpisodicMemory
+    "ResNet-18 for CIFAR": (ResNet18, {}, 11_173_962),
+    "ResNet-18, reduced": (ResNet18, {"width": 20, "num_outputs": 100}, 1_109_240),
+    "ResNet-18 of torchvision": (ResNet18, {"stem": "imagenet", "num_outputs": 1000}, 11_689_512),
+    # Zagoruyko & Komodakis 2016, tables 4 and 5: 36.5 million; exact in github.com/xternalz/WideResNet-pytorch
+    "WRN-28-2": (WideResNet, {}, 1_467_610),
+    "WRN-28-10": (WideResNet, {"widen": 10}, 36_479_194),
+    "WRN-16-8": (WideResNet, {"depth": 16, "widen": 8}, 10_961_370),
+    # hypnettorch 0.0.4
+    "Zenke et al.": (Zenke, {"norm": False}, 1_250_858),
+}
+
+
+@pytest.mark.parametrize(("make", "options", "count"), PUBLISHED.values(), ids=PUBLISHED)
+def test_it_has_as_many_parameters_as_published(make: Make, options: dict[str, Any], count: int) -> None:
+    with torch.device("meta"):
+        assert size(made(make, **options)) == count
+
+
+@pytest.mark.parametrize("algebra", ["complex", "quaternion"])
+@pytest.mark.parametrize("name", ["ResNet-20", "ResNet-20 with projections", "ResNet-18, reduced", "WRN-28-2", "Zenke et al."])
+def test_inner_layers_have_a_dth_of_the_weights(name: str, algebra: str) -> None:
+    """At the same width. The first layer and the head are real."""
+    make, options, _ = PUBLISHED[name]
+
+    def weights(algebra: str, **more: Any) -> tuple[int, int]:
+        with torch.device("meta"):
+            net = made(make, algebra, **{**options, **more})
+        layers = [p.numel() for p in net.parameters() if p.ndim > 2]  # convolutions and linear layers
+        return sum(layers[1:-1]), layers[0] + layers[-1]
+
+    inner, outer = weights("real")
+    d = as_algebra(algebra).dim
+    assert weights(algebra) == (inner / d, outer)
+    if make is not Zenke:  # d times as wide: d times d of the weights, a dth of which is left
+        wide = options.get("width", 64 if make is ResNet18 else 16)
+        assert weights(algebra, width=wide, width_unit="numbers")[0] == inner * d
+
+
+def real_weights(net: nn.Module) -> list[Tensor]:
+    """Parameters in order, weights as torch's layers have them."""
+    return [p.detach().squeeze(0) if p.ndim > 1 else p.detach() for p in net.parameters()]
+
+
+def test_resnet18_computes_what_torchvisions_does() -> None:
+    theirs = import_torchvision().models.resnet18(num_classes=7)
+    ours = made(ResNet18, num_outputs=7, stem="imagenet")
+    with torch.no_grad():
+        for own, other in zip(real_weights(ours), theirs.parameters(), strict=True):
+            own.copy_(other)
+    x = torch.randn(4, 3, 64, 64)
+    for training in (True, False):
+        torch.testing.assert_close(ours.train(training)(x), theirs.train(training)(x))
+
+
+def test_resnet_computes_what_hypnettorchs_does() -> None:
+    theirs = peer("hypnettorch.mnets.resnet").ResNet(n=1, use_bias=False, verbose=False)
+    ours = made(ResNet, depth=8)
+    named = dict(ours.named_parameters())
+    norms = [p for p in named.values() if p.ndim == 1 and p is not named["head.bias"]]
+    with torch.no_grad():
+        for own, other in zip([*norms, *(p for p in named.values() if p.ndim > 1)], theirs.internal_params, strict=True):
+            own.copy_(other[None] if other.ndim > 1 else other)
+    x = torch.randn(4, *IMAGE)
+    for training in (True, False):
+        last_axis = x.movedim(1, -1).flatten(1)
+        torch.testing.assert_close(ours.train(training)(x), theirs.train(training)(last_axis))
+
+
+def test_wide_resnet_computes_what_the_paper_says() -> None:
+    """One block a stage: norm, ReLU, convolution, twice; behind the first ReLU the way parts for a 1 x 1 convolution."""
+    net = made(WideResNet, depth=10, widen=2, width=4)
+    weights = iter(real_weights(net))
+
+    def norm(x: Tensor) -> Tensor:
+        return F.relu(F.batch_norm(x, None, None, next(weights), next(weights), training=True))
+
+    x = torch.randn(4, *IMAGE)
+    h = F.conv2d(x, next(weights), padding=1)
+    for stage in net.stages:  # in the order of the parameters: convolution, norm, convolution; shortcut; the norm before all
+        stride = 1 if stage is net.stages[0] else 2
+        first, *gamma_beta, second, shortcut, gamma, beta = (next(weights) for _ in range(7))
+        active = F.relu(F.batch_norm(h, None, None, gamma, beta, training=True))
+        inner = F.relu(F.batch_norm(F.conv2d(active, first, None, stride, 1), None, None, *gamma_beta, training=True))
+        h = F.conv2d(inner, second, padding=1) + F.conv2d(active, shortcut, None, stride)
+    h = norm(h).mean((2, 3))
+    torch.testing.assert_close(net(x), F.linear(h, next(weights), next(weights)))
+
+
+@pytest.mark.parametrize("algebra", ALGEBRAS)
+def test_padding_adds_whole_numbers(algebra: str) -> None:
+    """Zeros, before and behind the numbers that there are: multiplied by a number and then padded is padded and then multiplied."""
+    known = as_algebra(algebra)
+    d = known.dim
+    x, weight = torch.randn(2, 4 * d, 5, 6), torch.randn(d, 1, 1)
+    pad = PaddedShortcut(3 * d, 2, known)
+    assert pad(x).shape == (2, 7 * d, 3, 3)
+    matrix = known.block_matrix(weight)
+
+    def times(x: Tensor) -> Tensor:
+        return torch.einsum("ab,nbqhw->naqhw", matrix, x.unflatten(1, (d, -1))).flatten(1, 2)
+
+    torch.testing.assert_close(pad(times(x)), times(pad(x)))
+    torch.testing.assert_close(pad(x).square().sum(), x[..., ::2, ::2].square().sum())
