@@ -7,15 +7,14 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from peers import peer
 from torch import Tensor, nn
 
 from hnetcl.algebra import ALGEBRAS, as_algebra
 from hnetcl.bn import BatchNormLayer
-from hnetcl.errors import ArgumentError
 from hnetcl.nets import ResNet, ResNet18, WideResNet, Zenke
 from hnetcl.nets.residual import PaddedShortcut
 from hnetcl.vision import import_torchvision
-from peers import peer
 
 IMAGE = (3, 32, 32)
 Make = Callable[..., nn.Module]
@@ -94,6 +93,7 @@ def test_resnet18_computes_what_torchvisions_does() -> None:
         torch.testing.assert_close(ours.train(training)(x), theirs.train(training)(x))
 
 
+@pytest.mark.filterwarnings("ignore:Use attribute:DeprecationWarning")
 def test_resnet_computes_what_hypnettorchs_does() -> None:
     theirs = peer("hypnettorch.mnets.resnet").ResNet(n=1, use_bias=False, verbose=False)
     ours = made(ResNet, depth=8)
@@ -130,7 +130,7 @@ def test_wide_resnet_computes_what_the_paper_says() -> None:
 
 @pytest.mark.parametrize("algebra", ALGEBRAS)
 def test_padding_adds_whole_numbers(algebra: str) -> None:
-    """Zeros, before and behind the numbers that there are: multiplied by a number and then padded is padded and then multiplied."""
+    """Zeros before and behind: what is multiplied by a number and then padded is what is padded and then multiplied."""
     known = as_algebra(algebra)
     d = known.dim
     x, weight = torch.randn(2, 4 * d, 5, 6), torch.randn(d, 1, 1)
