@@ -15,28 +15,33 @@ Shortcut = Literal["A", "B"]
 
 
 class Residual(nn.Module):
-    """relu(shortcut(x) + branch(x)): [N, in, H, W] -> [N, out, H', W'].
+    """relu(shortcut(x) + scale * branch(x)): [N, in, H, W] -> [N, out, H', W'].
 
     Args:
         branch: what is learned beside the shortcut.
         shortcut: the way around it.
-        gated: whether the branch is multiplied by a scalar that is learned from zero (SkipInit, De & Smith 2020,
-            arXiv:2002.10444). Networks without norm need it: at the start a block is its shortcut, whatever the depth.
+        scale: see `branch_scale`.
     """
 
-    def __init__(self, branch: nn.Module, shortcut: nn.Module, gated: bool) -> None:
+    def __init__(self, branch: nn.Module, shortcut: nn.Module, scale: float) -> None:
         super().__init__()
-        self.branch, self.shortcut = branch, shortcut
-        self.gate = nn.Parameter(torch.zeros(())) if gated else None
+        self.branch, self.shortcut, self.scale = branch, shortcut, scale
 
     def forward(self, x: Tensor) -> Tensor:
         return F.relu(self.joined(x, x))
 
     def joined(self, x: Tensor, around: Tensor) -> Tensor:
         """The sum, of what goes through the branch and what goes around it."""
-        branch: Tensor = self.branch(x)
-        shortcut: Tensor = self.shortcut(around)
-        return shortcut + branch if self.gate is None else torch.addcmul(shortcut, self.gate, branch)
+        return torch.add(self.shortcut(around), self.branch(x), alpha=self.scale)
+
+
+def branch_scale(blocks: int, norm: Norm | None) -> float:
+    """What the branches of that many blocks are multiplied by: 1, and without a norm 1 / sqrt(blocks).
+
+    Without a norm a block would make activations sqrt(3) times as large, and fifty of them make them overflow; so scaled all of
+    them together make them e times as large at most (Hayou et al. 2021, arXiv:2010.12859).
+    """
+    return 1.0 if norm else blocks**-0.5
 
 
 class PaddedShortcut(nn.Module):
@@ -62,7 +67,7 @@ class PaddedShortcut(nn.Module):
 
 
 def basic_block(
-    width_in: int, width_out: int, stride: int, shortcut: Shortcut, algebra: Algebra, norm: Norm | None
+    width_in: int, width_out: int, stride: int, shortcut: Shortcut, algebra: Algebra, norm: Norm | None, scale: float
 ) -> Residual:
     """Two convolutions, a norm behind each, and ReLU between them and behind the sum (He et al. 2016, figure 2)."""
     branch = nn.Sequential(
@@ -76,7 +81,7 @@ def basic_block(
             around = [PaddedShortcut(width_out - width_in, stride, algebra)]
         else:
             around = conv_norm(width_in, width_out, 1, algebra, norm, stride)
-    return Residual(branch, nn.Sequential(*around), gated=norm is None)
+    return Residual(branch, nn.Sequential(*around), scale)
 
 
 class ResidualNet(nn.Module):
@@ -114,10 +119,10 @@ def basic_stages(
 ) -> list[list[nn.Module]]:
     """Stages of basic blocks; each but the first halves the image and doubles the width, which is `width` at the start."""
     stages: list[list[nn.Module]] = []
-    width_in = width
+    width_in, scale = width, branch_scale(sum(blocks), norm)
     for i, count in enumerate(blocks):
         stages.append([])
         for j in range(count):
-            stages[-1].append(basic_block(width_in, width << i, 2 if i and not j else 1, shortcut, algebra, norm))
+            stages[-1].append(basic_block(width_in, width << i, 2 if i and not j else 1, shortcut, algebra, norm, scale))
             width_in = width << i
     return stages

@@ -20,8 +20,7 @@ class ResNet(ResidualNet):
     Args:
         in_shape: (C, H, W) of an image.
         num_outputs: K, logits per task.
-        norm: width -> norm layer; None for none: convolutions then have biases, and the branch of each block a scalar that
-            is learned from zero (see `Residual`).
+        norm: width -> norm layer; None for none: convolutions then have biases, and branches are scaled (see `branch_scale`).
         depth: 20, 32, 44, 56, 110, or any other 6 n + 2.
         width: of the first stage.
         shortcut: where the width grows. "A": zeros for the missing numbers, no parameters; "B": a 1 x 1 convolution.

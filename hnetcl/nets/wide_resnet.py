@@ -11,7 +11,7 @@ from hnetcl.algebra import Algebra, AlgebraName, as_algebra
 from hnetcl.errors import ArgumentError
 from hnetcl.layers import Conv2d
 from hnetcl.nets.blocks import Norm, WidthUnit, conv_norm, real_width
-from hnetcl.nets.residual import Residual, ResidualNet
+from hnetcl.nets.residual import Residual, ResidualNet, branch_scale
 from hnetcl.registry import register
 
 
@@ -20,12 +20,12 @@ class PreactivatedBlock(Residual):
 
     Args:
         norm: the layer, or an identity.
-        branch, shortcut, gated: as in `Residual`.
+        branch, shortcut, scale: as in `Residual`.
         projects: whether the width changes.
     """
 
-    def __init__(self, norm: nn.Module, branch: nn.Module, shortcut: nn.Module, gated: bool, projects: bool) -> None:
-        super().__init__(branch, shortcut, gated)
+    def __init__(self, norm: nn.Module, branch: nn.Module, shortcut: nn.Module, scale: float, projects: bool) -> None:
+        super().__init__(branch, shortcut, scale)
         self.norm, self.projects = norm, projects
 
     def forward(self, x: Tensor) -> Tensor:
@@ -70,18 +70,20 @@ class WideResNet(ResidualNet):
         algebra = as_algebra(algebra)
         if depth % 6 != 4:
             raise ArgumentError("depth", depth, "must be 6 n + 4, as 16, 22, 28 and 40 are")
-        width_in = real_width(width, width_unit, algebra, norm)
+        width_in, scale = real_width(width, width_unit, algebra, norm), branch_scale(depth // 6 * 3, norm)
         stem = Conv2d(in_shape[0], width_in, 3, bias=norm is None, padding=1)
         stages: list[list[nn.Module]] = []
         for i, out in enumerate([widen * width_in << i for i in range(3)]):
             stages.append([])
             for j in range(depth // 6):
-                stages[-1].append(_block(width_in, out, 2 if i and not j else 1, dropout, algebra, norm))
+                stages[-1].append(_block(width_in, out, 2 if i and not j else 1, dropout, algebra, norm, scale))
                 width_in = out
         super().__init__([stem], stages, [*([norm(width_in)] if norm else []), nn.ReLU()], width_in, num_outputs)
 
 
-def _block(width_in: int, out: int, stride: int, dropout: float, algebra: Algebra, norm: Norm | None) -> PreactivatedBlock:
+def _block(
+    width_in: int, out: int, stride: int, dropout: float, algebra: Algebra, norm: Norm | None, scale: float
+) -> PreactivatedBlock:
     """Two convolutions with norm, ReLU and dropout between them (figure 1 d)."""
     bias, projects = norm is None, stride != 1 or width_in != out
     branch = nn.Sequential(
@@ -91,4 +93,4 @@ def _block(width_in: int, out: int, stride: int, dropout: float, algebra: Algebr
         Conv2d(out, out, 3, algebra, bias, padding=1),
     )
     shortcut = Conv2d(width_in, out, 1, algebra, bias, stride) if projects else nn.Identity()
-    return PreactivatedBlock(norm(width_in) if norm else nn.Identity(), branch, shortcut, norm is None, projects)
+    return PreactivatedBlock(norm(width_in) if norm else nn.Identity(), branch, shortcut, scale, projects)
