@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from peers import peer
 from torch import Tensor, nn
 
+import hnetcl
 from hnetcl.algebra import ALGEBRAS, as_algebra
 from hnetcl.bn import BatchNormLayer
 from hnetcl.nets import ResNet, ResNet18, WideResNet, Zenke
@@ -143,3 +144,53 @@ def test_padding_adds_whole_numbers(algebra: str) -> None:
 
     torch.testing.assert_close(pad(times(x)), times(pad(x)))
     torch.testing.assert_close(pad(x).square().sum(), x[..., ::2, ::2].square().sum())
+
+
+def deviations(net: nn.Module, run: Callable[[Tensor], Tensor]) -> Tensor:
+    """Standard deviations of what stem, stages and head yield at the start."""
+    found: list[Tensor] = []
+    layers = [net.stem, *net.stages, net.head]  # type: ignore[misc]
+    hooks = [layer.register_forward_hook(lambda *given: found.append(given[2].detach().std())) for layer in layers]
+    torch.manual_seed(1)
+    logits = run(torch.randn(8, 3, 16, 16))
+    F.cross_entropy(logits, torch.arange(8)).backward()
+    for hook in hooks:
+        hook.remove()
+    return torch.stack(found)
+
+
+DEEP: dict[str, Callable[..., nn.Module]] = {
+    "resnet": partial(ResNet, depth=110),
+    "resnet, projections": partial(ResNet, depth=110, shortcut="B"),
+    "wide resnet": partial(WideResNet, depth=106, widen=1),
+}
+
+
+@pytest.mark.parametrize("algebra", ALGEBRAS)
+@pytest.mark.parametrize("norm", [True, False], ids=["norm", "no norm"])
+@pytest.mark.parametrize("make", DEEP.values(), ids=DEEP)
+def test_activations_keep_their_scale_through_110_layers(make: Make, norm: bool, algebra: str) -> None:
+    """With norm every block adds to the variance what one block yields: 54 make it 7 times as wide at most."""
+    net = made(make, algebra, norm=norm)
+    found = deviations(net, net)
+    widest = 54**0.5 if norm else 3.0
+    assert (found[1:-1] / found[0]).max() < 1.3 * widest
+    assert (found[1:-1] / found[0]).min() > 0.3
+    assert 0.1 < found[-1] < 3 * widest
+    assert all(p.grad is not None and p.grad.isfinite().all() and p.grad.any() for p in net.parameters())
+
+
+@pytest.mark.parametrize("algebra", ALGEBRAS)
+@pytest.mark.parametrize("hnet", ["chunked", "structured"])
+def test_a_generated_resnet110_starts_at_its_own_scale(hnet: str, algebra: str) -> None:
+    net = made(ResNet, algebra, depth=110)
+    own = deviations(net, net)
+    options: dict[str, Any] = {"hidden": [64, 64], "embedding_dim": 96, "compression": 0.95}
+    model = hnetcl.wrap(made(ResNet, algebra, depth=110), num_tasks=2, hnet=hnet, **options)
+    assert model.hnet.compression <= 0.95
+    generated = torch.stack([deviations(model.net, partial(model, task=task)) for task in range(2)]).mean(0)
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.hnet.parameters())
+    ratio = generated / own
+    assert ratio[:-1].min() > 0.75
+    assert ratio[:-1].max() < 1.35
+    assert 0.2 < ratio[-1] < 4  # one layer's ten outputs
