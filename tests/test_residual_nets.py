@@ -2,19 +2,25 @@
 
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from peers import peer
+from safetensors.torch import load_file
+from stops import Stops
 from torch import Tensor, nn
 
 import hnetcl
 from hnetcl.algebra import ALGEBRAS, as_algebra
 from hnetcl.bn import BatchNormLayer
+from hnetcl.cli.jobs import evaluate, train
+from hnetcl.config import Config
 from hnetcl.nets import ResNet, ResNet18, WideResNet, Zenke
 from hnetcl.nets.residual import PaddedShortcut
+from hnetcl.registry import register
 from hnetcl.vision import import_torchvision
 
 IMAGE = (3, 32, 32)
@@ -194,3 +200,36 @@ def test_a_generated_resnet110_starts_at_its_own_scale(hnet: str, algebra: str) 
     assert ratio[:-1].min() > 0.75
     assert ratio[:-1].max() < 1.35
     assert 0.2 < ratio[-1] < 4  # one layer's ten outputs
+
+
+RUNS = {
+    "resnet": ["net=resnet20", "net.depth=8", "net.width=4", "bn=quaternion"],
+    "resnet, no norm": ["net=resnet", "net.depth=8", "net.width=4", "net.norm=none", "bn=complex"],
+    "resnet18": ["net=resnet18", "net.width=4", "bn=fused", "bn.algebra=quaternion"],
+    "wide resnet": ["net=wide_resnet", "net.depth=10", "net.width=4", "net.dropout=0.3", "bn=virtual", "hnet=structured"],
+    "zenke": ["net=zenke", "net.channels=[4,8]", "net.hidden=[8]", "bn=complex", "method=ewc"],
+}
+
+
+@pytest.mark.usefixtures("users_parts")
+@pytest.mark.parametrize("words", RUNS.values(), ids=RUNS)
+def test_a_run_goes_on_to_the_same_numbers(
+    words: list[str], tiny: list[str], compose: Callable[..., Config], compose_evaluation: Callable[..., Any], tmp_path: Path
+) -> None:
+    """Stopped within a task, dropout included; and a reload gives what training gave."""
+    without = ("net.", "hnet.") if "method=ewc" in words else ("net.",)
+    own = [word for word in tiny if not word.startswith(without)]
+    own += [*words, "trainer.steps=5", "task.num_tasks=2"]
+    own += ["hnet.chunk_size=500"] if "method=ewc" not in words else []
+    whole, halves = tmp_path / "whole", tmp_path / "halves"
+    train(compose(*own, "observers=[]", f"run.dir={whole}"))
+    register("observer", "stops")(Stops)
+    Stops.lives = 0
+    with pytest.raises(SystemExit):
+        train(compose(*own, "observers=[stops]", f"run.dir={halves}"))
+    train(compose(*own, "observers=[stops]", f"run.dir={halves}", "resume=true"))
+    first, second = (load_file(run / "model.safetensors") for run in (whole, halves))
+    torch.testing.assert_close(first, second, rtol=0, atol=0)
+    assert (whole / "accuracy.csv").read_bytes() == (halves / "accuracy.csv").read_bytes()
+    last = (whole / "accuracy.csv").read_text().splitlines()[-1].split(",")[1:]
+    assert evaluate(compose_evaluation(f"run={whole}", "device=cpu")) == [float(value) for value in last]
