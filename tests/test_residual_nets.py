@@ -1,5 +1,6 @@
 """Networks for CIFAR: as large as published, as others compute them, in every algebra, and right from the first step."""
 
+import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -17,10 +18,11 @@ import hnetcl
 from hnetcl.algebra import ALGEBRAS, as_algebra
 from hnetcl.bn import BatchNormLayer
 from hnetcl.cli.jobs import evaluate, train
+from hnetcl.cli.main import CONF
 from hnetcl.config import Config
 from hnetcl.nets import ResNet, ResNet18, WideResNet, Zenke
 from hnetcl.nets.residual import PaddedShortcut
-from hnetcl.registry import register
+from hnetcl.registry import make, register
 from hnetcl.vision import import_torchvision
 
 IMAGE = (3, 32, 32)
@@ -62,6 +64,23 @@ PUBLISHED: dict[str, tuple[Make, dict[str, Any], int]] = {
 def test_it_has_as_many_parameters_as_published(make: Make, options: dict[str, Any], count: int) -> None:
     with torch.device("meta"):
         assert size(made(make, **options)) == count
+
+
+@pytest.mark.slow
+def test_the_pages_counts(compose: Callable[..., Config]) -> None:
+    page = (CONF.parent / "docs" / "networks.md").read_text()
+    rows = re.findall(r"^\| `(net=.*?)` \| ([\d,]+) \| ([\d,]+) \| ([\d,]+) \|$", page, re.MULTILINE)
+    assert len(rows) == 10
+    for words, *counts in rows:
+        values = compose(*words.split()).net
+        norm = values.pop("norm") == "batch"
+        for algebra, count in zip(ALGEBRAS, counts, strict=True):
+            if int(count.replace(",", "")) in {known for *_, known in PUBLISHED.values()}:
+                continue  # it is built elsewhere here
+            layer = partial(BatchNormLayer, algebra=algebra) if norm else None
+            with torch.device("meta"):
+                net = make("net", {**values, "algebra": algebra}, in_shape=IMAGE, num_outputs=10, norm=layer)
+            assert f"{size(net):,}" == count, f"{words} {algebra}"
 
 
 @pytest.mark.parametrize("algebra", ["complex", "quaternion"])
