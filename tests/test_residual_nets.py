@@ -16,10 +16,11 @@ from torch import Tensor, nn
 
 import hnetcl
 from hnetcl.algebra import ALGEBRAS, as_algebra
-from hnetcl.bn import BatchNormLayer
+from hnetcl.bn import BatchNormLayer, fold_batchnorm
 from hnetcl.cli.jobs import evaluate, train
 from hnetcl.cli.main import CONF
 from hnetcl.config import Config
+from hnetcl.errors import ArgumentError
 from hnetcl.nets import ResNet, ResNet18, WideResNet, Zenke
 from hnetcl.nets.residual import PaddedShortcut
 from hnetcl.registry import make, register
@@ -219,6 +220,44 @@ def test_a_generated_resnet110_starts_at_its_own_scale(hnet: str, algebra: str) 
     assert ratio[:-1].min() > 0.75
     assert ratio[:-1].max() < 1.35
     assert 0.2 < ratio[-1] < 4  # one layer's ten outputs
+
+
+SMALL: dict[str, Callable[..., nn.Module]] = {
+    "resnet": partial(ResNet, depth=8, width=4),
+    "resnet18": partial(ResNet18, width=4),
+    "wide resnet": partial(WideResNet, depth=10, width=4),
+    "zenke": partial(Zenke, channels=(4, 8), hidden=(8,)),
+}
+
+
+@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 17, 20), (2, 11, 14)], ids=str)
+@pytest.mark.parametrize("algebra", ALGEBRAS)
+@pytest.mark.parametrize("make", SMALL.values(), ids=SMALL)
+def test_images_of_any_size_and_folded_batch_norm(make: Make, algebra: str, shape: tuple[int, ...]) -> None:
+    net = make(shape, 7, partial(BatchNormLayer, algebra=algebra), algebra=algebra)  # type: ignore[arg-type]
+    x = torch.randn(5, *shape)
+    assert net(x).shape == (5, 7)
+    torch.testing.assert_close(fold_batchnorm(net.eval())(x), net(x))
+
+
+@pytest.mark.parametrize(
+    ("make", "options", "message"),
+    [
+        (ResNet, {"depth": 18}, r"depth=18: must be 6 n \+ 2, as 20, 32, 44, 56 and 110 are"),
+        (ResNet, {"depth": 2}, "depth=2: must be at least 8"),
+        (ResNet, {"width": 18, "algebra": "quaternion"}, r"width=18: every width must be a multiple of 4 \(quaternion\)"),
+        (ResNet, {"width_unit": "quaternions"}, "width_unit=quaternions: allowed: channels, numbers"),
+        (ResNet, {"shortcut": "C"}, "shortcut=C: .*allowed: A, B"),
+        (ResNet18, {"stem": "large"}, "stem=large: .*small.*imagenet"),
+        (WideResNet, {"depth": 26}, r"depth=26: must be 6 n \+ 4, as 16, 22, 28 and 40 are"),
+        (WideResNet, {"dropout": 1.0}, "dropout=1.0: .*less than 1"),
+        (Zenke, {"dropout": 0.6}, "dropout=0.6: .*at most 0.5"),
+        (Zenke, {"channels": (8, 8, 8, 8)}, r"channels=\[8, 8, 8, 8\]: too many convolutions for images of \(3, 32, 32\)"),
+    ],
+)
+def test_what_is_refused(make: Make, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ArgumentError, match=message):
+        made(make, **options)
 
 
 RUNS = {

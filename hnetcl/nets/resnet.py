@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Annotated
 
-from annotated_types import Ge
+from annotated_types import Ge, Le
 from torch import nn
 
 from hnetcl.algebra import REAL, Algebra, AlgebraName, as_algebra
@@ -39,7 +39,7 @@ class ResNet(ResidualNet):
         num_outputs: int,
         norm: Norm | None = None,
         *,
-        depth: Annotated[int, Ge(8)] = 32,
+        depth: Annotated[int, Ge(8), Le(1202)] = 32,
         width: Annotated[int, Ge(1)] = 16,
         shortcut: Shortcut = "A",
         width_unit: WidthUnit = "channels",

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Annotated
 
 import torch.nn.functional as F
-from annotated_types import Ge, Lt
+from annotated_types import Ge, Le, Lt
 from torch import Tensor, nn
 
 from hnetcl.algebra import Algebra, AlgebraName, as_algebra
@@ -60,7 +60,7 @@ class WideResNet(ResidualNet):
         num_outputs: int,
         norm: Norm | None = None,
         *,
-        depth: Annotated[int, Ge(10)] = 28,
+        depth: Annotated[int, Ge(10), Le(1000)] = 28,
         widen: Annotated[int, Ge(1)] = 2,
         width: Annotated[int, Ge(1)] = 16,
         dropout: Annotated[float, Ge(0), Lt(1)] = 0.0,
