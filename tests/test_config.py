@@ -82,7 +82,7 @@ REFUSED = {
     "net.hidden=[]": "net.hidden=[]: must not be empty",
     "net.hidden=[4,0]": "net.hidden=[4, 0]: every value must be at least 1",
     "net.hidden=4": "net.hidden=4: must be of type list[int]",
-    "net.name=mpl": "net.name=mpl: did you mean mlp? allowed: lenet, mlp, torchvision",
+    "net.name=mpl": "net.name=mpl: did you mean mlp? allowed: lenet, mlp, resnet, resnet18, torchvision, wide_resnet, zenke",
     "trainer.batch_size=0": "trainer.batch_size=0: must be at least 2",
     "trainer.steps=1.5": "trainer.steps=1.5: must be of type int | None",
     "hnet.chunk_size=0": "hnet.chunk_size=0: must be at least 1",

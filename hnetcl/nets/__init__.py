@@ -12,5 +12,9 @@ matrix, which stacks the weight's d components and so is a plain real weight.
 from hnetcl.nets.lenet import LeNet
 from hnetcl.nets.mlp import MLP
 from hnetcl.nets.modules import require_logits, torchvision_net
+from hnetcl.nets.resnet import ResNet
+from hnetcl.nets.resnet18 import ResNet18
+from hnetcl.nets.wide_resnet import WideResNet
+from hnetcl.nets.zenke import Zenke
 
-__all__ = ["MLP", "LeNet", "require_logits", "torchvision_net"]
+__all__ = ["MLP", "LeNet", "ResNet", "ResNet18", "WideResNet", "Zenke", "require_logits", "torchvision_net"]

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import NoReturn
 
-from benchmarks import bn, conv_bn, inference, layers, memory, recognition, regularizer, strategies, train
+from benchmarks import bn, conv_bn, inference, layers, memory, nets, recognition, regularizer, strategies, train
 from benchmarks.inputs import at_least
 from benchmarks.machine import machine
 from hnetcl.errors import ArgumentError
@@ -22,6 +22,7 @@ SUBJECTS: dict[str, ModuleType] = {
     "layers": layers,
     "memory": memory,
     "train": train,
+    "nets": nets,
     "strategies": strategies,
     "regularizer": regularizer,
     "inference": inference,
