@@ -23,7 +23,7 @@ from hnetcl.training.clip import clip_gradients
 from hnetcl.training.current import CurrentTask
 from hnetcl.training.early_stopping import EarlyStopping
 from hnetcl.training.evaluation import Protocol, accuracies, accuracy, images_at_once
-from hnetcl.training.observer import Observer, RunStart
+from hnetcl.training.observer import Observer, RunStart, Step
 from hnetcl.training.optimizers import OptimizerFactory
 from hnetcl.training.options import OFF, check_options
 from hnetcl.training.references import References
@@ -323,9 +323,7 @@ class Trainer:
             losses = self.step(run, inputs)
             norm = watch.look(losses, inputs)
             if self.observers and (step % log_every == 0 or step == steps - 1):
-                told = step_record(run, steps, losses, inputs, norm, watch)
-                for observer in self.observers:
-                    observer.on_step(told)
+                self._tell(step_record(run, steps, losses, inputs, norm, watch))
             if self.clip is not None:
                 clip_gradients(watch.parameters, norm, self.clip)
             optimizer.step()
@@ -346,3 +344,7 @@ class Trainer:
         if self.generator.device.type == "cuda":
             torch.cuda.synchronize(self.generator.device)  # so that the seconds are those of the work, not of its launch
         current.seconds = time.perf_counter() - started
+
+    def _tell(self, step: Step) -> None:
+        for observer in self.observers:
+            observer.on_step(step)
