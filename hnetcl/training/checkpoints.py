@@ -109,11 +109,11 @@ class Checkpoints:
         if state is None:
             return False
         with self._fitting():
-            before = {**OFF, **state["program"]}
-            for name, value in self.training.program.items():
-                if before[name] != value:
-                    rule = f"the checkpoint in the directory is of a training with {name}={before[name]}"
-                    raise ArgumentError(name, value, f"{rule}; allowed: that, or another directory")
+            before, now = {**OFF, **state["program"]}, self.training.program
+            for name in before | now:
+                if before.get(name) != now.get(name):
+                    rule = f"the checkpoint in the directory is of a training with {name}={before.get(name)}"
+                    raise ArgumentError(name, now.get(name), f"{rule}; allowed: that, or another directory")
             self._set(state)
             self.loaded, self.seconds_before = state.get("current"), float(state["seconds_total"])
             step = self.loaded["step"] if self.loaded else 0
