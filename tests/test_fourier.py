@@ -132,7 +132,7 @@ def test_a_run_and_its_reload(tiny: list[str], compose: Callable[..., Config], t
     assert recorded > 0.7
     model = hnetcl.load(run)
     assert model(torch.randn(3, 2, 16, 16), 0).shape == (3, 2)
-    assert model.net.body[1].weight.shape == (2, 8, 256)
+    assert model.net.get_parameter("body.1.weight").shape == (2, 8, 256)
 
 
 @pytest.mark.parametrize("method", ["replay", "icarl", "agem"])

@@ -134,7 +134,7 @@ def test_compiled_parts_add_up_too(sizes: tuple[int, int], tiny: list[str], comp
     for compile, parts_of in (("off", 1), ("on", accumulate)):
         optimizer, _ = parts.optimizer.make(model, 1)
         run = Run(model, 0, parts.sequence, optimizer, torch.Generator())
-        step = TrainingStep(model, parts.method, CPU, compile, backend, parts_of)  # type: ignore[arg-type]
+        step = TrainingStep(model, parts.method, CPU, compile, backend, parts_of)
         step(run, Inputs(x, y, 0))
         found.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
     torch.testing.assert_close(found[1], found[0])

@@ -163,7 +163,7 @@ def trainer(sequence: TaskSequence, method: Method | None = None, **options: Any
     torch.manual_seed(0)
     net = MLP(sequence.in_shape, sequence.num_classes, hidden=(16,), norm=BatchNormLayer)
     own = {"hnet": "direct"} if method is not None else {"hidden": [16], "embedding_dim": 8, "chunk_embedding_dim": 8}
-    model = wrap(net, len(sequence), init="own", **own)  # type: ignore[arg-type]
+    model = wrap(net, len(sequence), init="own", **own)
     options = {"steps": 70, "batch_size": 20, "statistics": "none", **options}  # five steps an epoch
     optimizer = options.pop("optimizer", adam(lr=0.05, schedule="constant"))
     return Trainer(
@@ -236,7 +236,7 @@ def test_what_a_method_keeps_of_its_steps_goes_back_too(method: Method, sequence
             kept.append((-1, {name: value.clone() for name, value in method.task_state().items()}))
         end(run)
 
-    method.after_step, method.end_task = after_step, end_task  # type: ignore[method-assign]
+    method.after_step, method.end_task = after_step, end_task  # type: ignore[method-assign, assignment]
     training.fit()
     *steps, (_, last) = kept
     assert same(last, steps[-1 - 5][1])
@@ -282,7 +282,7 @@ def test_a_training_with_patience_goes_on_bit_for_bit(
 def test_a_checkpoint_knows_the_options(options: dict[str, Any], told: str, sequence: TaskSequence, tmp_path: Path) -> None:
     directory = RunDirectory(tmp_path)
     directory.create()
-    short = {"steps": 6}
+    short: dict[str, Any] = {"steps": 6}
     trainer(sequence, **short).fit(directory)
     with pytest.raises(ArgumentError, match=told):
         trainer(sequence, **{**short, **options}).fit(directory)
