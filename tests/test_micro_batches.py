@@ -135,7 +135,7 @@ def test_compiled_parts_add_up_too(sizes: tuple[int, int], tiny: list[str], comp
         optimizer, _ = parts.optimizer.make(model, 1)
         run = Run(model, 0, parts.sequence, optimizer, torch.Generator())
         step = TrainingStep(model, parts.method, CPU, compile, backend, parts_of)
-        step(run, Inputs(x, y, 0))
+        step(run, Inputs(x, y, 0, label_smoothing=0.1))
         found.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
     torch.testing.assert_close(found[1], found[0])
     assert len(graphs) <= 1 + (number % accumulate > 0)
@@ -156,8 +156,6 @@ class OwnLoss(LwF):
 @pytest.mark.parametrize(
     ("method", "options", "message"),
     [
-        (OwnInputs(), {"accumulate": 2}, "accumulate=2: is not for OwnInputs, which has inputs or a loss of its own, but"),
-        (OwnLoss(), {"accumulate": 2}, "accumulate=2: is not for OwnLoss, which has inputs or a loss of its own, but"),
         (Method(), {"accumulate": 20}, "accumulate=20: leaves fewer than two images in a micro-batch; allowed: 1 to 8, for"),
         (OwnInputs(), {"patience": 2}, "patience=2: is not for OwnInputs, which does not say what its steps change"),
         (Method(), {"patience": 2, "epochs": [0.4, 1.0]}, "patience=2: goes unused, for no task takes more than an epoch"),
@@ -173,6 +171,14 @@ def test_refused_by_name(
         check_options(method, sequence, wanted, 16, epochs)
     assert str(caught.value).startswith(message)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("method", [OwnInputs(), OwnLoss()])
+def test_a_method_that_does_not_say_how_is_refused(method: Method, tiny: list[str], compose: Callable[..., Config]) -> None:
+    model = build(compose(*tiny), CPU).model
+    name = type(method).__name__
+    with pytest.raises(ArgumentError, match=f"^accumulate=2: is not for {name}, which has inputs or a loss of its own, but"):
+        TrainingStep(model, method, CPU, accumulate=2)
 
 
 def test_parts_split_what_samples_have(tiny: list[str]) -> None:

@@ -361,7 +361,7 @@ REFUSED = {
     "trainer.patience=2 trainer.epochs=1": "trainer.patience=2: goes unused, for no task takes more than an epoch",
     "trainer.label_smoothing=0.1 task=regression_1d": "trainer.label_smoothing=0.1: is of classes, and the sequence is a",
     "trainer.label_smoothing=0.1 method=icarl scenario=class": "trainer.label_smoothing=0.1: is not for ICaRL: its loss is a",
-    "trainer.patience=2 method=icarl scenario=class": "trainer.patience=2: is not for ICaRL: the loss of its logits does not",
+    "trainer.patience=2 method=icarl scenario=class": "trainer.patience=2: is not for ICaRL, which classifies otherwise than",
     "trainer.patience=2 method=gdumb": "trainer.patience=2: is not for GDumb: the images of the current task are not what",
     "optimizer.milestones=[0.5]": "optimizer.milestones=[0.5]: goes unused with schedule=cosine",
     "optimizer.decays=weights": "optimizer.decays=weights: goes unused with weight_decay=0",

@@ -163,7 +163,7 @@ class Method:
     sees_old_data = False
     """Whether `draw` gives batches of old tasks; otherwise to ask for one is an error."""
     unfit: ClassVar[Mapping[str, str]] = {}
-    """Options of the trainer that it can't take part in (`label_smoothing`, `patience`, `accumulate`), and why not."""
+    """Options of the trainer that it can't have (`label_smoothing`, `patience`, `accumulate`), and why not."""
 
     @property
     def stored_images(self) -> int:

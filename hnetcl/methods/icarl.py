@@ -52,10 +52,7 @@ class ICaRL(Method):
     the authors' code.
     """
 
-    unfit: ClassVar = {
-        "label_smoothing": "its loss is a binary cross entropy of each class",
-        "patience": "the loss of its logits does not say how its means of exemplars classify",
-    }
+    unfit: ClassVar = {"label_smoothing": "its loss is a binary cross entropy of each class"}
 
     def __init__(
         self,

@@ -18,9 +18,6 @@ def clip_gradients(parameters: Sequence[nn.Parameter], norm: Tensor, largest: fl
     Source: Pascanu et al. 2013 (arXiv:1211.5063), algorithm 1; as torch's `clip_grad_norm_`, which would take the norm again.
     """
     factor = torch.where(norm.isfinite(), largest / (norm + 1e-6), 1.0).clamp(max=1.0)
-    by_type: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
-    for p in parameters:
-        if p.grad is not None:
-            by_type.setdefault((p.grad.device, p.grad.dtype), []).append(p.grad)
-    for (device, dtype), gradients in by_type.items():
-        torch._foreach_mul_(gradients, factor.to(device, dtype))
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    if gradients:
+        torch._foreach_mul_(gradients, factor)

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hnetcl.errors import ArgumentError
-from hnetcl.methods import Method, resumes_within_task, takes_micro_batches
+from hnetcl.methods import Method, resumes_within_task
 from hnetcl.tasks import TaskSequence
 
 OFF: dict[str, Any] = {  # what is off by default, and was not there when older checkpoints were written
@@ -40,9 +40,6 @@ def check_options(
             raise ArgumentError(option, wanted[option], f"is not for {name}: {reason}; allowed with it: {OFF[option]}")
     if label_smoothing and sequence.loss != "cross_entropy":
         raise ArgumentError("label_smoothing", label_smoothing, "is of classes, and the sequence is a regression; allowed: 0")
-    if accumulate > 1 and not takes_micro_batches(method):
-        rule = f"is not for {name}, which has inputs or a loss of its own, but does not say how to split them (micro_batches)"
-        raise ArgumentError("accumulate", accumulate, f"{rule}; allowed with it: 1")
     fewest = min(batch_size, *(len(task.train) for task in sequence.tasks))
     if accumulate > 1 and fewest < 2 * accumulate:
         rule = f"leaves fewer than two images in a micro-batch; allowed: 1 to {fewest // 2}, for a step has {fewest} images"
@@ -52,6 +49,9 @@ def check_options(
     without = next((number for number, task in enumerate(sequence.tasks) if not len(task.val)), None)
     if without is not None:
         raise ArgumentError("patience", patience, f"needs held-out images (task.val_size), and task {without} has none")
+    if method.classifier() is not None:
+        rule = f"is not for {name}, which classifies otherwise than by the logits whose loss would be looked at"
+        raise ArgumentError("patience", patience, f"{rule}; allowed with it: None")
     if not resumes_within_task(method):
         rule = f"is not for {name}, which does not say what its steps change (task_state), so that its best state can't be kept"
         raise ArgumentError("patience", patience, f"{rule}; allowed with it: None")

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from hnetcl.bn import auxiliary_loss
 from hnetcl.compiling import Backend, can_compile, compile_step, makes_cuda_graphs
 from hnetcl.errors import ArgumentError, one_of
-from hnetcl.methods import Inputs, Losses, Method, Run
+from hnetcl.methods import Inputs, Losses, Method, Run, takes_micro_batches
 from hnetcl.model import HyperModel
 from hnetcl.tasks import Loss
 
@@ -41,8 +41,9 @@ class TrainingStep:
             weighted by their shares of it. Batch norm takes its statistics of each, and moves its rows as often.
 
     Raises:
-        ArgumentError: no such choice, or "on" where torch.compile does not work; at a step, "on" for a network or a method that
-            torch.compile can't take in one graph ("auto" warns and goes on without).
+        ArgumentError: no such choice; micro-batches of a method that does not say how its inputs are split; "on" where
+            torch.compile does not work; at a step, "on" for a network or a method that torch.compile can't take in one graph
+            ("auto" warns and goes on without).
     """
 
     def __init__(
@@ -56,6 +57,9 @@ class TrainingStep:
     ) -> None:
         if compile not in COMPILES:
             raise one_of("trainer.compile", compile, COMPILES)
+        if accumulate > 1 and not takes_micro_batches(method):
+            rule = "which has inputs or a loss of its own, but does not say how they are split (micro_batches)"
+            raise ArgumentError("accumulate", accumulate, f"is not for {type(method).__name__}, {rule}; allowed with it: 1")
         self.model, self.method, self.device, self.accumulate = model, method, device, accumulate
         self.compiled = compile == "on" or (compile == "auto" and device.type != "cpu")
         if self.compiled and backend == "inductor" and not can_compile(device):
