@@ -15,7 +15,7 @@ from hnetcl.cli.main import CONF
 from hnetcl.config import CHOSEN, Config, group_options, parse, parse_evaluation
 from hnetcl.errors import ArgumentError
 from hnetcl.registry import names
-from hnetcl.training import optimizers
+from hnetcl.training.schedules import SCHEDULES
 
 FILES = sorted(path for path in CONF.glob("*/*.yaml") if path.parent.name != "experiment")
 EXPERIMENTS = sorted(path.stem for path in CONF.glob("experiment/*.yaml"))
@@ -53,7 +53,7 @@ def test_every_experiment_composes_and_names_its_command(name: str, compose: Cal
 
 def test_schedules_are_what_optimizers_know() -> None:
     for name in names("optimizer"):
-        assert set(allowed("optimizer", name, "schedule")) == optimizers.SCHEDULES.keys()
+        assert set(allowed("optimizer", name, "schedule")) == {*SCHEDULES, "step"}
 
 
 @pytest.mark.parametrize("algebra", ["real", "complex", "quaternion"])

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 from annotated_types import Ge
@@ -34,6 +34,8 @@ class GDumb(Method):
 
     Source: Prabhu et al. 2020 (ECCV), GDumb: a simple approach that questions our progress in continual learning, section 3.
     """
+
+    unfit: ClassVar = {"patience": "the images of the current task are not what it is trained on"}
 
     def __init__(self, *, size: Annotated[int, Ge(1)] = 2000) -> None:
         self.size = size
@@ -91,6 +93,9 @@ class GDumb(Method):
         among = [number] if conditioned else range(run.task + 1)
         x = self.memory.inputs(places, run.sequence, among, run.generator)
         return run.batch(x, self.memory.labels(run.sequence)[places], number)
+
+    def micro_batches(self, inputs: Inputs, parts: int) -> list[Inputs]:
+        return inputs.split(parts)
 
     def task_state(self) -> dict[str, Tensor]:
         return {}

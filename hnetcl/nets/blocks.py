@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from hnetcl.algebra import Algebra
+from hnetcl.algebra import REAL, Algebra, AlgebraName, as_algebra
 from hnetcl.bn import NormLayer
 from hnetcl.errors import ArgumentError
 from hnetcl.layers import Conv2d, Linear
@@ -45,6 +45,27 @@ def real_width(width: int, unit: WidthUnit, algebra: Algebra, norm: Norm | None)
     except ArgumentError as error:
         raise ArgumentError("width", width, error.allowed) from error
     return channels
+
+
+def first_algebra(in_algebra: AlgebraName | Algebra, algebra: Algebra, in_shape: Sequence[int]) -> Algebra:
+    """The algebra of a network's first layer.
+
+    Args:
+        in_algebra: of the input: real, or that of the network, whose components are then channels, all real parts first.
+        algebra: of the network.
+        in_shape: (C, ...) of the input.
+
+    Raises:
+        ArgumentError: another algebra than these, or channels that are no components of such numbers.
+    """
+    first = as_algebra(in_algebra)
+    if first not in (REAL, algebra):
+        allowed = ", ".join(dict.fromkeys((REAL.name, algebra.name)))
+        raise ArgumentError("in_algebra", first.name, f"must be real, or the network's own; allowed: {allowed}")
+    if in_shape[0] % first.dim:
+        rule = f"needs {first.dim} channels for a number, and the input has {in_shape[0]} channels; allowed: real"
+        raise ArgumentError("in_algebra", first.name, rule)
+    return first
 
 
 def dense(width_in: int, width_out: int, algebra: Algebra, norm: Norm | None) -> list[nn.Module]:
