@@ -1,6 +1,7 @@
 """Batch norm with one row of running statistics per task."""
 
 from hnetcl.bn.auxiliary import auxiliary_loss
+from hnetcl.bn.bake import bake
 from hnetcl.bn.base import BATCH, NormLayer
 from hnetcl.bn.conv_bn import ConvBatchNorm, FusedBatchNormLayer
 from hnetcl.bn.convert import convert_batchnorm
@@ -18,6 +19,7 @@ __all__ = [
     "NormLayer",
     "VirtualBatchNormLayer",
     "auxiliary_loss",
+    "bake",
     "batchnorm_layers",
     "convert_batchnorm",
     "fold_batchnorm",
