@@ -103,6 +103,7 @@ class _Exported:
         height, width = (size - padding for size in self.sequence.in_shape[1:])
         images, labels = data.test.images[..., padding:height, padding:width], data.test.labels
         classes, standard = self.classes(task), data.preprocess
+        wanted = before if self.is_recorded() and math.isfinite(before) else None
         facts = {
             **about,
             "sequence": self.sequence.name,
@@ -114,7 +115,7 @@ class _Exported:
                 "mean": standard.mean.flatten().tolist(),
                 "std": standard.std.flatten().tolist(),
             },
-            "recorded": before if self.is_recorded() and math.isfinite(before) else None,
+            "recorded": wanted,
         }
         with allocating("trainer.eval_batch_size", self.at_once):
             found = export_network(
@@ -133,7 +134,7 @@ class _Exported:
         shape = ", ".join(map(str, images.shape[1:]))
         kind = str(images.dtype).removeprefix("torch.")
         print(f"task {task} ({', '.join(data.classes)}): {kind} [N, {shape}] -> logits [N, {len(classes)}]")
-        self._tell(found, len(images), facts["recorded"])
+        self._tell(found, len(images), wanted)
         return found
 
     def _tell(self, found: Export, images: int, before: float | None) -> None:

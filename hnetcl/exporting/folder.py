@@ -104,5 +104,7 @@ class Folder:
         return found
 
     def _other(self, what: str) -> ArgumentError:
-        rule = f"{'holds' if self.path.is_dir() and not self.path.is_symlink() else 'is'} {what}; allowed: a new or empty folder"
+        rule = (
+            f"{'holds' if self.path.is_dir() and not self.path.is_symlink() else 'is'} {what}; allowed: a new or empty folder"
+        )
         return ArgumentError("out", self.path, rule)

@@ -5,7 +5,7 @@ import logging
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import ClassVar
@@ -19,6 +19,7 @@ from hnetcl.errors import ArgumentError, one_line
 from hnetcl.exporting.source import python_source
 
 INPUT, OUTPUT, BATCH = "images", "logits", "batch"
+LONGEST = 200  # letters of another library's error
 Loaded = Callable[[Tensor], Tensor]
 
 
@@ -33,10 +34,12 @@ def traced(module: nn.Module, images: Tensor, learns: bool) -> ExportedProgram:
         ArgumentError: torch.export can't trace the module.
     """
     try:
-        with torch.set_grad_enabled(learns), _quiet():
+        with torch.set_grad_enabled(learns), quiet():
             return torch.export.export(module, (images,), dynamic_shapes={INPUT: {0: Dim(BATCH, min=1)}})
     except Exception as error:  # whatever the module's code raises
-        what = one_line(error)[:200]
+        what = one_line(error)[:LONGEST]
+        if f"{BATCH} as dynamic but your code specialized" in what:
+            what = "its code fixes the number of images, as len(x) does where x.shape[0] does not"
         raise ArgumentError("net", type(_net(module)).__name__, f"torch.export can't trace it ({what})") from error
 
 
@@ -76,13 +79,12 @@ class Program(Format):
 
     def contents(self, program: ExportedProgram, about: Sequence[str]) -> Mapping[str, bytes]:
         buffer = io.BytesIO()
-        with _quiet():
+        with quiet():
             torch.export.save(program, buffer)
         return {self.suffix: buffer.getvalue()}
 
     def load(self, path: Path) -> Loaded:
-        with _quiet():
-            module = torch.export.load(path).module()
+        module = torch.export.load(path).module()
         return lambda images: module(images)
 
 
@@ -93,7 +95,7 @@ class Onnx(Format):
 
     def contents(self, program: ExportedProgram, about: Sequence[str]) -> Mapping[str, bytes]:
         try:
-            with _quiet():
+            with quiet():
                 made = torch.onnx.export(
                     program,
                     input_names=[INPUT],
@@ -105,7 +107,7 @@ class Onnx(Format):
                 assert made is not None
                 return {self.suffix: made.model_proto.SerializeToString()}
         except Exception as error:  # a class of torch's own for each step that fails
-            raise ValueError(f"torch.onnx.export can't write it ({one_line(error)[:200]})") from error
+            raise ValueError(f"torch.onnx.export can't write it ({one_line(error)[:LONGEST]})") from error
 
     def load(self, path: Path) -> Loaded:
         import onnxruntime
@@ -139,17 +141,16 @@ FORMATS: dict[str, Format] = {each.name: each for each in (Program(), Onnx(), St
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Within, torch's exporters don't warn, nor log, of what they do."""
-    log = logging.getLogger("torch.onnx")
-    level = log.level
-    log.setLevel(logging.ERROR)
+def quiet() -> Iterator[None]:
+    """Within, exporters and runtimes don't warn, log or print what they do: their errors are told in one line."""
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
-        log.setLevel(level)
+        logging.disable(before)
 
 
 def _net(module: nn.Module) -> nn.Module:

@@ -24,8 +24,9 @@ class Inputs(nn.Module):
     def __init__(self, preprocess: Preprocess | None, padding: int = 0) -> None:
         super().__init__()
         self.preprocess, self.padding = preprocess, padding
-        held = fields(preprocess) if is_dataclass(preprocess) else ()
-        self.held = tuple(field.name for field in held if isinstance(getattr(preprocess, field.name), Tensor))
+        self.held: tuple[str, ...] = ()
+        if is_dataclass(preprocess):
+            self.held = tuple(each.name for each in fields(preprocess) if isinstance(getattr(preprocess, each.name), Tensor))
         for name in self.held:
             self.register_buffer(name, getattr(preprocess, name).detach().clone())
 
@@ -35,7 +36,8 @@ class Inputs(nn.Module):
         if self.preprocess is None:
             return images
         own: Any = self.preprocess
-        return replace(own, **{name: self.get_buffer(name) for name in self.held})(images) if self.held else own(images)
+        x: Tensor = (replace(own, **{name: self.get_buffer(name) for name in self.held}) if self.held else own)(images)
+        return x
 
 
 class TaskModule(nn.Module):

@@ -12,7 +12,7 @@ from torch.export.graph_signature import InputKind
 from hnetcl.errors import printable
 
 IMPORTS = {"torch": "", "device": "from torch import device", "inf": "from math import inf", "nan": "from math import nan"}
-TEMPLATE = '''\
+TEMPLATE = """\
 {about}
 
 import torch
@@ -42,7 +42,7 @@ class Network(nn.Module):
     def forward(self, {argument}):
 {reads}
 {body}
-'''
+"""
 
 
 def python_source(program: ExportedProgram, about: Sequence[str]) -> tuple[str, dict[str, Tensor]]:
@@ -57,7 +57,9 @@ def python_source(program: ExportedProgram, about: Sequence[str]) -> tuple[str, 
     """
     graph, signature = deepcopy(program.graph), program.graph_signature
     for node in list(graph.nodes):
-        if node.target is torch.ops.aten._assert_tensor_metadata.default:  # of the tracing's device, which need not be the user's
+        if (
+            node.target is torch.ops.aten._assert_tensor_metadata.default
+        ):  # of the tracing's device, which need not be the user's
             graph.erase_node(node)
         elif node.op == "get_attr":
             raise ValueError(f"torch.export keeps a graph within the graph ({node.target}), which has no state dict")
@@ -82,11 +84,11 @@ def python_source(program: ExportedProgram, about: Sequence[str]) -> tuple[str, 
         about="\n".join(f"# {printable(line)}".rstrip() for line in about),
         imports=_imports(body, code.globals),
         tensors="\n".join(
-            f'    {name!r}: ({learns}, {value.dtype}, {tuple(value.shape)}),' for name, (learns, value) in tensors.items()
+            f"    {name!r}: ({learns}, {value.dtype}, {tuple(value.shape)})," for name, (learns, value) in tensors.items()
         ),
         argument=argument,
         reads="\n".join(
-            f'        {name} = self.get_{"parameter" if tensors[target][0] else "buffer"}({target!r})'
+            f"        {name} = self.get_{'parameter' if tensors[target][0] else 'buffer'}({target!r})"
             for name, target in names.items()
             if name in used
         ),

@@ -15,7 +15,7 @@ from hnetcl.bn import bake
 from hnetcl.config import ExportFormat, require_exporters
 from hnetcl.errors import ArgumentError, one_line, one_of
 from hnetcl.exporting.folder import Folder
-from hnetcl.exporting.formats import FORMATS, Loaded, traced
+from hnetcl.exporting.formats import FORMATS, LONGEST, Loaded, quiet, traced
 from hnetcl.exporting.module import Inputs, Preprocess, TaskModule
 from hnetcl.model import HyperModel
 from hnetcl.modes import evaluation_mode
@@ -101,7 +101,9 @@ def export(
     require_exporters(formats)
     if not isinstance(images, Tensor) or len(images) < 2:
         what = f"{len(images)} images" if isinstance(images, Tensor) else type(images).__name__
-        raise ArgumentError("images", what, "must be one tensor of two images at least: a network of several inputs has no file")
+        raise ArgumentError(
+            "images", what, "must be one tensor of two images at least: a network of several inputs has no file"
+        )
     if not 0 <= task < model.hnet.num_tasks:
         raise ArgumentError("task", task, f"there are tasks 0 to {model.hnet.num_tasks - 1}")
     with evaluation_mode(model):
@@ -151,7 +153,12 @@ def _written(
     for suffix, content in contents.items():
         folder.write(NAME + suffix, content)
         folder.entries[NAME + suffix]["format"] = name
-    got = _run(form.load(folder.temporary / (NAME + form.suffix)), images, batch_size)
+    try:
+        with quiet():
+            got = _run(form.load(folder.temporary / (NAME + form.suffix)), images, batch_size)
+    except Exception as error:  # of classes of each format's own
+        what = one_line(error)[:LONGEST]
+        raise ArgumentError("formats", name, f"is written, but can't be loaded back and run ({what})") from error
     distance, differing = _distance(got, wanted), _differing(got, wanted)
     if not _is_same(distance, module):
         rule = f"gives other logits than the network when it is loaded back (by {distance:.1e} of the largest)"
@@ -192,7 +199,8 @@ def _differing(got: Tensor, wanted: Tensor) -> int:
 def _is_same(distance: float, module: nn.Module) -> bool:
     """Whether logits are the same up to rounding: to half of the digits that the coarsest tensor of a network has."""
     floats = [value.dtype for value in (*module.parameters(), *module.buffers()) if value.is_floating_point()]
-    return distance <= max((torch.finfo(dtype).eps for dtype in floats), default=torch.finfo(torch.float32).eps) ** 0.5
+    coarsest = max((torch.finfo(dtype).eps for dtype in floats), default=torch.finfo(torch.float32).eps)
+    return distance <= float(coarsest) ** 0.5
 
 
 def _score(logits: Tensor, labels: Tensor | None) -> float | None:
@@ -216,9 +224,10 @@ def _digest(module: nn.Module) -> str:
 
 def _comment(description: Mapping[str, Any]) -> list[str]:
     """What a file of code says of itself."""
+    sides = description["input"], description["output"]
     facts = {key: value for key, value in description.items() if key not in ("input", "output")}
     return [
-        f"{description['input']['dtype']} images {description['input']['shape']} -> logits {description['output']['shape']}:",
+        " -> ".join(f"{side['dtype']} {side['name']} [{', '.join(map(str, side['shape']))}]" for side in sides),
         "",
         "    from safetensors.torch import load_file",
         "    from network import Network",
