@@ -36,14 +36,15 @@ class FixedNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if x.is_complex():
             return real_to_complex(self(complex_to_real(x)))
-        shape = (-1, *[1] * (x.ndim - 2))
-        y = x.to(sum_dtype(x.dtype)) - self.mean.reshape(shape)
+        dtype, shape = sum_dtype(x.dtype), (-1, *[1] * (x.ndim - 2))
+        weight, mean = self.weight.to(dtype), self.mean.to(dtype)
+        y = x.to(dtype) - mean.reshape(shape)
         if self.dim == 1:
-            y = y * self.weight.reshape(shape)
+            y = y * weight.reshape(shape)
         else:
-            numbers = y.reshape(x.shape[0], self.dim, self.weight.shape[0], -1)  # `len` would fix the batch size in a graph
-            y = torch.einsum("qab,nbqs->naqs", self.weight, numbers).reshape(x.shape)
-        return (y if self.bias is None else y + self.bias.reshape(shape)).to(x.dtype)
+            numbers = y.reshape(x.shape[0], self.dim, weight.shape[0], -1)  # `len` would fix the batch size in a graph
+            y = torch.einsum("qab,nbqs->naqs", weight, numbers).reshape(x.shape)
+        return (y if self.bias is None else y + self.bias.to(dtype).reshape(shape)).to(x.dtype)
 
     def extra_repr(self) -> str:
         return f"{len(self.mean)}, numbers of {self.dim} components"

@@ -6,9 +6,8 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from safetensors.torch import load_file, save
@@ -126,12 +125,11 @@ class State(Format):
         return {".py": text.encode(), self.suffix: save(tensors, {"format": "pt"})}
 
     def load(self, path: Path) -> Loaded:
-        spec = spec_from_file_location("exported_network", path.with_suffix(".py"))
-        assert spec is not None
-        assert spec.loader is not None
-        code = module_from_spec(spec)
-        spec.loader.exec_module(code)  # which was written just now
-        network: nn.Module = code.Network()
+        code: dict[str, Any] = {}
+        exec(
+            compile(path.with_suffix(".py").read_text(encoding="utf-8"), path.with_suffix(".py"), "exec"), code
+        )  # just written
+        network: nn.Module = code["Network"]()
         network.load_state_dict(load_file(path))
         network.eval()
         return lambda images: network(images)

@@ -25,8 +25,9 @@ class Inputs(nn.Module):
         super().__init__()
         self.preprocess, self.padding = preprocess, padding
         self.held: tuple[str, ...] = ()
-        if is_dataclass(preprocess):
-            self.held = tuple(each.name for each in fields(preprocess) if isinstance(getattr(preprocess, each.name), Tensor))
+        own: Any = preprocess
+        if is_dataclass(own):
+            self.held = tuple(each.name for each in fields(own) if isinstance(getattr(own, each.name), Tensor))
         for name in self.held:
             self.register_buffer(name, getattr(preprocess, name).detach().clone())
 

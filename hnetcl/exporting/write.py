@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,7 +77,7 @@ def export(
 
     Batch norm is folded into the layer before it, weights of every algebra are real matrices: see `bn.bake`. Each file is
     loaded back and run on `images` before it is in its place; its predictions must be those of `model.plain(task)`, but for
-    images whose two largest logits are the same up to rounding.
+    images whose two largest logits are the same up to rounding. All is done on the CPU, wherever the model is.
 
     Args:
         task: whose weights and statistics.
@@ -95,9 +96,9 @@ def export(
             logits; torch can't trace it, or a format can't hold it; a package is missing; the folder holds something else or
             can't be written; or a file computes something else than the network.
     """
-    for name in formats:
-        if name not in FORMATS:
-            raise one_of("formats", name, FORMATS)
+    strange = [name for name in formats if name not in FORMATS]
+    if strange or not formats:
+        raise one_of("formats", strange[0] if strange else "[]", FORMATS)
     require_exporters(formats)
     if not isinstance(images, Tensor) or len(images) < 2:
         what = f"{len(images)} images" if isinstance(images, Tensor) else type(images).__name__
@@ -107,7 +108,8 @@ def export(
     if not 0 <= task < model.hnet.num_tasks:
         raise ArgumentError("task", task, f"there are tasks 0 to {model.hnet.num_tasks - 1}")
     with evaluation_mode(model):
-        plain, inputs = model.plain(task).eval(), Inputs(preprocess, padding)
+        plain, inputs = model.plain(task).cpu().eval(), Inputs(preprocess, padding).cpu()
+    images, labels = images.cpu(), None if labels is None else labels.cpu()
     try:
         baked = bake(plain)
     except ValueError as error:
@@ -125,7 +127,7 @@ def export(
         "score": _score(wanted, labels),
         "checked_images": len(images),
     }
-    with Folder(Path(out), _digest(own)) as folder:
+    with Folder(Path(out), _digest(own, task)) as folder:
         files = []
         for name in dict.fromkeys(formats):
             files.append(_written(folder, name, module, images, labels, wanted, batch_size, description))
@@ -199,8 +201,8 @@ def _differing(got: Tensor, wanted: Tensor) -> int:
 def _is_same(distance: float, module: nn.Module) -> bool:
     """Whether logits are the same up to rounding: to half of the digits that the coarsest tensor of a network has."""
     floats = [value.dtype for value in (*module.parameters(), *module.buffers()) if value.is_floating_point()]
-    coarsest = max((torch.finfo(dtype).eps for dtype in floats), default=torch.finfo(torch.float32).eps)
-    return distance <= float(coarsest) ** 0.5
+    coarsest: float = max((torch.finfo(dtype).eps for dtype in floats), default=torch.finfo(torch.float32).eps)
+    return distance <= math.sqrt(coarsest)
 
 
 def _score(logits: Tensor, labels: Tensor | None) -> float | None:
@@ -213,9 +215,9 @@ def _score(logits: Tensor, labels: Tensor | None) -> float | None:
     return int((logits.argmax(1) == labels).sum()) / len(labels)
 
 
-def _digest(module: nn.Module) -> str:
-    """SHA-256 of a module's tensors by name, and of what is no tensor in it, as far as it can be printed."""
-    found = hashlib.sha256(str(module).encode())
+def _digest(module: TaskModule, task: int) -> str:
+    """SHA-256 of a task's tensors by name, and of what is no tensor in its network, as far as it can be printed."""
+    found = hashlib.sha256(f"{task} {module.inputs.padding} {module.outputs} {module}".encode())
     for name, value in module.state_dict().items():
         found.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         found.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
