@@ -34,6 +34,7 @@ ELSEWHERE = {
     "python scripts/train.py -m hydra/launcher=submitit_slurm hydra.launcher.partition=gpu hydra.launcher.timeout_min=240 "
     "seed=0,1,2": "test_slurm.py does it, where there is a Slurm",
     "pip install -e '.[peers]'": ".ci/run installs them",
+    "pip install -e '.[export]'": "is among what tests need",
     "pip install mlflow": "is none of what tests need; tests/standins takes its place",
     "pip install wandb": "the same",
     "tensorboard --logdir outputs": "serves until it is stopped; test_tracking.py reads what it would show",
