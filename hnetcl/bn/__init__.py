@@ -1,7 +1,7 @@
 """Batch norm with one row of running statistics per task."""
 
 from hnetcl.bn.auxiliary import auxiliary_loss
-from hnetcl.bn.bake import bake
+from hnetcl.bn.bake import bake, layers_by_batch
 from hnetcl.bn.base import BATCH, NormLayer
 from hnetcl.bn.conv_bn import ConvBatchNorm, FusedBatchNormLayer
 from hnetcl.bn.convert import convert_batchnorm
@@ -23,6 +23,7 @@ __all__ = [
     "batchnorm_layers",
     "convert_batchnorm",
     "fold_batchnorm",
+    "layers_by_batch",
     "norm_layers",
     "recalibrate",
     "reference_pass",

@@ -53,6 +53,15 @@ def bake(module: nn.Module) -> nn.Module:
     return baked.eval()
 
 
+def layers_by_batch(module: nn.Module) -> list[str]:
+    """The batch-norm layers that use the batch's own statistics in evaluation, by name."""
+    return [
+        name
+        for name, layer in batchnorm_layers(module).items()
+        if layer.statistics_mode.uses_statistics and layer.evaluation_statistics() is None
+    ]
+
+
 def _folded(module: nn.Module) -> nn.Module:
     """The copy, with batch norm folded where that is exact."""
     tensors = [*module.parameters(), *module.buffers()]

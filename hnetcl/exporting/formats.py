@@ -106,7 +106,7 @@ class Onnx(Format):
                 assert made is not None
                 return {self.suffix: made.model_proto.SerializeToString()}
         except Exception as error:  # a class of torch's own for each step that fails
-            raise ValueError(f"torch.onnx.export can't write it ({one_line(error)[:LONGEST]})") from error
+            raise ValueError(f"torch.onnx.export can't write it ({one_line(error.__cause__ or error)[:LONGEST]})") from error
 
     def load(self, path: Path) -> Loaded:
         import onnxruntime

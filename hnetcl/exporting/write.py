@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import hnetcl
-from hnetcl.bn import bake
+from hnetcl.bn import bake, layers_by_batch
 from hnetcl.config import ExportFormat, require_exporters
 from hnetcl.errors import ArgumentError, one_line, one_of
 from hnetcl.exporting.folder import Folder
@@ -110,12 +110,19 @@ def export(
     with evaluation_mode(model):
         plain, inputs = model.plain(task).cpu().eval(), Inputs(preprocess, padding).cpu()
     images, labels = images.cpu(), None if labels is None else labels.cpu()
+    if layers := layers_by_batch(plain):
+        rule = f"{layers[0]} normalizes by the batch's own statistics: what comes out for a sample depends on the others"
+        raise ArgumentError("bn.stats", "batch", rule)
     try:
         baked = bake(plain)
-    except ValueError as error:
-        raise ArgumentError("bn.stats", "batch", f"{one_line(error)}, so it has no file of its own") from error
+    except ValueError as error:  # virtual batch norm without a reference
+        raise ArgumentError("task", task, one_line(error)) from error
     own = TaskModule(plain, inputs, outputs)
-    wanted = _run(own, images, batch_size)
+    try:
+        wanted = _run(own, images, batch_size)
+    except (RuntimeError, TypeError) as error:
+        rule = f"{type(plain).__name__} can't take one such tensor ({one_line(error)[:LONGEST]})"
+        raise ArgumentError("images", list(images.shape), rule) from error
     module = _chosen(TaskModule(baked, inputs, outputs), own, images, wanted, batch_size)
     description = {
         "hnetcl": hnetcl.__version__,
