@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     )
     from hnetcl.cli.reload import load
     from hnetcl.errors import ArgumentError, DivergedError
+    from hnetcl.exporting import export
     from hnetcl.hnets import DirectHyperNetwork, Generator, HyperNetwork, initial_parameters
     from hnetcl.model import HyperModel
     from hnetcl.registry import register
@@ -43,6 +44,7 @@ _ROOMS = {
     "VirtualBatchNormLayer": "bn",
     "auxiliary_loss": "bn",
     "convert_batchnorm": "bn",
+    "export": "exporting",
     "fold_batchnorm": "bn",
     "initial_parameters": "hnets",
     "load": "cli.reload",
@@ -68,6 +70,7 @@ __all__ = [
     "VirtualBatchNormLayer",
     "auxiliary_loss",
     "convert_batchnorm",
+    "export",
     "fold_batchnorm",
     "initial_parameters",
     "load",

@@ -4,8 +4,9 @@ Free of torch, so that a refused value is refused at once.
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
+from importlib.util import find_spec
 from inspect import Parameter
 from typing import Annotated, Any, Literal, get_type_hints
 
@@ -19,6 +20,8 @@ CHOSEN = ("task", "bn", "net", "hnet", "method", "optimizer", "inference")  # th
 
 Values = dict[str, Any]
 Scenario = Literal["task", "domain", "class"]
+ExportFormat = Literal["program", "onnx", "state"]
+EXPORTERS = ("onnx", "onnxscript", "onnxruntime")  # what the format onnx takes to be written and loaded back
 
 
 @dataclass(kw_only=True)
@@ -111,6 +114,39 @@ class EvaluationConfig:
             self.inference = _group("inference", self.inference)
 
 
+@dataclass(kw_only=True)
+class ExportConfig:
+    """What an export is told.
+
+    Raises:
+        ArgumentError: a package is missing that a format takes.
+    """
+
+    run: str
+    task: Annotated[int, Ge(0)] | None
+    out: str | None
+    formats: Annotated[list[ExportFormat], Len(1)]
+    imports: list[str]
+    data: Values
+
+    def __post_init__(self) -> None:
+        self.run = os.path.expanduser(self.run)
+        self.out = None if self.out is None else os.path.expanduser(self.out)
+        require_exporters(self.formats)
+
+
+def require_exporters(formats: Sequence[str]) -> None:
+    """Refuses formats of an export whose packages are missing.
+
+    Raises:
+        ArgumentError: names them, and what installs them.
+    """
+    missing = [package for package in EXPORTERS if find_spec(package) is None] if "onnx" in formats else []
+    if missing:
+        rule = f"onnx needs {', '.join(missing)}: pip install 'hnetcl[export]'; allowed without: program, state"
+        raise ArgumentError("formats", f"[{','.join(formats)}]", rule)
+
+
 def parse(values: Mapping[str, Any]) -> Config:
     """Checks the configuration of a run and makes it an object.
 
@@ -127,6 +163,11 @@ def parse(values: Mapping[str, Any]) -> Config:
 def parse_evaluation(values: Mapping[str, Any]) -> EvaluationConfig:
     """The same for the arguments of an evaluation."""
     return EvaluationConfig(**_root(values, EvaluationConfig))
+
+
+def parse_export(values: Mapping[str, Any]) -> ExportConfig:
+    """The same for the arguments of an export."""
+    return ExportConfig(**_root(values, ExportConfig))
 
 
 def group_options(group: str, name: str | None = None) -> Options:

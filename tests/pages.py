@@ -11,6 +11,7 @@ LISTINGS = (
     "hnetcl/registry.py ",
     "task 0, step 2: ",
     "goes on in task ",
+    "task 1 (2, 3): ",
     "run.dir=",
 )  # how a block starts that lists files, or shows output, and no commands
 

@@ -34,6 +34,7 @@ ELSEWHERE = {
     "python scripts/train.py -m hydra/launcher=submitit_slurm hydra.launcher.partition=gpu hydra.launcher.timeout_min=240 "
     "seed=0,1,2": "test_slurm.py does it, where there is a Slurm",
     "pip install -e '.[peers]'": ".ci/run installs them",
+    "pip install -e '.[export]'": "is among what tests need",
     "pip install mlflow": "is none of what tests need; tests/standins takes its place",
     "pip install wandb": "the same",
     "tensorboard --logdir outputs": "serves until it is stopped; test_tracking.py reads what it would show",
@@ -68,11 +69,11 @@ def runnable(text: str, places: dict[str, str]) -> list[str]:
     words = words[1:] if words[0] in PYTHONS else words
     if words[0] == "hnetcl":  # the same as the script; test_installed.py calls the command itself
         words = [f"scripts/{words[1]}.py", *words[2:]]
-    assert re.fullmatch(r"scripts/(train|evaluate|benchmark|report)\.py", words[0]), f"there is no rule for {text!r}"
+    assert re.fullmatch(r"scripts/(train|evaluate|export|benchmark|report)\.py", words[0]), f"there is no rule for {text!r}"
     name, script, words = Path(words[0]).stem, str(ROOT / words[0]), words[1:]
     if name == "benchmark":
         return [script, *words, *BENCHMARK[words[0]]]
-    if name in ("evaluate", "report") or AS_THEY_ARE & set(words):
+    if name in ("evaluate", "export", "report") or AS_THEY_ARE & set(words):
         return [script, *words]
     words = [re.sub(r"(n_trials=)\d+$", r"\g<1>2", word) for word in words]
     if not any(word.startswith("observers=") for word in words):

@@ -88,7 +88,7 @@ def test_takes_a_net_and_an_experiment_from_the_users_folder(site: Path, tiny: l
         ([], 0, "hnetcl train task=split_mnist bn=quaternion"),
         (["--help"], 0, "hnetcl evaluate run=DIR"),
         (["train", "--help"], 0, "output_regularizer"),
-        (["trian"], 2, "command=trian: did you mean train? allowed: evaluate, report, train"),
+        (["trian"], 2, "command=trian: did you mean train? allowed: evaluate, export, report, train"),
         (["train", "bn=octonion"], 2, "bn=octonion: allowed: complex, fused, quaternion, real, virtual"),
     ],
 )

@@ -30,6 +30,7 @@ ROOMS = [
     "tasks",
     "model",
     "wrapping",
+    "exporting",
     "inference",
     "importance",
     "lookahead",

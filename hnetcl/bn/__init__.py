@@ -1,6 +1,7 @@
 """Batch norm with one row of running statistics per task."""
 
 from hnetcl.bn.auxiliary import auxiliary_loss
+from hnetcl.bn.bake import bake, layers_by_batch
 from hnetcl.bn.base import BATCH, NormLayer
 from hnetcl.bn.conv_bn import ConvBatchNorm, FusedBatchNormLayer
 from hnetcl.bn.convert import convert_batchnorm
@@ -18,10 +19,12 @@ __all__ = [
     "NormLayer",
     "VirtualBatchNormLayer",
     "auxiliary_loss",
+    "bake",
     "batchnorm_layers",
     "convert_batchnorm",
     "fold_batchnorm",
     "learned_values",
+    "layers_by_batch",
     "norm_layers",
     "recalibrate",
     "reference_pass",

@@ -59,7 +59,7 @@ def fold_batchnorm(
         for layer in norm_layers(folded).values():
             layer.row = layer.choose(stats_id)
     for name, pair in list(folded.named_modules()):
-        if name and type(pair) is ConvBatchNorm and not _hooked(pair):
+        if name and type(pair) is ConvBatchNorm and not is_hooked(pair):
             folded.set_submodule(name, nn.Sequential(pair.conv, pair.norm))
     for before, after in _neighbours(folded):
         real, norm = _as_real(folded.get_submodule(before)), folded.get_submodule(after)
@@ -98,7 +98,8 @@ class _Tracer(fx.Tracer):
 def _neighbours(module: nn.Module) -> list[tuple[str, str]]:
     """The names of two modules that are called once, the second with the output of the first, which nothing else uses."""
     try:
-        nodes = list(_Tracer().trace(module).nodes)
+        with torch.enable_grad():  # without, modules may ask what only a tensor can answer, to be faster
+            nodes = list(_Tracer().trace(module).nodes)
     except Exception as error:  # whatever the module's code raises where it expects a tensor
         raise ValueError(f"torch.fx can't trace {type(module).__name__}, so it can't be folded: {one_line(error)}") from error
     uses = Counter(str(node.target) for node in nodes if node.op == "call_module")
@@ -116,7 +117,7 @@ def _neighbours(module: nn.Module) -> list[tuple[str, str]]:
 def _as_real(layer: Any) -> Real | None:
     """The layer, or the real one that does the same; None where it does anything else, as subclasses and hooks may."""
     real: Real
-    if _hooked(layer):
+    if is_hooked(layer):
         return None
     if type(layer) in get_args(Real):
         real = layer
@@ -128,7 +129,7 @@ def _as_real(layer: Any) -> Real | None:
 
 
 def _foldable(layer: Real, norm: BatchNormLayer) -> bool:
-    if type(norm) not in (BatchNormLayer, FusedBatchNormLayer) or _hooked(norm):
+    if type(norm) not in (BatchNormLayer, FusedBatchNormLayer) or is_hooked(norm):
         return False
     if norm.statistics_mode.uses_statistics and norm.evaluation_statistics() is None:
         return False
@@ -137,7 +138,7 @@ def _foldable(layer: Real, norm: BatchNormLayer) -> bool:
     return layer.out_channels == norm.num_features and (norm.algebra.dim == 1 or layer.groups == 1)
 
 
-def _hooked(module: nn.Module) -> bool:
+def is_hooked(module: nn.Module) -> bool:
     return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
@@ -145,7 +146,7 @@ def _hooked(module: nn.Module) -> bool:
 def _fold(layer: Real, norm: BatchNormLayer) -> None:
     """Gives the layer the weight A W and the bias A (b - mu) + beta."""
     dtype, learns = layer.weight.dtype, layer.weight.requires_grad
-    matrix, mean = _evaluation(norm, layer.weight)
+    matrix, mean = evaluation_map(norm, layer.weight)
     bias = _mix(matrix, -mean if layer.bias is None else layer.bias.double() - mean)
     if norm.bias is not None:
         bias = bias + norm.bias.double()
@@ -157,7 +158,7 @@ def _fold(layer: Real, norm: BatchNormLayer) -> None:
     layer.weight, layer.bias = (nn.Parameter(value.to(dtype), learns) for value in (weight, bias))
 
 
-def _evaluation(norm: BatchNormLayer, like: Tensor) -> tuple[Tensor, Tensor]:
+def evaluation_map(norm: BatchNormLayer, like: Tensor) -> tuple[Tensor, Tensor]:
     """A [Q, d, d] and mu [C] in float64, as the layer uses them in evaluation for input like that."""
     d, q = norm.algebra.dim, norm.num_numbers
     gamma, statistics = norm.gamma(), norm.evaluation_statistics()

@@ -89,9 +89,9 @@ class VirtualBatchNormLayer(NormLayer):
         if self.collecting or (stats_id is None and isinstance(self.row, str) and self.row == BATCH):
             return self._by_own_statistics(x, stats_id, gamma, beta)
 
-        n, d, q, space = len(x), self.algebra.dim, self.num_numbers, x.shape[2:].numel()
+        n, d, q, space = x.shape[0], self.algebra.dim, self.num_numbers, x.shape[2:].numel()
         numbers = x.reshape(n, d, q, space)
-        mean, cov = self._mixed(numbers, *self._reference(stats_id))
+        mean, cov = mixed(numbers, *self.reference(stats_id))
         y = select(self.backend, x, d).normalize(  # a batch of n samples with statistics each is one sample of n q numbers
             numbers.transpose(0, 1).reshape(1, d * n * q, space),
             mean.transpose(0, 1).reshape(-1),
@@ -114,7 +114,12 @@ class VirtualBatchNormLayer(NormLayer):
             self.write(stats_id, mean, var, self.reference_count.new_full((), len(x)))
         return y
 
-    def _reference(self, stats_id: int | Tensor | None) -> list[Tensor]:
+    def reference(self, stats_id: int | Tensor | None = None) -> list[Tensor]:
+        """Mean, covariance and number of samples of a row's reference batch.
+
+        Raises:
+            ValueError: several rows and none chosen, no such row, or it has no reference batch.
+        """
         row = self._row(stats_id)
         if isinstance(row, int) and row not in self._collected:
             if not self.reference_count[row]:
@@ -123,21 +128,6 @@ class VirtualBatchNormLayer(NormLayer):
                 )
             self._collected.add(row)
         return self.read(row)
-
-    def _mixed(self, x: Tensor, mean: Tensor, var: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean [N, d, Q] and covariance [N, Q, d, d] of every sample of x [N, d, Q, S], mixed into the reference."""
-        dtype, d = sum_dtype(x.dtype), self.algebra.dim
-        x = x.to(dtype)
-        own = x.mean(-1)
-        centred = x - own.unsqueeze(-1)
-        # not a matrix product, which autocast would take in half precision
-        cov = torch.stack([(centred * centred[:, b : b + 1]).mean(-1) for b in range(d)], -1)  # [N, d, Q, d]
-        b = torch.where(count > 0, 1 / (count.to(dtype) + 1), torch.nan)
-        mean = mean.to(dtype).reshape(d, -1)
-        shift = own - mean
-        spread = shift.unsqueeze(-1) * shift.transpose(1, 2).unsqueeze(1)  # [N, d, Q, d]
-        reference = var.to(dtype).reshape(-1, d, d)
-        return mean + b * shift, (1 - b) * reference + (b * (cov + (1 - b) * spread)).transpose(1, 2)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         self._collected.clear()
@@ -148,6 +138,22 @@ class VirtualBatchNormLayer(NormLayer):
             f"{self.num_features}, algebra={self.algebra.name}, whitening={self.whitening}, affine={self.affine}, "
             f"eps={self.eps}, num_stats={self.num_stats}"
         )
+
+
+def mixed(x: Tensor, mean: Tensor, var: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean [N, d, Q] and covariance [N, Q, d, d] of every sample of numbers x [N, d, Q, S], mixed into a reference's row."""
+    dtype, d = sum_dtype(x.dtype), x.shape[1]
+    x = x.to(dtype)
+    own = x.mean(-1)
+    centred = x - own.unsqueeze(-1)
+    # not a matrix product, which autocast would take in half precision
+    cov = torch.stack([(centred * centred[:, b : b + 1]).mean(-1) for b in range(d)], -1)  # [N, d, Q, d]
+    b = torch.where(count > 0, 1 / (count.to(dtype) + 1), torch.nan)
+    mean = mean.to(dtype).reshape(d, -1)
+    shift = own - mean
+    spread = shift.unsqueeze(-1) * shift.transpose(1, 2).unsqueeze(1)  # [N, d, Q, d]
+    reference = var.to(dtype).reshape(-1, d, d)
+    return mean + b * shift, (1 - b) * reference + (b * (cov + (1 - b) * spread)).transpose(1, 2)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""The commands: `hnetcl train ...`, `hnetcl evaluate ...` and `hnetcl report ...`.
+"""The commands: `hnetcl train ...`, `hnetcl evaluate ...`, `hnetcl export ...` and `hnetcl report ...`.
 
 `python -m hnetcl` and the files in scripts/ are the same.
 """
@@ -9,13 +9,14 @@ from omegaconf import DictConfig
 
 from hnetcl.cli.call import Call
 from hnetcl.cli.main import USAGE_ERROR, run
-from hnetcl.cli.plain import typed_config, typed_evaluation
+from hnetcl.cli.plain import typed_config, typed_evaluation, typed_export
 from hnetcl.errors import one_of
 
 USAGE = """usage: hnetcl COMMAND ...
 
   hnetcl train task=split_mnist bn=quaternion    trains on a sequence of tasks
   hnetcl evaluate run=DIR                        evaluates a finished run
+  hnetcl export run=DIR task=K                   a task's network as files that need no hnetcl
   hnetcl report DIR ...                          tables and figures of all runs in some folders
 
 `hnetcl COMMAND --help` lists the keys."""
@@ -31,6 +32,11 @@ def evaluate() -> None:
     run("evaluate", _evaluate)
 
 
+def export() -> None:
+    """Writes tasks' networks of a finished run as files that need no hnetcl."""
+    run("export", _export)
+
+
 def report() -> None:
     """Tables and figures of runs."""
     from hnetcl.cli.report import report as made
@@ -38,7 +44,7 @@ def report() -> None:
     made(sys.argv[1:])
 
 
-COMMANDS = {"train": train, "evaluate": evaluate, "report": report}
+COMMANDS = {"train": train, "evaluate": evaluate, "export": export, "report": report}
 
 
 def main() -> None:
@@ -67,3 +73,10 @@ def _evaluate(composed: DictConfig, call: Call) -> float:
 
     found = evaluate(arguments)
     return sum(found) / len(found)
+
+
+def _export(composed: DictConfig, call: Call) -> None:
+    arguments = typed_export(composed)
+    from hnetcl.cli.export import export
+
+    export(arguments)

@@ -9,7 +9,15 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from hnetcl.cli.imports import import_all
-from hnetcl.config import Config, EvaluationConfig, group_options, parse, parse_evaluation
+from hnetcl.config import (
+    Config,
+    EvaluationConfig,
+    ExportConfig,
+    group_options,
+    parse,
+    parse_evaluation,
+    parse_export,
+)
 from hnetcl.errors import ArgumentError
 from hnetcl.files import read_text
 from hnetcl.registry import check_value, names
@@ -49,6 +57,11 @@ def _of_its_part(bn: dict[str, Any], typed: Set[str]) -> dict[str, Any]:
 def typed_evaluation(composed: Any) -> EvaluationConfig:
     """The same for the arguments of an evaluation."""
     return parse_evaluation(_imported(composed))
+
+
+def typed_export(composed: Any) -> ExportConfig:
+    """The same for the arguments of an export."""
+    return parse_export(_imported(composed))
 
 
 def _imported(composed: Any) -> dict[str, Any]:

@@ -33,7 +33,7 @@ class Rotate(Preprocess):
         height, width = images.shape[2:]
         cos, sin = math.cos(math.radians(self.angle)), math.sin(math.radians(self.angle))
         matrix = [[cos, -sin * height / width, 0], [sin * width / height, cos, 0]]  # coordinates are from -1 to 1 on each axis
-        theta = torch.tensor([matrix], device=images.device).expand(len(images), 2, 3)
+        theta = torch.tensor([matrix], device=images.device).expand(images.shape[0], 2, 3)
         grid = F.affine_grid(theta, list(images.shape), align_corners=False)
         turned: Tensor = F.grid_sample(images.float(), grid, align_corners=False)
         return super().__call__(turned)
