@@ -15,11 +15,14 @@ from hnetcl.cli.jobs import train
 from hnetcl.config import Config
 from hnetcl.errors import DivergedError
 from hnetcl.hnets import HyperNetwork
+from hnetcl.methods import Inputs
+from hnetcl.methods.finetune import Finetune
 from hnetcl.methods.output_regularizer import OutputRegularizer
 from hnetcl.model import HyperModel
 from hnetcl.nets import MLP
 from hnetcl.registry import names
 from hnetcl.training import TrainingStep
+from hnetcl.training.clip import clip_gradients
 from hnetcl.training.optimizers import sgd
 from hnetcl.training.watch import Watch
 
@@ -167,3 +170,26 @@ def test_numbers_that_are_not_finite_end_the_run_and_no_checkpoint_is_written(
 def test_the_main_job_runs(tiny: list[str], compose: Callable[..., Config], tmp_path: Path) -> None:
     path = train(compose(*tiny, "device=cuda", f"run.dir={tmp_path}"))
     assert (path / "metrics.json").exists()
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's compiler warns of what it does itself
+def test_micro_batches_that_run_as_cuda_graphs_add_up() -> None:
+    """A graph writes its gradients where those of the part before lie. Clipping them waits for nothing."""
+    net = MLP((1, 8, 8), 3, hidden=(16, 16))
+    initial = {name: value.detach().clone() for name, value in net.named_parameters()}
+    shapes = {name: value.shape for name, value in initial.items()}
+    model = HyperModel(net, HyperNetwork(shapes, 2, "full", hidden=(8,), initial=initial)).cuda()
+    x, y = torch.randn(32, 1, 8, 8, device="cuda"), torch.randint(3, (32,), device="cuda")
+    run, found = run_of(model, 0, torch.optim.Adam(model.parameters(), fused=True), torch.Generator("cuda")), []
+    for compile, parts in (("off", 1), ("on", 4)):
+        step = TrainingStep(model, Finetune(), torch.device("cuda"), compile, accumulate=parts)
+        for _ in range(4):  # the third time as a graph
+            step(run, Inputs(x, y, 0))
+        found.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
+    torch.testing.assert_close(found[1], found[0], rtol=1e-3, atol=1e-5)
+    parameters, norm = list(model.parameters()), torch.nn.utils.get_total_norm(found[1])
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        clip_gradients(parameters, norm, 0.01)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
