@@ -32,11 +32,9 @@ def bake(module: nn.Module) -> nn.Module:
         ValueError: several rows and none chosen; or a layer normalizes by the batch's own statistics, so that what it gives for
             a sample depends on the others.
     """
-    for name, norm in batchnorm_layers(module).items():
-        if norm.statistics_mode.uses_statistics and norm.evaluation_statistics() is None:
-            raise ValueError(
-                f"{name} normalizes by the batch's own statistics: what it gives for a sample depends on the others"
-            )
+    if layers := layers_by_batch(module):
+        rule = "normalizes by the batch's own statistics: what it gives for a sample depends on the others"
+        raise ValueError(f"{layers[0]} {rule}")
     baked = _folded(module)
     pairs = tuple(f"{name}." for name, layer in baked.named_modules() if isinstance(layer, ConvBatchNorm))  # looks into both
     made: dict[nn.Module, nn.Module | None] = {}
