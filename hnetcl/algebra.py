@@ -39,33 +39,55 @@ class Algebra:
             raise ArgumentError(name, channels, f"must be a positive multiple of {self.dim} ({self.name})")
         return channels // self.dim
 
-    def block_matrix(self, weight: Tensor, channels_last: bool = False) -> Tensor:
+    def block_matrix(self, weight: Tensor, channels_last: bool = False, groups: int = 1) -> Tensor:
         """The real weight that multiplies by `weight` from the left.
 
         With y_c = sum over a, b with e_a e_b = s e_c of s w_a x_b, block (c, b) of the matrix is s w_a.
 
         Args:
-            weight: [d, out / d, in / d, *K], the components of a linear (K empty) or a convolution's weight.
+            weight: [d, out / d, in / d, *K], the components of a linear (K empty) or a convolution's weight; with groups
+                [d, out / d, in / (d groups), *K].
             channels_last: whether the inputs of one place of K shall lie next to each other in memory.
+            groups: of numbers that see each other. The matrix is for channels ordered by group, then by component, then by
+                number, so that each group lies in one piece, as torch has it; `group_major` orders them so.
 
         Returns:
-            [out, in, *K]
+            [out, in / groups, *K]
         """
         if self.dim == 1:
             real = weight.squeeze(0)  # whose backward, unlike that of weight[0], copies nothing
             return real.movedim(1, -1).contiguous().movedim(-1, 1) if channels_last else real
-        components = {1: weight.unbind(0), -1: (-weight).unbind(0)}
-        blocks: list[Tensor] = [weight] * self.dim**2
-        for a, row in enumerate(self.table):
-            for b, (sign, c) in enumerate(row):
-                blocks[c * self.dim + b] = components[sign][a]
-        grid = torch.stack(blocks).reshape(self.dim, self.dim, *weight.shape[1:])  # [c, b, out / d, in / d, *K]
+        parts = weight if groups == 1 else weight.unflatten(1, (groups, -1))
+        rows_at, columns_at = (0, 1) if groups == 1 else (1, 2)  # of a component [out / d, in / d, *K]
         if channels_last:
-            by_place = grid.permute(0, 2, *range(4, grid.ndim), 1, 3)  # [c, out / d, *K, b, in / d]
-            last: Tensor = by_place.flatten(-2).flatten(0, 1).movedim(-1, 1)
+            parts, columns_at = parts.movedim(columns_at + 1, -1).contiguous(), -1
+        signed = {1: parts.unbind(0), -1: (-parts).unbind(0)}
+        blocks = {(c, b): signed[sign][a] for a, row in enumerate(self.table) for b, (sign, c) in enumerate(row)}
+        # the last row first: autograd then adds up a weight's gradients from the first row on
+        rows = [torch.cat([blocks[c, b] for b in range(self.dim)], columns_at) for c in reversed(range(self.dim))]
+        matrix = torch.cat(rows[::-1], rows_at)
+        matrix = matrix if groups == 1 else matrix.flatten(0, 1)
+        return matrix.movedim(-1, 1) if channels_last else matrix
+
+    def group_major(self, x: Tensor, groups: int, back: bool = False) -> Tensor:
+        """[N, C, *S] with channels by component, group, number -> by group, component, number; or back."""
+        outer = (groups, self.dim) if back else (self.dim, groups)
+        if x.ndim > 2 and 0 < x.stride(1) < x.stride(-1):  # channels last: it stays so
+            last: Tensor = x.movedim(1, -1).unflatten(-1, (*outer, -1)).transpose(-3, -2).flatten(-3).movedim(-1, 1)
             return last
-        matrix: Tensor = grid.movedim(1, 2).flatten(2, 3).flatten(0, 1)
-        return matrix
+        ordered: Tensor = x.unflatten(1, (*outer, -1)).transpose(1, 2).flatten(1, 3)
+        return ordered
+
+    def conjugate(self, components: Tensor) -> Tensor:
+        """Numbers [d, *] with the opposite imaginary parts. Of a weight it transposes the block of every number."""
+        return components if self.dim == 1 else torch.cat([components[:1], -components[1:]])
+
+    def modulus(self, x: Tensor) -> Tensor:
+        """|z| [N, Q, *S] of numbers [N, C, *S]; its gradient at 0 is 0."""
+        parts = x.unflatten(1, (self.dim, -1))
+        is_zero = ~parts.any(1, keepdim=True)  # for which the norm's second derivative would be nan
+        found: Tensor = torch.linalg.vector_norm(parts.masked_fill(is_zero, 1), dim=1)
+        return found.masked_fill(is_zero.squeeze(1), 0)
 
     def lift(self, x: Tensor) -> Tensor:
         """Real channels as numbers without imaginary parts: [N, C, *S] -> [N, d C, *S]."""

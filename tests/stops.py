@@ -1,8 +1,8 @@
-"""An observer that ends a run, so that it can go on."""
+"""What ends a run, so that it can go on."""
 
 import signal
 
-from hnetcl.training import Observer, RunStart
+from hnetcl.training import Observer, RunStart, Stop
 
 
 class Stops(Observer):
@@ -20,3 +20,14 @@ class Stops(Observer):
     def on_tick(self, step: int) -> None:
         if (self.task, step, self.lives) == (1, 3, 1):
             signal.raise_signal(signal.SIGTERM)
+
+
+class StopsOnce(Stop):
+    """After a number of steps."""
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+
+    def asked(self) -> bool:
+        self.steps -= 1
+        return self.steps < 0

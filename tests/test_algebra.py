@@ -140,3 +140,49 @@ def test_names_and_algebras_are_interchangeable(algebra: Algebra) -> None:
 def test_choices_agree() -> None:
     """The command line's table of algebras is the package's."""
     assert {name: algebra.dim for name, algebra in ALGEBRAS.items()} == ALGEBRA_DIMS
+
+
+@every_algebra
+@every_product
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_block_matrix_is_the_stack_of_its_blocks(
+    algebra: Algebra,
+    kernel: tuple[int, ...],
+    space: tuple[int, ...],
+    act: Callable[[Tensor, Tensor], Tensor],
+    channels_last: bool,
+) -> None:
+    """Bit for bit, and its gradient too, which adds the blocks' up row by row: runs compute the same numbers as ever."""
+    d = algebra.dim
+    weight = torch.randn(d, 3, 2, *kernel, requires_grad=True)
+    components = {1: weight.unbind(0), -1: (-weight).unbind(0)}
+    blocks = {c * d + b: components[sign][a] for a, row in enumerate(algebra.table) for b, (sign, c) in enumerate(row)}
+    grid = torch.stack([blocks[i] for i in range(d * d)]).unflatten(0, (d, d))
+    stacked = grid.movedim(1, 2).flatten(2, 3).flatten(0, 1)
+    matrix, g = algebra.block_matrix(weight, channels_last), torch.randn_like(stacked)
+    assert torch.equal(matrix, stacked)
+    assert torch.equal(*(torch.autograd.grad(each, weight, g)[0] for each in (matrix, stacked)))
+    assert not (channels_last and kernel) or matrix.is_contiguous(memory_format=torch.channels_last)
+
+
+@every_algebra
+@pytest.mark.parametrize("groups", [1, 2, 3])
+def test_groups_of_numbers_are_products_of_their_own(algebra: Algebra, groups: int) -> None:
+    """The matrices of the groups lie one below the other; channels go into the groups' order and back."""
+    weight, x = randn(algebra.dim, 12, 2, 3), randn(5, algebra.dim * 2 * groups, 3)
+    each = [algebra.block_matrix(part) for part in weight.chunk(groups, 1)]
+    assert torch.equal(algebra.block_matrix(weight, groups=groups), torch.cat(each))
+    ordered = algebra.group_major(x, groups)
+    of_groups = x.unflatten(1, (algebra.dim, -1)).chunk(groups, 2)
+    assert torch.equal(ordered, torch.cat([part.flatten(1, 2) for part in of_groups], 1))
+    assert torch.equal(algebra.group_major(ordered, groups, back=True), x)
+
+
+@every_algebra
+def test_the_conjugates_matrix_is_the_transpose(algebra: Algebra) -> None:
+    """And a times its conjugate is |a|^2."""
+    a = randn(algebra.dim)
+    conjugate = algebra.conjugate(a)
+    assert torch.equal(algebra.block_matrix(conjugate[:, None, None]), algebra.block_matrix(a[:, None, None]).T)
+    torch.testing.assert_close(multiply(algebra, a, conjugate), a.square().sum() * basis(algebra)[0])
+    torch.testing.assert_close(algebra.modulus(a[None]), a.norm()[None, None])

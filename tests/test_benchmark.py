@@ -6,11 +6,11 @@ import subprocess
 import sys
 from argparse import Namespace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
-from benchmarks import bn, conv_bn, memory, peers
+from benchmarks import bn, conv_bn, layers, memory, peers
 from benchmarks.command import main
 from benchmarks.compare import compare
 from benchmarks.contenders import Contender, Field
@@ -25,6 +25,7 @@ from hnetcl.layers import Conv2d, Linear
 CPU = torch.device("cpu")
 SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "benchmark.py"
 CONV = {"channels": 8, "kernel": 3, "padding": 1, "rounds": 1, "eval": False}
+LAYERS = {"channels": 16, "kernel": 3, "groups": 2, "rounds": 1}
 ON_LINUX = pytest.mark.skipif(sys.platform != "linux", reason="resident memory is known on Linux only")
 
 
@@ -209,6 +210,34 @@ def test_a_fused_contender_does_its_pairs_work(algebra: str, training: bool) -> 
     torch.testing.assert_close(found[0], found[1])
 
 
+@pytest.mark.parametrize(("options", "channels_alone"), [([], 1), (["--groups=2"], 2)])
+def test_convolutions_of_numbers_are_measured_beside_torchs(options: list[str], channels_alone: int, tmp_path: Path) -> None:
+    """Every algebra, and other libraries' layers where they are there and can do it."""
+    path = tmp_path / "figures.json"
+    main(["layers", "--shape=2,8,6,6", "--channels=16", "--rounds=1", f"--json={path}", *options])
+    record: dict[str, Any] = json.loads(path.read_text())
+    names = [f["name"] for f in record["figures"]]
+    assert names[: 1 + len(ALGEBRA_DIMS)] == ["torch", *ALGEBRA_DIMS]
+    assert {*names, *record["absent"]} == {
+        *("torch", *ALGEBRA_DIMS, "complextorch", "complexPyTorch", "speechbrain/complex", "speechbrain/quaternion")
+    }
+    assert all(f["base"] == "torch" and f["ratio"] > 0 for f in record["figures"])
+    assert record["groups"] == channels_alone
+
+
+@pytest.mark.parametrize("name", ["complextorch", "complexPyTorch"])
+def test_a_peers_convolution_has_as_much_to_do(name: str) -> None:
+    """Its input and its weights hold as many real values as ours."""
+    pytest.importorskip(name, reason=f"{name} is not installed (it is in the extra `peers`)")
+    found = layers.field(Namespace(shape="3,8,5,5", dtype="float32", **LAYERS), CPU)
+    step = next(c for c in found.contenders if c.name == name).build()
+    ours = next(c for c in found.contenders if c.name == "complex").build()
+    sizes = [
+        [t.numel() * (2 if t.is_complex() else 1) for t in cast(tuple[torch.Tensor, ...], each())] for each in (step, ours)
+    ]
+    assert [sizes[0][0], sum(sizes[0])] == [sizes[1][0], sum(sizes[1])]
+
+
 def test_every_compiled_pair_is_a_contender() -> None:
     """Real numbers have none, for torch's own kernel is never compiled."""
     names = {c.name for c in conv_bn.field(Namespace(shape="4,8,6,6", dtype="float32", **CONV), CPU).contenders}
@@ -327,6 +356,10 @@ def test_missing_libraries_are_left_out(monkeypatch: pytest.MonkeyPatch, capsys:
         (["conv_bn", "--shape=1,4,3,3", "--padding=0"], "shape=1,4,3,3: batch statistics need more than one value per channel"),
         (["conv_bn", "--dtype=int8"], "dtype=int8: allowed: bfloat16"),
         (["conv_bn", "--rounds=0"], "rounds=0: must be at least 1"),
+        (["layers", "--shape=8,6,4,4"], "shape=8,6,4,4: the channels must be a positive multiple of 4 (quaternion); --only"),
+        (["layers", "--channels=6"], "channels=6: the channels must be a positive multiple of 4 (quaternion); --only"),
+        (["layers", "--groups=32"], "groups=32: must divide the quaternion numbers; --only leaves contenders out"),
+        (["layers", "--kernel=2"], "kernel=2: must be odd"),
         (["memory", "--steps=0"], "steps=0: must be at least 1"),
         (["memory", "--settle=0"], "settle=0: must be at least 1"),
         (["memory", "--steps=50"], "steps=50: must be more than settle=50"),
@@ -337,7 +370,7 @@ def test_missing_libraries_are_left_out(monkeypatch: pytest.MonkeyPatch, capsys:
 def test_bad_input_is_told_in_one_line(arguments: list[str], line: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Nothing is measured, the exit status is 2, and the one line names the argument and its value."""
     with pytest.raises(SystemExit) as raised:
-        main(arguments if arguments[0] in ("conv_bn", "memory") else ["bn", *arguments])
+        main(arguments if arguments[0] in ("conv_bn", "layers", "memory") else ["bn", *arguments])
     out, err = capsys.readouterr()
     assert raised.value.code == 2
     assert err.startswith(line)

@@ -15,7 +15,7 @@ from hnetcl.cli.main import CONF
 from hnetcl.config import CHOSEN, Config, group_options, parse, parse_evaluation
 from hnetcl.errors import ArgumentError
 from hnetcl.registry import names
-from hnetcl.training import optimizers
+from hnetcl.training.schedules import SCHEDULES
 
 FILES = sorted(path for path in CONF.glob("*/*.yaml") if path.parent.name != "experiment")
 EXPERIMENTS = sorted(path.stem for path in CONF.glob("experiment/*.yaml"))
@@ -53,7 +53,7 @@ def test_every_experiment_composes_and_names_its_command(name: str, compose: Cal
 
 def test_schedules_are_what_optimizers_know() -> None:
     for name in names("optimizer"):
-        assert set(allowed("optimizer", name, "schedule")) == optimizers.SCHEDULES.keys()
+        assert set(allowed("optimizer", name, "schedule")) == {*SCHEDULES, "step"}
 
 
 @pytest.mark.parametrize("algebra", ["real", "complex", "quaternion"])
@@ -82,7 +82,7 @@ REFUSED = {
     "net.hidden=[]": "net.hidden=[]: must not be empty",
     "net.hidden=[4,0]": "net.hidden=[4, 0]: every value must be at least 1",
     "net.hidden=4": "net.hidden=4: must be of type list[int]",
-    "net.name=mpl": "net.name=mpl: did you mean mlp? allowed: lenet, mlp, torchvision",
+    "net.name=mpl": "net.name=mpl: did you mean mlp? allowed: lenet, mlp, resnet, resnet18, torchvision, wide_resnet, zenke",
     "trainer.batch_size=0": "trainer.batch_size=0: must be at least 2",
     "trainer.steps=1.5": "trainer.steps=1.5: must be of type int | None",
     "hnet.chunk_size=0": "hnet.chunk_size=0: must be at least 1",

@@ -50,8 +50,10 @@ TRAIN = [
 BENCHMARK = {  # the same for each subject
     "bn": ["--shape", "8,8,4,4", "--rounds", "1", "--only", "real/closed_form"],
     "conv_bn": ["--shape", "4,8,6,6", "--channels", "8", "--rounds", "1", "--only", "real/pair/*"],
+    "layers": ["--shape", "4,8,6,6", "--channels", "8", "--rounds", "1", "--only", "quaternion"],
     "memory": ["--steps", "70", "--only", "quaternion/tracked"],
     "train": ["--rounds", "1", "--turn", "1", "--only", "ours/all"],
+    "nets": ["--rounds", "1", "--depth", "8", "--width", "4", "--batch", "4", "--only", "real"],
     "regularizer": ["--rounds", "1", "--turn", "1", "--tasks", "2,3"],
     "inference": ["--rounds", "1", "--turn", "1", "--tasks", "2", "--batches", "1"],
     "recognition": ["--ranks", "2"],

@@ -22,8 +22,7 @@ from hnetcl.cli.jobs import evaluate, train
 from hnetcl.cli.main import CONF
 from hnetcl.config import Config, parse_evaluation
 from hnetcl.errors import ArgumentError
-from hnetcl.methods import Run
-from hnetcl.training import RunDirectory, Trainer
+from hnetcl.training import RunDirectory, Step, Trainer
 
 FIGURES = [f"{name}.{kind}" for name in ("accuracy_matrix", "accuracy_curves", "row_statistics") for kind in ("png", "pdf")]
 FILES = [
@@ -251,9 +250,9 @@ def test_a_resumed_run_has_every_event_once(
     died = tmp_path / "died"
     tell, save = Trainer._tell, RunDirectory.save_checkpoint
 
-    def dies_in_a_step(self: Trainer, run: Run, *rest: Any) -> None:
-        tell(self, run, *rest)
-        if (moment, run.task, run.step) == ("step", task, 10):
+    def dies_in_a_step(self: Trainer, step: Step) -> None:
+        tell(self, step)
+        if (moment, step.task, step.step) == ("step", task, 11):
             raise KilledError
 
     def dies_before_a_checkpoint(self: RunDirectory, state: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from stops import StopsOnce
 from torch import Tensor, nn
 
 from hnetcl.bn import BATCH, BatchNormLayer, auxiliary_loss, row_parameters, writable_parameters
@@ -29,7 +30,6 @@ from hnetcl.training import (
     Protocol,
     RunDirectory,
     Step,
-    Stop,
     TaskEnd,
     Trainer,
     accuracy,
@@ -187,17 +187,6 @@ def test_a_directory_is_one_trainings_at_a_time(sequence: TaskSequence, tmp_path
     same(trainer(sequence, steps=2).fit(other).matrix, result.matrix)
 
 
-class StopsOnce(Stop):
-    """After a number of steps."""
-
-    def __init__(self, steps: int) -> None:
-        self.steps = steps
-
-    def asked(self) -> bool:
-        self.steps -= 1
-        return self.steps < 0
-
-
 @pytest.mark.parametrize("minutes", [None, 10])
 def test_a_training_that_is_stopped_goes_on_within_the_task(
     minutes: float | None, sequence: TaskSequence, tmp_path: Path
@@ -252,7 +241,7 @@ def test_refused_trainer_arguments(sequence: TaskSequence, options: dict[str, An
     [
         (adam, {"lr": 0}, "lr=0: must be greater than 0"),
         (adam, {"lr": float("nan")}, "lr=nan: must be a finite number, greater than 0"),
-        (adam, {"schedule": "linear"}, "schedule=linear: allowed: constant, cosine"),
+        (adam, {"schedule": "square"}, "schedule=square: allowed: constant, cosine, linear, step"),
         (adam, {"warmup": 1.0}, "warmup=1.0: must be at least 0 and less than 1"),
         (adam, {"weight_decay": -1}, "weight_decay=-1: must be at least 0"),
         (sgd, {"nesterov": True}, "nesterov=True: needs a momentum above 0"),

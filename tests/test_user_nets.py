@@ -104,7 +104,7 @@ def test_the_readmes_commands(my_nets: Path, tiny: list[str], tmp_path: Path) ->
     assert len(load_file(tmp_path / "run" / "model.safetensors")["net.1.running_mean"][0]) == 12
     process = script("evaluate", f"run={tmp_path / 'run'}", cwd=tmp_path)
     assert process.returncode == 2
-    assert process.stderr == "net.name=tower: allowed: lenet, mlp, torchvision; the run had imports=[my_nets]\n"
+    assert re.fullmatch(r"net\.name=tower: allowed: lenet, mlp, .*; the run had imports=\[my_nets\]\n", process.stderr)
 
 
 def test_a_saved_run_imports_nothing(
@@ -122,9 +122,9 @@ def test_a_saved_run_imports_nothing(
     assert evaluate(compose_evaluation(f"run={run}", f"imports=[{my_nets}]")) == recorded(run)
     train(compose(f"imports=[{my_nets}]", *net, *values, f"run.dir={run}", "resume=true"))
     del registry._registered["net"]["tower"]
-    with pytest.raises(ArgumentError, match=r"^net\.name=tower: allowed: lenet, mlp, torchvision; the run had imports=\[.*"):
+    with pytest.raises(ArgumentError, match=r"^net\.name=tower: allowed: lenet, mlp, .*; the run had imports=\[.*"):
         evaluate(compose_evaluation(f"run={run}"))
-    with pytest.raises(ArgumentError, match=r"^net\.name=tower: allowed: lenet, mlp, torchvision"):
+    with pytest.raises(ArgumentError, match=r"^net\.name=tower: allowed: lenet, mlp, "):
         train(compose(*net, *values, f"run.dir={run}", "resume=true"))
     assert not (tmp_path / "sprung").exists()
 
@@ -164,7 +164,7 @@ def test_a_neighbour_is_not_taken_for_another_folders(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["net=mlp", "net.name=towr"], r"net.name=towr: did you mean tower\? allowed: asking, lenet, list, mlp, mute, torch"),
+        (["net=mlp", "net.name=towr"], r"net.name=towr: did you mean tower\? allowed: asking, lenet, list, mlp, mute, "),
         (["net=tower", "net.widht=3"], r"net.widht=3: .*did you mean net.width\? allowed: net.name, net.width \(net=tower\)"),
         (["net=tower", "net.width=wide"], "net.width=wide: must be of type int"),
         (["net=asking"], r"net=asking: .*'depth'; a net is given in_shape, num_outputs, norm, and arguments behind \* are its"),

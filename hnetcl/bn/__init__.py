@@ -8,7 +8,7 @@ from hnetcl.bn.convert import convert_batchnorm
 from hnetcl.bn.fold import fold_batchnorm
 from hnetcl.bn.layer import BatchNormLayer
 from hnetcl.bn.measure import recalibrate
-from hnetcl.bn.rows import batchnorm_layers, norm_layers, row_parameters, using_task, writable_parameters
+from hnetcl.bn.rows import batchnorm_layers, learned_values, norm_layers, row_parameters, using_task, writable_parameters
 from hnetcl.bn.virtual import VirtualBatchNormLayer, reference_pass
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "batchnorm_layers",
     "convert_batchnorm",
     "fold_batchnorm",
+    "learned_values",
     "layers_by_batch",
     "norm_layers",
     "recalibrate",

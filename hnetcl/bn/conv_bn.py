@@ -9,11 +9,12 @@ from hnetcl.bn.layer import BatchNormLayer
 from hnetcl.errors import ArgumentError
 from hnetcl.kernels.backends import fused
 from hnetcl.kernels.conv_bn import Convolution
-from hnetcl.layers.conv import Conv2d
+from hnetcl.layers import ConvNd
+from hnetcl.layers.sizes import sides
 from hnetcl.registry import register
 
 TORCHS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-AnyConv: TypeAlias = nn.Conv1d | nn.Conv2d | nn.Conv3d | Conv2d
+AnyConv: TypeAlias = nn.Conv1d | nn.Conv2d | nn.Conv3d | ConvNd
 
 
 class ConvBatchNorm(nn.Module):
@@ -25,24 +26,27 @@ class ConvBatchNorm(nn.Module):
         layer = ConvBatchNorm(Conv2d(16, 32, 3, "complex", bias=False), BatchNormLayer(32, algebra="complex"))
 
     Args:
-        conv: of this package or of torch, with any options.
+        conv: of this package or of torch, with any options; with groups only of real channels.
         norm: as wide as the convolution's output.
 
     Their parameters and buffers are those of the submodules `conv` and `norm`.
 
     Raises:
-        ArgumentError: the convolution computes something of its own or has hooks, or the widths differ.
+        ArgumentError: the convolution computes something of its own, has hooks or groups of numbers, or the widths differ.
     """
 
     def __init__(self, conv: AnyConv, norm: BatchNormLayer) -> None:
         super().__init__()
-        forwards = [kind.forward for kind in (*TORCHS, Conv2d)]
+        forwards = [kind.forward for kind in (*TORCHS, ConvNd)]
         if type(conv).forward not in forwards:
             names = "a convolution of torch or hnetcl.layers with its own forward"
             raise ArgumentError("conv", type(conv).__name__, f"must be {names}")
         if conv._forward_pre_hooks or conv._forward_hooks:
             raise ArgumentError("conv", type(conv).__name__, "must have no hooks, for they would not run")
-        width = len(_real_weight(conv))
+        if isinstance(conv, ConvNd) and conv.reorders:
+            rule = "must be 1 for numbers, whose groups lie apart: use the two layers one after the other"
+            raise ArgumentError("conv.groups", conv.groups, rule)
+        width = conv.out_channels
         if norm.num_features != width:
             raise ArgumentError("norm.num_features", norm.num_features, f"must be {width}, the convolution's output channels")
         self.conv, self.norm = conv, norm
@@ -77,22 +81,14 @@ class FusedBatchNormLayer(BatchNormLayer):
 
 def _real_weight(conv: AnyConv) -> Tensor:
     """[out, in / groups, *K]."""
-    return conv.real_weight() if isinstance(conv, Conv2d) else conv.weight
+    return conv.real_weight() if isinstance(conv, ConvNd) else conv.weight
 
 
 def _padded(conv: AnyConv, x: Tensor, weight: Tensor) -> tuple[Tensor, Convolution]:
     """x with all the padding that a convolution can't do itself, and the convolution of that."""
-    axes = weight.ndim - 2
-    if isinstance(conv, Conv2d):
-        return x, Convolution((conv.stride,) * axes, (conv.padding,) * axes, (1,) * axes)
-    if isinstance(conv.padding, str):
-        spans = zip(weight.shape[2:], conv.dilation, strict=True)
-        totals = [dilation * (k - 1) if conv.padding == "same" else 0 for k, dilation in spans]
-        sides = [(total // 2, total - total // 2) for total in totals]
-    else:
-        sides = [(padding, padding) for padding in conv.padding]
-    if conv.padding_mode != "zeros" or any(left != right for left, right in sides):
+    added = sides(conv.padding, weight.shape[2:], conv.dilation)
+    if conv.padding_mode != "zeros" or any(left != right for left, right in added):
         mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
-        x = F.pad(x, [side for pair in reversed(sides) for side in pair], mode)
-        sides = [(0, 0)] * axes
-    return x, Convolution(conv.stride, tuple(left for left, _ in sides), conv.dilation, conv.groups)
+        x = F.pad(x, [side for pair in reversed(added) for side in pair], mode)
+        added = [(0, 0)] * len(added)
+    return x, Convolution(conv.stride, tuple(left for left, _ in added), conv.dilation, conv.groups)

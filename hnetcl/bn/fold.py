@@ -15,10 +15,11 @@ from hnetcl.bn.layer import BatchNormLayer
 from hnetcl.bn.rows import norm_layers
 from hnetcl.errors import one_line
 from hnetcl.kernels import reference
-from hnetcl.layers import Conv2d, Linear
+from hnetcl.layers import BaseConv, Conv1d, Conv2d, Conv3d, ConvTranspose1d, ConvTranspose2d, ConvTranspose3d, Linear
 from hnetcl.numbers import as_parameter, real_view
 
 Transposed = nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
+OURS = (Linear, Conv1d, Conv2d, Conv3d, ConvTranspose1d, ConvTranspose2d, ConvTranspose3d)
 Real = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d | Transposed
 
 
@@ -30,7 +31,7 @@ def fold_batchnorm(
     .. math:: A (W x + b - \mu) + \beta = (A W) x + (A (b - \mu) + \beta), \qquad A = \Gamma f(V)
 
     A mixes the components of a number, so a `Linear` or `Conv2d` of any algebra becomes an ordinary real `nn.Linear` or
-    `nn.Conv2d`; torch's own layers keep their options. The batch-norm layer becomes `nn.Identity`. Computed in float64.
+    `nn.Conv2d`, with its options. The batch-norm layer becomes `nn.Identity`. Computed in float64.
 
         fast = fold_batchnorm(net, stats_id=2)
         fast = fold_batchnorm(model.net, 2, model.hnet(2))       # the net of task 2 of a `HyperModel`
@@ -39,7 +40,8 @@ def fold_batchnorm(
 
     What can't be folded exactly stays as it is, so that the output is the same in any case: layers that use the batch's own
     statistics, and virtual ones; those whose input is not the output of one linear or convolution layer, of the same width,
-    used once and without hooks or parametrizations; and, for d > 1, those after a convolution with groups, which A would mix.
+    used once and without hooks or parametrizations; those after a convolution with groups of numbers; and, for d > 1, those
+    after one with groups of real channels, which A would mix.
     torch.fx knows no shapes: a linear layer before a batch norm is taken to see [N, in].
 
     Args:
@@ -120,7 +122,10 @@ def _as_real(layer: Any) -> Real | None:
     if type(layer) in get_args(Real):
         real = layer
         return real
-    return layer.as_real() if type(layer) in (Linear, Conv2d) else None
+    if type(layer) not in OURS or (isinstance(layer, BaseConv) and layer.reorders):  # a real layer for these is mostly zeros
+        return None
+    real = layer.as_real()
+    return real
 
 
 def _foldable(layer: Real, norm: BatchNormLayer) -> bool:

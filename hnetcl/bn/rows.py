@@ -30,6 +30,14 @@ def row_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
     }
 
 
+def learned_values(module: nn.Module) -> dict[str, Tensor]:
+    """What training changes, by name: all that learns, and the rows of statistics. Not other buffers, as masks and counters."""
+    learned: dict[str, Tensor] = {name: value for name, value in module.named_parameters() if value.requires_grad}
+    for name, layer in norm_layers(module).items():
+        learned |= {f"{name}.{row}" if name else row: value for row, value in layer.rows.items()}
+    return learned
+
+
 def writable_parameters(net: nn.Module) -> dict[str, nn.Parameter]:
     """What a hypernetwork may write: all parameters but rows of statistics, by name; tied ones under their first name."""
     rows = row_parameters(net)

@@ -7,12 +7,12 @@ from torch.nn.modules.conv import _ConvNd
 
 from hnetcl.bn import writable_parameters
 from hnetcl.errors import one_of
-from hnetcl.layers import Conv2d, Linear
+from hnetcl.layers import BaseConv, Linear
 from hnetcl.numbers import real_view
 
-Layer = Linear | Conv2d | nn.Linear | _ConvNd
+Layer = Linear | BaseConv | nn.Linear | _ConvNd
 INITS = ("own", "fan_in", "fan_out", "torch", "given")
-LAYERS = (Linear, Conv2d, nn.Linear, _ConvNd)
+LAYERS = (Linear, BaseConv, nn.Linear, _ConvNd)
 
 
 def initial_parameters(net: nn.Module, init: str = "own") -> dict[str, Tensor]:
@@ -58,14 +58,12 @@ def fans(layer: Layer) -> tuple[int, int]:
 
     In an algebra of d components an output sums d products for every number of the input; with a complex dtype two.
     """
-    shape = layer.weight.shape
-    if isinstance(layer, Linear | Conv2d):
-        (d, numbers_out, numbers_in, *kernel), groups = shape, 1
-        n_out, n_in = d * numbers_out, d * numbers_in
-    elif isinstance(layer, _ConvNd):
+    if isinstance(layer, Linear | BaseConv):
+        return layer.fans()
+    if isinstance(layer, _ConvNd):
         groups, kernel = layer.groups, list(layer.kernel_size)
         n_out, n_in = layer.out_channels, layer.in_channels
     else:
-        (n_out, n_in), kernel, groups = shape, [], 1
+        (n_out, n_in), kernel, groups = layer.weight.shape, [], 1
     places = math.prod(kernel) * (2 if layer.weight.is_complex() else 1)
     return n_in // groups * places, n_out // groups * places

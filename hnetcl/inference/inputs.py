@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from hnetcl.bn import ConvBatchNorm
-from hnetcl.layers import Conv2d, Linear
+from hnetcl.layers import ConvNd, Linear
 
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, Conv2d, ConvBatchNorm)
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, ConvNd, ConvBatchNorm)
 LINEAR = (nn.Linear, Linear)
 INPUT = "input"  # in place of a layer's name: the network's own input, all of its values
 

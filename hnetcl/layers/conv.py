@@ -1,79 +1,120 @@
-"""The two-dimensional convolution for every algebra."""
+"""Convolutions for every algebra."""
 
-from collections.abc import Callable
-from contextlib import suppress
-from typing import Self
+from typing import Any, ClassVar, Literal, get_args
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hnetcl.algebra import REAL, Algebra, as_algebra
-from hnetcl.layers.init import kaiming_normal
+from hnetcl.algebra import REAL, Algebra
+from hnetcl.errors import ArgumentError, one_of
+from hnetcl.layers.base import BaseConv
+from hnetcl.layers.sizes import Size, per_axis, sides
+
+PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
+TorchConv = nn.Conv1d | nn.Conv2d | nn.Conv3d
 
 
-class Conv2d(nn.Module):
-    """Convolution over numbers of d components: [N, in, H, W] -> [N, out, H', W'], component-major.
+class ConvNd(BaseConv):
+    """Convolution over numbers of d components: [N, in, *S] -> [N, out, *S'], component-major; `Conv1d` to `Conv3d`.
 
     Args:
         in_channels, out_channels: real channels, multiples of d.
-        kernel_size: side of the square kernel.
-        algebra: of the product.
+        kernel_size: of every axis, or of each.
+        algebra: of the product, weight times input.
         bias: whether a bias [out] exists; it starts at zero.
-        stride, padding: as in torch.
+        stride, padding, dilation, padding_mode: as in torch: an int, or one for each axis; "same", "valid".
+        groups: of numbers that see each other; must divide the numbers of the input and of the output.
 
-    `weight` is [d, out / d, in / d, kernel_size, kernel_size]. `.to(memory_format=torch.channels_last)` is remembered, and the
-    real weight [out, in, kernel_size, kernel_size] laid out so: outputs then have that format, as those of torch's layer.
+    `weight` is [d, out / d, in / (d groups), *kernel_size]. `.to(memory_format=torch.channels_last)` (with three axes
+    `channels_last_3d`) is remembered, and the real weight laid out so: outputs then have that format, as those of torch's.
 
     Raises:
-        ArgumentError: a width is not a multiple of d.
+        ArgumentError: a width is not a multiple of d, or an option is outside its set.
     """
+
+    torch_layer: ClassVar[type[Any]]
 
     def __init__(
         self,
         in_channels: int,
         out_channels: int,
-        kernel_size: int,
+        kernel_size: Size,
         algebra: str | Algebra = REAL,
         bias: bool = True,
-        stride: int = 1,
-        padding: int = 0,
+        stride: Size = 1,
+        padding: Size | Literal["same", "valid"] = 0,
+        *,
+        dilation: Size = 1,
+        groups: int = 1,
+        padding_mode: PaddingMode = "zeros",
     ) -> None:
-        super().__init__()
-        self.algebra = as_algebra(algebra)
-        numbers_in = self.algebra.numbers(in_channels, "in_channels")
-        numbers_out = self.algebra.numbers(out_channels, "out_channels")
-        shape = (self.algebra.dim, numbers_out, numbers_in, kernel_size, kernel_size)
-        self.weight = nn.Parameter(kaiming_normal(*shape))
-        self.bias = nn.Parameter(torch.zeros(out_channels)) if bias else None
-        self.stride, self.padding = stride, padding
-        self.channels_last = False
+        super().__init__(in_channels, out_channels, kernel_size, algebra, bias, stride, dilation, groups, transposed=False)
+        if padding_mode not in get_args(PaddingMode):
+            raise one_of("padding_mode", padding_mode, get_args(PaddingMode))
+        if isinstance(padding, str):
+            if padding not in ("same", "valid"):
+                raise one_of("padding", padding, ("same", "valid"))
+            if padding == "same" and max(self.stride) > 1:
+                raise ArgumentError("padding", padding, f"needs stride=1, not {self.stride}")
+            self.padding = padding
+        else:
+            self.padding = per_axis("padding", padding, self.axes, least=0)
+        self.padding_mode = padding_mode
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.conv2d(x, self.real_weight(), self.bias, self.stride, self.padding)
+        return self.in_groups(x, self._run)
 
     def real_weight(self) -> Tensor:
-        """[out, in, kernel_size, kernel_size]."""
-        return self.algebra.block_matrix(self.weight, self.channels_last)
+        """[out, in / groups, *kernel_size]; its groups are those of `Algebra.group_major`."""
+        return self.algebra.block_matrix(self.weight, self.channels_last, self.groups)
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """What `.to()` and its like do to every tensor; to them `weight` is no image, but the real weight is one."""
-        image = torch.empty(2, 2, 2, 2, device=self.weight.device)
-        image = image.contiguous(memory_format=torch.channels_last if self.channels_last else torch.contiguous_format)
-        with suppress(RuntimeError):  # of a format for images of three axes
-            self.channels_last = fn(image).is_contiguous(memory_format=torch.channels_last)
+    def as_real(self) -> TorchConv:
+        """torch's layer that computes the same; its weight is a copy.
 
-        def apply(t: Tensor) -> Tensor:
-            flat = t.flatten(1) if t.ndim > 3 else t
-            new = fn(flat)
-            return t if new is flat else new.reshape(t.shape)
-
-        super()._apply(apply, recurse)
-        return self
-
-    def as_real(self) -> nn.Conv2d:
-        """torch's layer that computes the same; its weight is a copy."""
-        matrix = self.algebra.block_matrix(self.weight.detach()).clone()
-        real = nn.Conv2d(matrix.shape[1], matrix.shape[0], matrix.shape[-1], self.stride, self.padding, device="meta")
-        real.weight, real.bias = nn.Parameter(matrix, self.weight.requires_grad), self.bias
+        With groups of numbers (d > 1) it is a layer without groups, most of whose weight is zero.
+        """
+        groups = 1 if self.reorders else self.groups
+        real: TorchConv = self.torch_layer(
+            self.in_channels,
+            self.out_channels,
+            self.kernel_size,
+            self.stride,
+            self.padding,
+            self.dilation,
+            groups,
+            padding_mode=self.padding_mode,
+            device="meta",
+        )
+        real.weight, real.bias = nn.Parameter(self.ungrouped(), self.weight.requires_grad), self.bias
         return real
+
+    def _run(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        padding: str | tuple[int, ...] = self.padding
+        if self.padding_mode != "zeros":
+            added = sides(self.padding, self.kernel_size, self.dilation)
+            x = F.pad(x, [side for pair in reversed(added) for side in pair], self.padding_mode)
+            padding = (0,) * self.axes
+        run = (F.conv1d, F.conv2d, F.conv3d)[self.axes - 1]
+        y: Tensor = run(x, self.real_weight(), bias, self.stride, padding, self.dilation, self.groups)
+        return y
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, padding_mode={self.padding_mode}"
+
+
+class Conv1d(ConvNd):
+    __doc__ = ConvNd.__doc__
+    axes = 1
+    torch_layer = nn.Conv1d
+
+
+class Conv2d(ConvNd):
+    __doc__ = ConvNd.__doc__
+    axes = 2
+    torch_layer = nn.Conv2d
+
+
+class Conv3d(ConvNd):
+    __doc__ = ConvNd.__doc__
+    axes = 3
+    torch_layer = nn.Conv3d

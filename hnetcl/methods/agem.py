@@ -39,12 +39,15 @@ class AGEM(Replay):
     def inputs(self, run: Run, draw: Draw) -> Inputs:
         return Method.inputs(self, run, draw)
 
+    def micro_batches(self, inputs: Inputs, parts: int) -> list[Inputs]:
+        return Method.micro_batches(self, inputs, parts)  # the reference gradient is taken once, after the last
+
     def loss(self, model: HyperModel, inputs: Inputs) -> Losses:
         return Method.loss(self, model, inputs)
 
     def after_backward(self, run: Run, inputs: Inputs) -> dict[str, Tensor]:
         if run.task:
-            stored = Inputs(inputs.x, inputs.y, run.task, loss=inputs.loss)
+            stored = run.batch(inputs.x, inputs.y, run.task)
             self.replay(stored, run, "memory", self.reference)
             self._project(run.model, stored)
         return {}

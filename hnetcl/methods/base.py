@@ -1,8 +1,8 @@
 """What a method is: the part of training that says what is done about forgetting."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -32,6 +32,7 @@ class Run:
         active_classes: see `TaskSequence.active`.
         step: of the current task, from 0.
         batch_size: images in a step, for methods that draw themselves.
+        label_smoothing: of the loss in training, see `loss_of`.
     """
 
     model: HyperModel
@@ -42,6 +43,7 @@ class Run:
     active_classes: ActiveClasses = "seen"
     step: int = 0
     batch_size: int = 128
+    label_smoothing: float = 0.0
 
     @property
     def data(self) -> Task:
@@ -50,7 +52,8 @@ class Run:
 
     def batch(self, x: Tensor, y: Tensor, task: int) -> "Inputs":
         """A batch of a task as a step's inputs."""
-        return Inputs(x, y, task, self.sequence.active(self.active_classes, self.task, y, task), loss=self.sequence.loss)
+        active = self.sequence.active(self.active_classes, self.task, y, task)
+        return Inputs(x, y, task, active, loss=self.sequence.loss, label_smoothing=self.label_smoothing)
 
     def known_outputs(self, y: Tensor) -> Tensor | None:
         """The logits that samples of the current task may have, bool [K]: of the tasks so far; None for all.
@@ -75,6 +78,7 @@ class Inputs:
         weights: [B], how much each old task counts; None for all alike. See `weighted`.
         grows: whether B does; false where it is the same at all steps of all tasks.
         loss: of the sequence, the same at all steps.
+        label_smoothing: of the run, likewise.
     """
 
     x: Tensor
@@ -86,10 +90,36 @@ class Inputs:
     weights: Tensor | None = None
     grows: bool = True
     loss: Loss = "cross_entropy"
+    label_smoothing: float = 0.0
 
     def loss_of(self, outputs: Tensor, y: Tensor, active: Tensor | None = None) -> Tensor:
         """The sequence's loss of samples, the mean over their outputs [N, K] that are active, 0-dim."""
-        return loss_of(self.loss, active_only(outputs, active), y)
+        return loss_of(self.loss, active_only(outputs, active), y, self.label_smoothing)
+
+    def split(self, parts: int, **axes: int) -> "list[Inputs]":
+        """The same in parts of as many samples, up to one: x, y, and `active` where each sample has its own.
+
+        Args:
+            parts: their number, at most that of the samples.
+            axes: names in `tensors` and `old` of what each sample has its own part of -> the axis of the samples.
+        """
+
+        def share(named: dict[str, Any], part: int) -> dict[str, Any]:
+            return {n: v.tensor_split(parts, axes[n])[part] if n in axes else v for n, v in named.items()}
+
+        own = None if self.active is None or self.active.ndim < 2 else self.active.tensor_split(parts)
+        pairs = enumerate(zip(self.x.tensor_split(parts), self.y.tensor_split(parts), strict=True))
+        return [
+            replace(
+                self,
+                x=x,
+                y=y,
+                active=self.active if own is None else own[part],
+                tensors=share(self.tensors, part),
+                old=share(self.old, part),
+            )
+            for part, (x, y) in pairs
+        ]
 
     def weighted(self, values: Tensor) -> Tensor:
         """Values of the old tasks [B], each times its weight.
@@ -132,6 +162,8 @@ class Method:
 
     sees_old_data = False
     """Whether `draw` gives batches of old tasks; otherwise to ask for one is an error."""
+    unfit: ClassVar[Mapping[str, str]] = {}
+    """Options of the trainer that it can't have (`label_smoothing`, `patience`, `accumulate`), and why not."""
 
     @property
     def stored_images(self) -> int:
@@ -159,6 +191,14 @@ class Method:
     def inputs(self, run: Run, draw: Draw) -> Inputs:
         """What the step's loss is computed from: the batch, samples that are replayed, old tasks, targets. Never compiled."""
         return run.batch(*draw(), run.task)
+
+    def micro_batches(self, inputs: Inputs, parts: int) -> list[Inputs]:
+        """A step's inputs in parts, the sum of whose losses, weighted by their shares of the samples, is the loss of the whole.
+
+        A class that overrides `inputs` or `loss` and not this takes no `trainer.accumulate`. One whose `inputs` adds tensors of
+        which each sample has its own part names them (see `Inputs.split`); penalties need no care, for shares sum to 1.
+        """
+        return inputs.split(parts)
 
     def loss(self, model: HyperModel, inputs: Inputs) -> Losses:
         """The step's loss: a pure function of tensors, which may be compiled as one graph."""
@@ -211,12 +251,19 @@ class Method:
 
 def resumes_within_task(method: Method) -> bool:
     """Whether a method says what its steps change: no class below that of its `task_state` has another hook of a step."""
+    return _knows(method, "task_state", "inputs", "after_backward", "after_step")
+
+
+def takes_micro_batches(method: Method) -> bool:
+    """Whether a method says how its inputs are split: no class below that of its `micro_batches` has other ones, or a loss."""
+    return _knows(method, "micro_batches", "inputs", "loss")
+
+
+def _knows(method: Method, hook: str, *others: str) -> bool:
+    """Whether no class of a method overrides one of the others below the class of a hook."""
     classes = type(method).__mro__
-
-    def depth(hook: str) -> int:
-        return next(i for i, kind in enumerate(classes) if hook in vars(kind))
-
-    return depth("task_state") <= min(map(depth, ("inputs", "after_backward", "after_step")))
+    depth = {name: next(i for i, kind in enumerate(classes) if name in vars(kind)) for name in (hook, *others)}
+    return depth[hook] <= min(depth[name] for name in others)
 
 
 def active_only(logits: Tensor, active: Tensor | None) -> Tensor:

@@ -49,5 +49,7 @@ class DER(Replay):
         drift = self.alpha * F.mse_loss(held, stored.logits)
         return Losses(task.total + old + drift, {**task.parts, "replay": old, "distillation": drift}, task.logits)
 
+    micro_batches = Replay.micro_batches  # knows both groups of samples
+
     def task_state(self) -> dict[str, Tensor]:
         return super().task_state()  # all that its steps change is the memory

@@ -2,13 +2,13 @@
 
 import math
 from collections.abc import Mapping
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 from annotated_types import Ge
 from torch import Tensor
 
-from hnetcl.bn import VirtualBatchNormLayer, norm_layers
+from hnetcl.bn import VirtualBatchNormLayer, learned_values, norm_layers
 from hnetcl.errors import ArgumentError
 from hnetcl.memory import require
 from hnetcl.methods.base import Draw, Inputs, Method, Run
@@ -35,6 +35,8 @@ class GDumb(Method):
     Source: Prabhu et al. 2020 (ECCV), GDumb: a simple approach that questions our progress in continual learning, section 3.
     """
 
+    unfit: ClassVar = {"patience": "the images of the current task are not what it is trained on"}
+
     def __init__(self, *, size: Annotated[int, Ge(1)] = 2000) -> None:
         self.size = size
         self.memory = Exemplars(size)
@@ -60,7 +62,7 @@ class GDumb(Method):
 
     def start_task(self, run: Run) -> None:
         self._fill(run)
-        values = self._values(run.model)
+        values = learned_values(run.model)
         if run.task == 0:
             self.initial = {name: value.detach().clone() for name, value in values.items()}
         with torch.no_grad():
@@ -80,13 +82,6 @@ class GDumb(Method):
         for number, count in enumerate(counts[first:]):
             memory.add(data.train.images[order[fresh == number][:count]], first + number)
 
-    @staticmethod
-    def _values(model: HyperModel) -> dict[str, Tensor]:
-        """All that learns, and the rows of statistics."""
-        values = {name: value for name, value in model.named_parameters() if value.requires_grad}
-        rows = {f"net.{name}.{row}": v for name, layer in norm_layers(model.net).items() for row, v in layer.rows.items()}
-        return rows | values
-
     def inputs(self, run: Run, draw: Draw) -> Inputs:
         conditioned, number = run.model.is_conditioned, run.task
         tasks = self.memory.tasks(run.sequence)
@@ -98,6 +93,9 @@ class GDumb(Method):
         among = [number] if conditioned else range(run.task + 1)
         x = self.memory.inputs(places, run.sequence, among, run.generator)
         return run.batch(x, self.memory.labels(run.sequence)[places], number)
+
+    def micro_batches(self, inputs: Inputs, parts: int) -> list[Inputs]:
+        return inputs.split(parts)
 
     def task_state(self) -> dict[str, Tensor]:
         return {}

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from copy import deepcopy
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -51,6 +51,8 @@ class ICaRL(Method):
     Source: Rebuffi et al. 2017 (arXiv:1611.07725), algorithms 1 to 5; the mean that herding comes near to is of length 1, as in
     the authors' code.
     """
+
+    unfit: ClassVar = {"label_smoothing": "its loss is a binary cross entropy of each class"}
 
     def __init__(
         self,
@@ -102,6 +104,9 @@ class ICaRL(Method):
         inputs.tensors["before"] = (main_logits(self.before(x, run.task)) / self.temperature).sigmoid()
         inputs.tensors["old"] = torch.arange(run.sequence.num_outputs, device=device) < run.sequence.first_output(run.task)
         return inputs
+
+    def micro_batches(self, inputs: Inputs, parts: int) -> list[Inputs]:
+        return inputs.split(parts, before=0)
 
     def task_loss(self, outputs: object, inputs: Inputs) -> Losses:
         """Binary cross entropy with the labels, of the classes that are not old."""

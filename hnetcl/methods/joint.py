@@ -27,5 +27,8 @@ class Joint(Method):
         chosen = torch.randperm(len(y), generator=run.generator, device=y.device)[:size]
         return run.batch(x[chosen], y[chosen], run.task)
 
+    def micro_batches(self, inputs: Inputs, parts: int) -> list[Inputs]:
+        return inputs.split(parts)
+
     def task_state(self) -> dict[str, Tensor]:
         return {}

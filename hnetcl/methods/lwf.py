@@ -88,6 +88,9 @@ class LwF(Method):
             inputs.tensors["old"] = outputs < run.sequence.first_output(run.task)
         return inputs
 
+    def micro_batches(self, inputs: Inputs, parts: int) -> list[Inputs]:
+        return inputs.split(parts, logits=1 if inputs.old else 0)  # of old tasks [B, N, K]
+
     def loss(self, model: HyperModel, inputs: Inputs) -> Losses:
         task, among = super().loss(model, inputs), inputs.tensors.get("old")
         if inputs.old:

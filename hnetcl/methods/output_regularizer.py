@@ -140,6 +140,9 @@ class OutputRegularizer(Method):
             self._add(inputs, run.model.hnet, self._drawn(self.tasks))
         return inputs
 
+    def micro_batches(self, inputs: Inputs, parts: int) -> list[Inputs]:
+        return inputs.split(parts)
+
     def loss(self, model: HyperModel, inputs: Inputs) -> Losses:
         if not inputs.old:
             return super().loss(model, inputs)

@@ -84,6 +84,12 @@ class Replay(Method):
         inputs.tensors |= {f"{name}.{key}": value for key, value in samples._asdict().items()}
         inputs.tensors |= {f"{name}.task": task} | ({} if active is None else {f"{name}.active": active})
 
+    def micro_batches(self, inputs: Inputs, parts: int) -> list[Inputs]:
+        """Replayed samples are as many as those of the batch, and split like them."""
+        per_sample = {f"{name}.{key}" for name in ("memory", "logits") for key in Samples._fields}
+        per_sample |= {n for n, v in inputs.tensors.items() if n.endswith(".active") and v.ndim > 1}
+        return inputs.split(parts, **dict.fromkeys(per_sample, 0))
+
     def loss(self, model: HyperModel, inputs: Inputs) -> Losses:
         task, replayed = self.losses(model, inputs, ["memory"])
         if not replayed:

@@ -6,9 +6,9 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from hnetcl.algebra import REAL, Algebra, AlgebraName, as_algebra
+from hnetcl.algebra import Algebra, AlgebraName, as_algebra
 from hnetcl.layers import Linear
-from hnetcl.nets.blocks import Norm, check_widths, dense
+from hnetcl.nets.blocks import Norm, check_widths, dense, first_algebra
 from hnetcl.registry import Widths, register
 
 
@@ -22,6 +22,7 @@ class MLP(nn.Module):
         norm: width -> norm layer; None for none (the layers then have biases).
         hidden: real widths, multiples of d.
         algebra: of all layers but the first and the head.
+        in_algebra: of the first, see `first_algebra`.
 
     Raises:
         ArgumentError: a width is not a multiple of d, that of the norm included, or there is none.
@@ -35,11 +36,13 @@ class MLP(nn.Module):
         *,
         hidden: Widths = (400, 400),
         algebra: AlgebraName | Algebra = "real",
+        in_algebra: AlgebraName | Algebra = "real",
     ) -> None:
         super().__init__()
         algebra = as_algebra(algebra)
         check_widths("hidden", hidden, algebra, norm)
-        layers: list[nn.Module] = [nn.Flatten(), *dense(math.prod(in_shape), hidden[0], REAL, norm)]
+        first = first_algebra(in_algebra, algebra, in_shape)
+        layers: list[nn.Module] = [nn.Flatten(), *dense(math.prod(in_shape), hidden[0], first, norm)]
         for width_in, width_out in pairwise(hidden):
             layers += dense(width_in, width_out, algebra, norm)
         self.body = nn.Sequential(*layers)

@@ -30,5 +30,5 @@ def augmented(images: Tensor, kind: Augmentation, generator: torch.Generator) ->
     columns = torch.arange(width, device=device)
     columns = left + torch.where(mirrored, columns.flip(0), columns)
     padded = F.pad(images, [PADDING] * 4)
-    which, channel = torch.arange(number, device=device), torch.arange(channels, device=device)
-    return padded[which[:, None, None, None], channel[:, None, None], rows[:, None, :, None], columns[:, None, None, :]]
+    places = (rows[:, :, None] * padded.shape[3] + columns[:, None]).flatten(1)[:, None].expand(-1, channels, -1)
+    return padded.flatten(2).gather(2, places).reshape(images.shape)  # indexing by four tensors takes eight times as long

@@ -13,14 +13,26 @@ Loss = Literal["cross_entropy", "mean_squared_error"]
 """Of a classification; of a regression to one number for each sample."""
 
 
-def loss_of(loss: Loss, outputs: Tensor, y: Tensor) -> Tensor:
+def loss_of(loss: Loss, outputs: Tensor, y: Tensor, smoothing: float = 0.0) -> Tensor:
     """The mean over a batch, 0-dim.
 
     Args:
-        outputs: logits [N, K]; of a regression [N, 1].
+        outputs: logits [N, K], minus infinity for classes that don't come into question; of a regression [N, 1].
         y: labels [N], or targets [N].
+        smoothing: of labels, s: the label weighs 1 - s, and every class that comes into question s over their number. Not of a
+            regression.
+
+    Source: Szegedy et al. 2016 (arXiv:1512.00567), section 7, on smoothing.
     """
-    return F.cross_entropy(outputs, y) if loss == "cross_entropy" else F.mse_loss(outputs[:, 0], y)
+    if loss != "cross_entropy":
+        return F.mse_loss(outputs[:, 0], y)
+    hard = F.cross_entropy(outputs, y)
+    if not smoothing:
+        return hard
+    absent = outputs == -torch.inf  # torch's own smoothing would count these classes too, and be infinite
+    log_p = F.log_softmax(outputs, 1).masked_fill(absent, 0.0)
+    even = -(log_p.sum(1) / absent.logical_not().sum(1)).mean()
+    return (1 - smoothing) * hard + smoothing * even
 
 
 def score_name(loss: Loss) -> str:

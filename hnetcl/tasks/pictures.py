@@ -41,6 +41,9 @@ def pixels_of(image: Any) -> Tensor:
         if not torch.equal(levels / 255, pixels):
             raise ValueError("has values that are not k / 255; allowed: images before they are normalized")
         return levels.to(torch.uint8)
+    if pixels.is_complex():
+        rule = "numbers that are no pixels are a `Task`'s own float32 channels, all real parts first, under `AsTheyAre`"
+        raise ValueError(f"is of {pixels.dtype}, expected uint8; {rule}")
     if pixels.dtype != torch.uint8:
         raise ValueError(f"is of {pixels.dtype}, expected uint8")
     return pixels

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hnetcl.errors import ArgumentError
 from hnetcl.memory import require
-from hnetcl.tasks.sequence import Preprocess, standardize
+from hnetcl.tasks.preprocess import Preprocess, standardize
 
 Preprocessing = Literal["standardized", "none", "constants"]
 """Pixels are scaled to [0, 1]; then "standardized" by mean and standard deviation of training images, left as they are, or

@@ -7,7 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hnetcl.tasks.sequence import Preprocess, derive_seed
+from hnetcl.tasks.preprocess import Preprocess
+from hnetcl.tasks.sequence import derive_seed
 
 STEP = 2.0**-20  # what machines differ by in cosines and logarithms is far smaller
 

@@ -13,15 +13,8 @@ from hnetcl.registry import register
 from hnetcl.tasks.augmentation import Augmentation
 from hnetcl.tasks.images import Load
 from hnetcl.tasks.pixels import Constants, Preprocessing, padded, preprocessing
-from hnetcl.tasks.sequence import (
-    Preprocess,
-    Split,
-    Task,
-    TaskSequence,
-    derive_seed,
-    hold_out,
-    require_classes,
-)
+from hnetcl.tasks.preprocess import Preprocess
+from hnetcl.tasks.sequence import Split, Task, TaskSequence, derive_seed, hold_out, require_classes
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,7 +1,6 @@
 """What a task is, and what a sequence of tasks is."""
 
 import hashlib
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -14,6 +13,7 @@ from hnetcl.errors import ArgumentError
 from hnetcl.tasks.augmentation import Augmentation
 from hnetcl.tasks.images import listed
 from hnetcl.tasks.losses import Loss, require_regression
+from hnetcl.tasks.preprocess import Preprocess
 
 Head = Literal["task", "shared", "all"]
 ActiveClasses = Literal["all", "seen", "current"]
@@ -41,28 +41,6 @@ class Split:
 
 
 @dataclass(frozen=True, eq=False)
-class Preprocess:
-    """uint8 [N, C, H, W] -> float32 of the same shape: standardized per channel, then its pixels permuted.
-
-    Args:
-        mean, std: [C, 1, 1], of pixels scaled to [0, 1].
-        permutation: [H * W] or None.
-    """
-
-    mean: Tensor
-    std: Tensor
-    permutation: Tensor | None = None
-
-    def __call__(self, images: Tensor) -> Tensor:
-        if self.permutation is not None:
-            pixels = images.flatten(2)
-            images = pixels.gather(2, self.permutation.expand_as(pixels)).reshape(
-                images.shape
-            )  # index_select is ten times slower
-        return (images.float() / 255).sub_(self.mean).div_(self.std)
-
-
-@dataclass(frozen=True, eq=False)
 class Task:
     """One step of a sequence.
 
@@ -81,6 +59,11 @@ class Task:
     preprocess: Preprocess
     facts: dict[str, Any] = field(default_factory=dict)
     augment: Augmentation = "none"
+
+    @property
+    def in_shape(self) -> tuple[int, ...]:
+        """[C, H, W] of the network's input."""
+        return self.preprocess.in_shape(self.train.images.shape[1:])
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,7 +97,7 @@ class TaskSequence:
         dataset = self.facts.get("dataset", self.name)
         if not self.tasks:
             raise ArgumentError("num_tasks", 0, "must be at least 1")
-        shapes = {tuple(split.images.shape[1:]) for task in self.tasks for split in (task.train, task.test)}
+        shapes = {task.preprocess.in_shape(s.images.shape[1:]) for task in self.tasks for s in (task.train, task.test)}
         if len(shapes) > 1:
             found = f"[C, H, W] are {sorted(shapes)}"
             raise ArgumentError("dataset", dataset, f"{found}, but must be the same in all tasks and splits")
@@ -187,7 +170,7 @@ class TaskSequence:
 
     @property
     def in_shape(self) -> tuple[int, ...]:
-        return tuple(self.tasks[0].train.images.shape[1:])
+        return self.tasks[0].in_shape
 
     @property
     def class_counts(self) -> tuple[int, ...]:
@@ -272,9 +255,10 @@ class TaskSequence:
             {
                 "classes": list(task.classes),
                 **task.facts,
+                **task.preprocess.facts,
                 **({} if task.augment == "none" else {"augment": task.augment}),
                 **({} if self.loss == "cross_entropy" else {"loss": self.loss}),
-                "shape": list(task.train.images.shape[1:]),
+                "shape": list(task.in_shape),
                 "mean": task.preprocess.mean.flatten().tolist(),
                 "std": task.preprocess.std.flatten().tolist(),
                 "sizes": {name: len(split) for name, split in named.items()},
@@ -306,20 +290,6 @@ def require_classes(dataset: str, origin: str, who: str, train: Split, test: Spl
 def _lacking(labels: Tensor, classes: int) -> list[int]:
     """The classes that no label names."""
     return (labels.bincount(minlength=classes) == 0).nonzero().flatten().tolist()
-
-
-def standardize(images: Tensor) -> Preprocess:
-    """Preprocessing by the mean and standard deviation per channel of some images, uint8 [N, C, H, W].
-
-    Both come from exact counts, and are the same on every machine.
-    """
-    means, stds = [], []
-    for c in range(images.shape[1]):
-        counts = torch.bincount(images[:, c].flatten(), minlength=256).tolist()
-        pixels, total, squares = (sum(n * level**power for level, n in enumerate(counts)) for power in range(3))
-        means.append(total / (255 * pixels))
-        stds.append(max(1, math.sqrt((pixels * squares - total**2) / pixels**2)) / 255)
-    return Preprocess(*(torch.tensor(each, device=images.device).reshape(-1, 1, 1) for each in (means, stds)))
 
 
 def hold_out(images: Tensor, labels: Tensor, val_size: int, seed: int, classes: Sequence[str]) -> tuple[Split, Split]:

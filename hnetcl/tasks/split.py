@@ -12,9 +12,11 @@ from torch import Tensor
 from hnetcl.errors import ArgumentError
 from hnetcl.registry import register
 from hnetcl.tasks.augmentation import Augmentation
+from hnetcl.tasks.fourier import Transform, transformed
 from hnetcl.tasks.images import Images, Load, listed
 from hnetcl.tasks.pixels import Constants, Preprocessing, padded, preprocessing
-from hnetcl.tasks.sequence import Preprocess, Split, Task, TaskSequence, derive_seed, hold_out, require_classes
+from hnetcl.tasks.preprocess import Preprocess
+from hnetcl.tasks.sequence import Split, Task, TaskSequence, derive_seed, hold_out, require_classes
 
 ClassesPerTask = Annotated[
     Annotated[int, Ge(2)] | Annotated[list[Annotated[int, Ge(2)]], Len(1)], doc("at least 2, or a list of such numbers")
@@ -34,6 +36,7 @@ def split_sequence(
     preprocess: Preprocessing = "standardized",
     mean: Constants = None,
     std: Constants = None,
+    transform: Transform = "none",
     augment: Augmentation = "none",
     val_size: Annotated[int, Ge(0)] = 500,
 ) -> TaskSequence:
@@ -51,6 +54,7 @@ def split_sequence(
             by the seed 1993), or the numbers of the classes, all different.
         padding: zeros put around each image before anything else.
         preprocess, mean, std: see `preprocessing`.
+        transform: "fourier": the network is given the Fourier transforms of these, complex numbers, see `Fourier`.
         augment: see `augmented`.
         val_size: images of every task held out from training for validation.
 
@@ -64,10 +68,12 @@ def split_sequence(
     used = _order(class_order, seed, images, sum(sizes))[: sum(sizes)]
     groups = [used[first:last] for first, last in pairwise(accumulate(sizes, initial=0))]
     pixels = preprocessing(selected(images.train_images, images.train_labels, used)[0], preprocess, mean, std)
+    pixels = transformed(pixels, transform)
     tasks = split_tasks(images, groups, pixels, padding, augment, val_size, seed)
     facts: dict[str, Any] = {"dataset": images.name, "class_order": used, "left_out": list(images.left_out)}
     facts |= {"padding": padding} if padding else {}
-    return TaskSequence(f"split_{images.name}", tuple(tasks), facts, images.origin)
+    kind = "split" if transform == "none" else transform
+    return TaskSequence(f"{kind}_{images.name}", tuple(tasks), facts, images.origin)
 
 
 def selected(pixels: Tensor, labels: Tensor, chosen: Sequence[int]) -> tuple[Tensor, Tensor]:

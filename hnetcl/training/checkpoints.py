@@ -18,6 +18,7 @@ from hnetcl.model import HyperModel
 from hnetcl.training.current import CurrentTask
 from hnetcl.training.engine import random_states, set_random_states
 from hnetcl.training.observer import Observer
+from hnetcl.training.options import OFF
 from hnetcl.training.pace import Pace
 from hnetcl.training.rundir import RunDirectory
 from hnetcl.training.standing import Standing
@@ -108,10 +109,11 @@ class Checkpoints:
         if state is None:
             return False
         with self._fitting():
-            for name, value in self.training.program.items():
-                if state["program"][name] != value:
-                    rule = f"the checkpoint in the directory is of a training with {name}={state['program'][name]}"
-                    raise ArgumentError(name, value, f"{rule}; allowed: that, or another directory")
+            before, now = {**OFF, **state["program"]}, self.training.program
+            for name in before | now:
+                if before.get(name) != now.get(name):
+                    rule = f"the checkpoint in the directory is of a training with {name}={before.get(name)}"
+                    raise ArgumentError(name, now.get(name), f"{rule}; allowed: that, or another directory")
             self._set(state)
             self.loaded, self.seconds_before = state.get("current"), float(state["seconds_total"])
             step = self.loaded["step"] if self.loaded else 0

@@ -22,6 +22,7 @@ class Standing:
         distances, misfits: as in `TaskEnd`.
         seconds: training time of the tasks that are done; `seconds_of_task` that of the newest.
         steps: training steps of these tasks.
+        spared: steps that the newest did not take, for it ended early.
         optimizer: what the optimizer has gathered in them, where the next task goes on with it.
     """
 
@@ -36,6 +37,7 @@ class Standing:
     seconds: float = 0.0
     seconds_of_task: float = 0.0
     steps: int = 0
+    spared: int = 0
     optimizer: dict[int, Any] = field(default_factory=dict)
 
     @classmethod
@@ -55,6 +57,7 @@ class Standing:
             ValueError: these are no such values.
         """
         tasks = len(self.matrix)
+        state = {"spared": 0, **state}  # older checkpoints are of tasks that took all steps
         for name, now in self.state().items():
             value = state[name]
             if isinstance(now, Tensor) and (now.shape != value.shape or now.dtype != value.dtype):

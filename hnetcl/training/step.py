@@ -1,7 +1,7 @@
 """A training step, compiled where that is asked for."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from hnetcl.bn import auxiliary_loss
 from hnetcl.compiling import Backend, can_compile, compile_step, makes_cuda_graphs
 from hnetcl.errors import ArgumentError, one_of
-from hnetcl.methods import Inputs, Losses, Method, Run
+from hnetcl.methods import Inputs, Losses, Method, Run, takes_micro_batches
 from hnetcl.model import HyperModel
 from hnetcl.tasks import Loss
 
@@ -37,18 +37,30 @@ class TrainingStep:
         model, method: what is trained, how. The model lies on `device`.
         compile: "on"; "off"; or "auto": on for a GPU, where torch.compile works.
         backend: torch.compile's.
+        accumulate: micro-batches of a step, one after the other in memory; their gradients add up to those of the whole batch,
+            weighted by their shares of it. Batch norm takes its statistics of each, and moves its rows as often.
 
     Raises:
-        ArgumentError: no such choice, or "on" where torch.compile does not work; at a step, "on" for a network or a method that
-            torch.compile can't take in one graph ("auto" warns and goes on without).
+        ArgumentError: no such choice; micro-batches of a method that does not say how its inputs are split; "on" where
+            torch.compile does not work; at a step, "on" for a network or a method that torch.compile can't take in one graph
+            ("auto" warns and goes on without).
     """
 
     def __init__(
-        self, model: HyperModel, method: Method, device: torch.device, compile: str = "auto", backend: Backend = "inductor"
+        self,
+        model: HyperModel,
+        method: Method,
+        device: torch.device,
+        compile: str = "auto",
+        backend: Backend = "inductor",
+        accumulate: int = 1,
     ) -> None:
         if compile not in COMPILES:
             raise one_of("trainer.compile", compile, COMPILES)
-        self.model, self.method, self.device = model, method, device
+        if accumulate > 1 and not takes_micro_batches(method):
+            rule = "which has inputs or a loss of its own, but does not say how they are split (micro_batches)"
+            raise ArgumentError("accumulate", accumulate, f"is not for {type(method).__name__}, {rule}; allowed with it: 1")
+        self.model, self.method, self.device, self.accumulate = model, method, device, accumulate
         self.compiled = compile == "on" or (compile == "auto" and device.type != "cpu")
         if self.compiled and backend == "inductor" and not can_compile(device):
             self.compiled = _refuse(
@@ -67,24 +79,48 @@ class TrainingStep:
             run: as it stands at this step.
             inputs: from the method.
         """
-        if self._graphed:
-            torch.compiler.cudagraph_mark_step_begin()  # or a later graph would take the memory that the gradients are in
         run.optimizer.zero_grad()  # before the graphs run again, for they write where these gradients lie
         task = inputs.task
         assert not isinstance(task, Tensor)
-        number = torch.full((), task, device=self.device)  # filled there: a copy would wait for the GPU
-        made = replace(inputs, task=number)
         if self.compiled:
             self._find_buffers(inputs.x, task)
-            made = _steady(made)
-        total, parts, logits = self._loss(
-            self.method, self.model, made.x, made.y, made.task, made.active, made.tensors, made.old, made.weights, made.loss
-        )
-        total.backward()
-        parts, further = {name: part.detach() for name, part in parts.items()}, self.method.after_backward(run, inputs)
+        if self.accumulate == 1:
+            total, parts, logits = self._backward(inputs, task)
+        else:
+            total, parts, logits = self._in_turns(self.method.micro_batches(inputs, self.accumulate), task)
+        further = self.method.after_backward(run, inputs)
         if self._buffers:
             self.model.buffers_by_task.settle(self.model.net, task)  # a buffer that has changed for the first time
-        return Losses(sum(further.values(), total.detach()), parts | further, logits.detach())
+        return Losses(sum(further.values(), total), parts | further, logits)
+
+    def _backward(self, inputs: Inputs, task: int, share: float = 1.0) -> Losses:
+        """The losses of some samples, without graph; adds their gradients, times the samples' share of the batch."""
+        if self._graphed:
+            torch.compiler.cudagraph_mark_step_begin()  # or a later graph would take the memory that the gradients are in
+        made = replace(inputs, task=torch.full((), task, device=self.device))  # filled there: a copy would wait
+        if self.compiled:
+            made = _steady(made)
+        kinds = made.loss, made.label_smoothing
+        total, parts, logits = self._loss(
+            self.method, self.model, made.x, made.y, made.task, made.active, made.tensors, made.old, made.weights, *kinds
+        )
+        (total if share == 1.0 else share * total).backward()
+        return Losses(total.detach(), {name: part.detach() for name, part in parts.items()}, logits.detach())
+
+    def _in_turns(self, batches: Sequence[Inputs], task: int) -> Losses:
+        """The same of a batch, in its micro-batches."""
+        sizes = [len(each.y) for each in batches]
+        found, shares = [], [size / sum(sizes) for size in sizes]
+        for each, share in zip(batches, shares, strict=True):
+            own = self._backward(each, task, share)
+            parts = {name: share * part for name, part in own.parts.items()}
+            found.append(Losses(share * own.total, parts, own.logits.clone()))
+            if self._graphed and len(found) == 1:  # the next graph writes its gradients where these lie, before they are added
+                for p in self.model.parameters():
+                    p.grad = None if p.grad is None else p.grad.clone()
+        summed = {name: torch.stack([each.parts[name] for each in found]).sum() for name in found[0].parts}
+        total = torch.stack([each.total for each in found]).sum()
+        return Losses(total, summed, torch.cat([each.logits for each in found]))
 
     def _find_buffers(self, x: Tensor, task: int) -> None:
         if self._buffers is None:
@@ -105,9 +141,11 @@ def _loss(
     old: dict[str, Any],
     weights: Tensor | None,
     loss: Loss,
+    label_smoothing: float,
 ) -> Losses:
     """The method's loss, and what teaches batch norm's statistics where layers have such a loss."""
-    losses = method.loss(model, Inputs(x, y, task, active, tensors, old, weights, loss=loss))
+    inputs = Inputs(x, y, task, active, tensors, old, weights, loss=loss, label_smoothing=label_smoothing)
+    losses = method.loss(model, inputs)
     auxiliary = auxiliary_loss(model.net)
     if not auxiliary.requires_grad:
         return losses

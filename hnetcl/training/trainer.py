@@ -7,28 +7,32 @@ from dataclasses import replace
 from typing import Annotated, Literal
 
 import torch
-from annotated_types import Ge
+from annotated_types import Ge, Gt, Lt
 from torch import Tensor
 
 from hnetcl.errors import ArgumentError
 from hnetcl.inference import Criterion, open_classifier, open_recognizer
-from hnetcl.methods import Inputs, Losses, Method, Run, active_only
+from hnetcl.methods import Method, Run
 from hnetcl.model import HyperModel
 from hnetcl.modes import start_training
 from hnetcl.registry import check_value, checking
-from hnetcl.tasks import ActiveClasses, Batches, Split, TaskSequence, score, score_name
+from hnetcl.tasks import ActiveClasses, Batches, Split, TaskSequence, score_name
 from hnetcl.training.answers import Answers
 from hnetcl.training.checkpoints import Checkpoints, Stop, Training, plain_values
+from hnetcl.training.clip import clip_gradients
 from hnetcl.training.current import CurrentTask
+from hnetcl.training.early_stopping import EarlyStopping
 from hnetcl.training.evaluation import Protocol, accuracies, accuracy, images_at_once
 from hnetcl.training.observer import Observer, RunStart, Step
 from hnetcl.training.optimizers import OptimizerFactory
+from hnetcl.training.options import OFF, check_options
 from hnetcl.training.references import References
 from hnetcl.training.result import Result
 from hnetcl.training.rundir import RunDirectory
 from hnetcl.training.standing import Standing
 from hnetcl.training.statistics import statistics_report
 from hnetcl.training.step import TrainingStep
+from hnetcl.training.told import step_record
 from hnetcl.training.watch import Watch, check_learned
 
 POINTS = 50  # of a task's training curves, where log_every is left out: enough that a curve can be smoothed
@@ -58,6 +62,10 @@ class Trainer:
         steps: per task; give them or `epochs`.
         epochs: per task, over its own training images; over those of all tasks so far for a method that sees old data.
         batch_size: images in a training step.
+        accumulate: micro-batches in which a step's images pass the network, one after the other, see `TrainingStep`.
+        label_smoothing: of the loss in training, see `loss_of`.
+        clip: the largest norm of all gradients together, which longer ones are shortened to; None: they are as they are.
+        patience: epochs without a lower loss of held-out images that end a task, see `EarlyStopping`; None: none ends early.
         eval_batch_size: images in an evaluation step; None: see `images_at_once`.
         log_every: observers hear the values of every so many steps, and only then these travel to the host; None: of
             `POINTS` steps a task.
@@ -89,6 +97,10 @@ class Trainer:
         steps: Annotated[int, Ge(1)] | None = None,
         epochs: Annotated[int, Ge(1)] | None = None,
         batch_size: Annotated[int, Ge(2)] = 128,
+        accumulate: Annotated[int, Ge(1)] = 1,
+        label_smoothing: Annotated[float, Ge(0), Lt(1)] = 0.0,
+        clip: Annotated[float, Gt(0)] | None = None,
+        patience: Annotated[int, Ge(1)] | None = None,
         eval_batch_size: Annotated[int, Ge(1)] | None = None,
         log_every: Annotated[int, Ge(1)] | None = None,
         compile: Literal["auto", "on", "off"] = "auto",
@@ -107,6 +119,10 @@ class Trainer:
         self.observers: Sequence[Observer] = ()
         self.steps, self.epochs, self.log_every = steps, epochs, log_every
         self.batch_size, self.checkpoint_minutes = batch_size, checkpoint_minutes
+        self.accumulate, self.label_smoothing, self.clip, self.patience = accumulate, label_smoothing, clip, patience
+        wanted = {"label_smoothing": label_smoothing, "patience": patience, "accumulate": accumulate}
+        lengths = [self._steps(task) / self._epoch(task) for task in range(len(sequence))]
+        check_options(method, sequence, wanted, batch_size, lengths)
         self.evaluate, self.statistics, self.optimizer_state = evaluate, statistics, optimizer_state
 
         self.references = References(model, sequence, batch_size, generator.initial_seed())
@@ -120,17 +136,18 @@ class Trainer:
         accuracy(model, 0, sequence[0], few, protocol, seen=1)  # refuses a network that does not give a logit for each class
         self.eval_batch_size = eval_batch_size or images_at_once(model, sequence[0])
         self.protocol = replace(protocol, batch_size=self.eval_batch_size)
-        self.step = TrainingStep(model, method, generator.device, compile)
+        self.step = TrainingStep(model, method, generator.device, compile, accumulate=accumulate)
         self.answers = Answers(model, sequence, self.protocol)
 
-        own = ("steps", "epochs", "batch_size", "evaluate", "statistics", "active_classes", "optimizer_state")
+        settings = ("steps", "epochs", "batch_size", "evaluate", "statistics", "active_classes", "optimizer_state")
         self.program = {  # what a checkpoint must agree on; the command line compares whole configurations before
             "num_tasks": len(sequence),
             "seed": generator.initial_seed(),
-            **{name: getattr(self, name) for name in own},
+            **{name: getattr(self, name) for name in (*settings, *OFF) if "." not in name},
             **plain_values("protocol", protocol),
             **plain_values("method", method),
             **plain_values("optimizer", optimizer),
+            "optimizer.milestones": optimizer.milestones,
         }
         self.standing = Standing.fresh(len(sequence))
         self.checkpoints = self._checkpoints(Stop())
@@ -222,11 +239,12 @@ class Trainer:
             if self.optimizer_state == "kept":
                 standing.optimizer = current.run.optimizer.state_dict()["state"]
             standing.trained, standing.seconds_of_task = task + 1, current.seconds + time.perf_counter() - started
+            standing.spared = steps - current.step
             self.checkpoints.pause()
 
         self._enter("evaluating")
         self._evaluate(task)
-        standing.done, standing.steps = task + 1, standing.steps + steps
+        standing.done, standing.steps = task + 1, standing.steps + steps - standing.spared
         standing.seconds += standing.seconds_of_task
         now = self.sequence[task]
         misfits: dict[str, Tensor] = {}
@@ -261,10 +279,12 @@ class Trainer:
         optimizer, schedule = self.optimizer.make(model, steps)
         if self.standing.optimizer:
             optimizer.load_state_dict({**optimizer.state_dict(), "state": self.standing.optimizer})
-        run = Run(model, task, self.sequence, optimizer, self.generator, self.active_classes, batch_size=self.batch_size)
-        self.references.take(self._trained_on(task))
+        how, seen = (self.active_classes, 0, self.batch_size, self.label_smoothing), self._trained_on(task)
+        run = Run(model, task, self.sequence, optimizer, self.generator, *how)
+        self.references.take(seen)
         method.start_task(run)
-        current = CurrentTask(run, method, schedule, batches, steps)
+        early = None if self.patience is None else EarlyStopping(self.patience, self._epoch(task), seen, self.eval_batch_size)
+        current = CurrentTask(run, method, schedule, batches, steps, early)
         self.checkpoints.go_on(current)
         return current
 
@@ -273,9 +293,12 @@ class Trainer:
         return range(task + 1) if self.method.sees_old_data else [task]
 
     def _steps(self, task: int) -> int:
-        first = 0 if self.method.sees_old_data else task
-        lengths = [Batches(data, self.batch_size, self.generator).per_epoch for data in self.sequence.tasks[first : task + 1]]
-        return self.steps or (self.epochs or 0) * sum(lengths)
+        return self.steps or (self.epochs or 0) * self._epoch(task)
+
+    def _epoch(self, task: int) -> int:
+        """Steps of one pass over the images that the training of a task sees."""
+        seen = [self.sequence[each] for each in self._trained_on(task)]
+        return sum(Batches(data, self.batch_size, self.generator).per_epoch for data in seen)
 
     def _enter(self, phase: str) -> None:
         for observer in self.observers:
@@ -300,28 +323,28 @@ class Trainer:
             losses = self.step(run, inputs)
             norm = watch.look(losses, inputs)
             if self.observers and (step % log_every == 0 or step == steps - 1):
-                self._tell(run, steps, losses, inputs, norm, watch)
+                self._tell(step_record(run, steps, losses, inputs, norm, watch))
+            if self.clip is not None:
+                clip_gradients(watch.parameters, norm, self.clip)
             optimizer.step()
             schedule.step()
             method.after_step(run, inputs, losses)
+            current.step = step + 1
+            if current.ends_epoch():
+                self.references.take(trained)
+                if current.gives_up():
+                    break
             if self.checkpoints.due():
-                current.step, current.seconds = step + 1, time.perf_counter() - started
+                current.seconds = time.perf_counter() - started
                 watch.check(step + 1)
                 self.checkpoints.pause(current)
+        current.take_best()
         self.references.take(trained)
         watch.close()
         if self.generator.device.type == "cuda":
             torch.cuda.synchronize(self.generator.device)  # so that the seconds are those of the work, not of its launch
-        current.step, current.seconds = steps, time.perf_counter() - started
+        current.seconds = time.perf_counter() - started
 
-    def _tell(self, run: Run, steps: int, losses: Losses, inputs: Inputs, norm: Tensor, watch: Watch) -> None:
-        accuracy = score(inputs.loss, active_only(losses.logits, inputs.active), inputs.y)
-        measured = torch.stack([*losses.parts.values(), accuracy, norm, watch.found])
-        *parts, right, length, found = measured.tolist()  # one transfer to the host for all of them
-        if found:
-            watch.read()
-        named = dict(zip(losses.parts, parts, strict=True))
-        rate = run.optimizer.param_groups[0]["lr"]
-        record = Step(run.task, run.step + 1, steps, named, right, length, rate)
+    def _tell(self, step: Step) -> None:
         for observer in self.observers:
-            observer.on_step(record)
+            observer.on_step(step)

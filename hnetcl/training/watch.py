@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from hnetcl.bn import batchnorm_layers, norm_layers
+from hnetcl.bn import batchnorm_layers, learned_values
 from hnetcl.errors import DivergedError
 from hnetcl.methods import Inputs, Losses, Method
 from hnetcl.model import HyperModel
@@ -113,7 +113,7 @@ class Watch:
             DivergedError: a parameter or a row of statistics is not finite.
         """
         self.read()
-        for name, value in _kept(self.model):
+        for name, value in learned_values(self.model).items():
             if not value.isfinite().all():
                 raise DivergedError(self.task, step, name)
 
@@ -164,7 +164,7 @@ def check_sound(model: HyperModel) -> None:
     Raises:
         ValueError: what learns, or a row of statistics, is not finite; or batch norm could not divide by a row's variances.
     """
-    for name, value in _kept(model):
+    for name, value in learned_values(model).items():
         if not value.isfinite().all():
             raise ValueError(f"{name} is not finite")
     for name, layer in batchnorm_layers(model.net).items():
@@ -202,13 +202,6 @@ def first_bad_layer(model: HyperModel, x: Tensor, task: int | Tensor) -> str | N
         for handle in handles:
             handle.remove()
     return found[0] if found and not logits.isfinite().all() else None
-
-
-def _kept(model: HyperModel) -> Iterator[tuple[str, Tensor]]:
-    """What learns, and the rows of statistics. Other buffers may hold infinities, as masks do."""
-    yield from ((name, value) for name, value in model.named_parameters() if value.requires_grad)
-    for name, layer in norm_layers(model.net).items():
-        yield from ((f"net.{name}.{row}", value) for row, value in layer.rows.items())
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

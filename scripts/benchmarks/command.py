@@ -10,7 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import NoReturn
 
-from benchmarks import bn, conv_bn, inference, memory, recognition, regularizer, strategies, train
+from benchmarks import bn, conv_bn, inference, layers, memory, nets, recognition, regularizer, strategies, train
 from benchmarks.inputs import at_least
 from benchmarks.machine import machine
 from hnetcl.errors import ArgumentError
@@ -19,8 +19,10 @@ from hnetcl.training import engine, resolve_device
 SUBJECTS: dict[str, ModuleType] = {
     "bn": bn,
     "conv_bn": conv_bn,
+    "layers": layers,
     "memory": memory,
     "train": train,
+    "nets": nets,
     "strategies": strategies,
     "regularizer": regularizer,
     "inference": inference,

@@ -16,7 +16,8 @@ from hnetcl.model import HyperModel
 from hnetcl.nets import MLP
 from hnetcl.tasks import TaskSequence
 from hnetcl.tasks.batches import Batches
-from hnetcl.tasks.sequence import Preprocess, Split, Task
+from hnetcl.tasks.preprocess import Preprocess
+from hnetcl.tasks.sequence import Split, Task
 
 SIDE, CLASSES, IMAGES = 28, 10, 6000
 PEER = "hypnettorch"

@@ -249,6 +249,19 @@ def test_the_state_is_all_there_is(method: str, words: Callable[[str, str], list
 
 
 @EachMethod
+def test_smoothed_labels_reach_all_its_losses_or_are_refused(
+    method: str, words: Callable[[str, str], list[str]], compose: Compose
+) -> None:
+    plain, smooth = (Training(compose(*words(method, "one_head")), 1) for _ in range(2))
+    smooth.run.label_smoothing = 0.3
+    for training in (plain, smooth):
+        training.generator.manual_seed(1)
+    before, found = (training.step()[1].parts for training in (plain, smooth))
+    taken = "label_smoothing" not in smooth.method.unfit
+    assert all((before[name] != found[name]) == taken for name in ("loss", "replay") if name in found)
+
+
+@EachMethod
 def test_the_data_budget_is_kept(method: str, words: Callable[[str, str], list[str]], compose: Compose) -> None:
     """No more images are stored than `size` allows, and none where there is no such key."""
     training = Training(compose(*words(method, "one_head")), 2)

@@ -48,7 +48,7 @@ def test_every_part_is_in_its_table(kind: str, table: Any) -> None:
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-@pytest.mark.parametrize("schedule", ["constant", "cosine"])
+@pytest.mark.parametrize("schedule", ["constant", "cosine", "linear", "step"])
 def test_an_optimizer_warms_up(name: str, schedule: str, compose: Callable[..., Config], tiny: list[str]) -> None:
     """In half of eight steps the rate rises by a fifth of what the schedule says, from then on it is that."""
     parts = build(compose(*tiny), torch.device("cpu"))

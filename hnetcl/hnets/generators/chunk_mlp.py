@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 AT_ONCE = 16  # tasks whose features are held in memory at once
+SHARE = 0.75  # of the variance of what the trunk sees, that chunk embeddings have where chunks are to start apart
+DRAWS = 64  # task embeddings over which features are averaged
 
 
 class _ByInput(torch.autograd.Function):
@@ -79,6 +81,24 @@ class ChunkMLP(nn.Module):
             layers += [_linear(width, out, square if i else 1), kind()]
         self.trunk = nn.Sequential(*layers)
         self.head = _linear(widths[-1], chunk_size, square if hidden else 1)
+
+    @torch.no_grad()
+    def set_chunks_apart(self) -> None:
+        """Makes chunks differ more, before training.
+
+        What ReLU layers yield is positive, and a task's embedding is the same for all chunks: single chunks start correlated
+        by 0.5 to 0.8. Where the chunks are layers of a residual network, whose outputs are summed, these then do alike, and the
+        sum of n grows as n does, not as its root. So the chunk embeddings get `SHARE` of the variance that comes in, and the
+        head's bias takes away the mean of what it sees.
+        """
+        if self.chunk_embedding is None or self.chunks == 1:
+            return
+        first = next(layer for layer in (*self.trunk, self.head) if isinstance(layer, nn.Linear))
+        width, own = first.in_features, self.chunk_embedding.shape[1]
+        first.weight[:, : width - own] *= ((1 - SHARE) * width / (width - own)) ** 0.5
+        first.weight[:, width - own :] *= (SHARE * width / own) ** 0.5
+        features = self.features(torch.randn(DRAWS, width - own))
+        self.head.bias.copy_(-self.head.weight @ features.mean((0, 1)))
 
     def features(self, embeddings: Tensor) -> Tensor:
         """What the head sees: [B, E] -> [B, C, H]."""

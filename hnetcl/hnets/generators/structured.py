@@ -84,6 +84,8 @@ def structured(
         ChunkMLP(own, embedding_dim, hidden, piece(unit, size), chunk_embedding_dim, activation)
         for own, unit in zip(sizes, units, strict=True)
     ]
+    for mlp in mlps[:-1] if rest else mlps:
+        mlp.set_chunks_apart()
     return EndToEnd(mlps, shapes, embedding_dim, head_scale, [name for names in members for name in names], note)
 
 
