@@ -5,12 +5,11 @@ from torch import nn
 
 from hnetcl.bn.conv_bn import ConvBatchNorm, FusedBatchNormLayer
 from hnetcl.bn.fixed import FixedNorm, FixedVirtualNorm
-from hnetcl.bn.fold import evaluation_map, fold_batchnorm, is_hooked
+from hnetcl.bn.fold import OURS, as_real, evaluation_map, fold_batchnorm, is_hooked
 from hnetcl.bn.layer import BatchNormLayer
 from hnetcl.bn.rows import batchnorm_layers
 from hnetcl.bn.virtual import VirtualBatchNormLayer
 from hnetcl.kernels.layout import sum_dtype
-from hnetcl.layers import Conv2d, Linear
 from hnetcl.modules import copied
 
 HALF = (torch.bfloat16, torch.float16)
@@ -80,9 +79,8 @@ def _fixed(layer: nn.Module) -> nn.Module | None:
     """The layer of torch's, or the `FixedNorm`, that computes the same; None where the layer stays."""
     if is_hooked(layer):
         return None
-    if type(layer) in (Linear, Conv2d):
-        real: nn.Module = layer.as_real()  # type: ignore[operator]  # which both have
-        return real
+    if type(layer) in OURS:
+        return as_real(layer)
     if type(layer) is VirtualBatchNormLayer:
         gamma, own = layer.gamma(), [value.detach().clone() for value in layer.reference()]
         bias = None if layer.bias is None else layer.bias.detach().clone()
