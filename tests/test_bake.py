@@ -1,5 +1,6 @@
 """`bake`: the same output from torch's layers."""
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -10,10 +11,13 @@ from torch import Tensor, nn
 from hnetcl.algebra import ALGEBRAS
 from hnetcl.bn import BATCH, BatchNormLayer, NormLayer, VirtualBatchNormLayer, bake, reference_pass, using_task
 from hnetcl.bn.conv_bn import ConvBatchNorm
+from hnetcl.bn.fixed import FixedNorm
+from hnetcl.bn.fold import OURS
 from hnetcl.bn.statistics import MODES
 from hnetcl.kernels.whitening import WHITENINGS
-from hnetcl.layers import Conv2d, Linear
+from hnetcl.layers import Conv2d
 from hnetcl.nets import LeNet
+from hnetcl.registry import find
 
 
 @pytest.fixture(autouse=True)
@@ -25,7 +29,7 @@ def assert_baked(net: nn.Module, x: Tensor, tolerance: float) -> nn.Module:
     """A copy without layers of ours, that computes the same; the module is left as it is."""
     before = {name: value.clone() for name, value in net.state_dict().items()}
     baked = bake(net)
-    assert not any(isinstance(layer, (NormLayer, Linear, Conv2d)) for layer in baked.modules())
+    assert not any(isinstance(layer, (NormLayer, *OURS)) for layer in baked.modules())
     with torch.no_grad():
         torch.testing.assert_close(baked(x), net(x), rtol=tolerance, atol=tolerance)
     assert all(value.equal(before[name]) for name, value in net.state_dict().items())
@@ -85,6 +89,16 @@ def test_pairs_with_hooks_and_what_fx_cannot_trace() -> None:
     baked = bake(net)
     torch.testing.assert_close(baked(x), net(x), rtol=1e-9, atol=1e-9)
     assert [type(layer).__name__ for layer in baked[2]] == ["Conv2d", "FixedNorm"]  # type: ignore[index]
+
+
+@pytest.mark.parametrize("name", ["resnet", "wide_resnet"])
+def test_deep_networks(name: str) -> None:
+    """All batch norm behind convolutions is folded; that before them, as in a wide ResNet, is a fixed map."""
+    options: dict[str, Any] = {"depth": 10, "dropout": 0.3} if name == "wide_resnet" else {"depth": 8}
+    norm, classes = partial(BatchNormLayer, algebra="quaternion"), find("net", name)
+    net = used(classes((3, 8, 8), 2, norm, algebra="quaternion", width=8, **options))
+    baked = assert_baked(net, torch.randn(3, 3, 8, 8, dtype=torch.float64), 1e-9)
+    assert any(isinstance(layer, FixedNorm) for layer in baked.modules()) == (name == "wide_resnet")
 
 
 def test_what_depends_on_the_batch_is_refused() -> None:

@@ -5,12 +5,11 @@ from torch import nn
 
 from hnetcl.bn.conv_bn import ConvBatchNorm, FusedBatchNormLayer
 from hnetcl.bn.fixed import FixedNorm, FixedVirtualNorm
-from hnetcl.bn.fold import evaluation_map, fold_batchnorm, is_hooked
+from hnetcl.bn.fold import OURS, as_real, evaluation_map, fold_batchnorm, is_hooked
 from hnetcl.bn.layer import BatchNormLayer
 from hnetcl.bn.rows import batchnorm_layers
 from hnetcl.bn.virtual import VirtualBatchNormLayer
 from hnetcl.kernels.layout import sum_dtype
-from hnetcl.layers import Conv2d, Linear
 from hnetcl.modules import copied
 
 HALF = (torch.bfloat16, torch.float16)
@@ -32,11 +31,9 @@ def bake(module: nn.Module) -> nn.Module:
         ValueError: several rows and none chosen; or a layer normalizes by the batch's own statistics, so that what it gives for
             a sample depends on the others.
     """
-    for name, norm in batchnorm_layers(module).items():
-        if norm.statistics_mode.uses_statistics and norm.evaluation_statistics() is None:
-            raise ValueError(
-                f"{name} normalizes by the batch's own statistics: what it gives for a sample depends on the others"
-            )
+    if layers := layers_by_batch(module):
+        rule = "normalizes by the batch's own statistics: what it gives for a sample depends on the others"
+        raise ValueError(f"{layers[0]} {rule}")
     baked = _folded(module)
     pairs = tuple(f"{name}." for name, layer in baked.named_modules() if isinstance(layer, ConvBatchNorm))  # looks into both
     made: dict[nn.Module, nn.Module | None] = {}
@@ -82,9 +79,8 @@ def _fixed(layer: nn.Module) -> nn.Module | None:
     """The layer of torch's, or the `FixedNorm`, that computes the same; None where the layer stays."""
     if is_hooked(layer):
         return None
-    if type(layer) in (Linear, Conv2d):
-        real: nn.Module = layer.as_real()  # type: ignore[operator]  # which both have
-        return real
+    if type(layer) in OURS:
+        return as_real(layer)
     if type(layer) is VirtualBatchNormLayer:
         gamma, own = layer.gamma(), [value.detach().clone() for value in layer.reference()]
         bias = None if layer.bias is None else layer.bias.detach().clone()

@@ -62,7 +62,7 @@ def fold_batchnorm(
         if name and type(pair) is ConvBatchNorm and not is_hooked(pair):
             folded.set_submodule(name, nn.Sequential(pair.conv, pair.norm))
     for before, after in _neighbours(folded):
-        real, norm = _as_real(folded.get_submodule(before)), folded.get_submodule(after)
+        real, norm = as_real(folded.get_submodule(before)), folded.get_submodule(after)
         if real is not None and isinstance(norm, BatchNormLayer) and _foldable(real, norm):
             _fold(real, norm)
             folded.set_submodule(before, real)
@@ -114,7 +114,7 @@ def _neighbours(module: nn.Module) -> list[tuple[str, str]]:
     return pairs
 
 
-def _as_real(layer: Any) -> Real | None:
+def as_real(layer: Any) -> Real | None:
     """The layer, or the real one that does the same; None where it does anything else, as subclasses and hooks may."""
     real: Real
     if is_hooked(layer):

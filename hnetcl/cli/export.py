@@ -100,7 +100,7 @@ class _Exported:
     def write(self, task: int, folder: Path, config: ExportConfig, before: float, about: dict[str, str]) -> Export:
         """Writes a task's files, and prints a line for each."""
         data, padding = self.sequence[task], self.sequence.facts.get("padding", 0)
-        height, width = (size - padding for size in self.sequence.in_shape[1:])
+        height, width = (size - padding for size in data.test.images.shape[2:])
         images, labels = data.test.images[..., padding:height, padding:width], data.test.labels
         classes, standard = self.classes(task), data.preprocess
         wanted = before if self.is_recorded() and math.isfinite(before) else None
@@ -112,6 +112,7 @@ class _Exported:
             "preprocessing": {
                 "padding": padding,
                 **data.facts,
+                **standard.facts,
                 "mean": standard.mean.flatten().tolist(),
                 "std": standard.std.flatten().tolist(),
             },
