@@ -16,9 +16,11 @@ from hnetcl.build import build
 from hnetcl.cli.jobs import evaluate, train
 from hnetcl.config import Config, parse_evaluation
 from hnetcl.errors import ArgumentError
-from hnetcl.nets import MLP, LeNet
+from hnetcl.nets import MLP, LeNet, ResNet, ResNet18, WideResNet, Zenke
 from hnetcl.tasks import Fourier, TaskSequence, load_images, split_sequence
 from hnetcl.tasks.preprocess import standardize
+
+NETS = (MLP, LeNet, Zenke, ResNet, ResNet18, WideResNet)
 
 SIZES = [(1, 28, 28), (3, 9, 16), (2, 7, 5), (1, 1, 4)]
 
@@ -76,15 +78,13 @@ def test_a_sequence_tells_it(sequence: TaskSequence, data_root: Path) -> None:
         assert differing == {"transform", "shape"}
 
 
-@pytest.mark.parametrize("net", [MLP, LeNet])
+@pytest.mark.parametrize("net", NETS)
 def test_the_first_layer_takes_numbers(net: Any) -> None:
     """Half of a real layer's weights; multiplying all numbers by one multiplies what it makes by that."""
     norm = lambda width: BatchNormLayer(width, algebra="complex")  # noqa: E731
     made = net((2, 16, 16), 3, norm, algebra="complex", in_algebra="complex")
     lifted = net((2, 16, 16), 3, norm, algebra="complex")
-    first, real = (
-        next(m for m in each.body.modules() if hasattr(m, "algebra") and hasattr(m, "weight")) for each in (made, lifted)
-    )
+    first, real = (next(m for m in each.modules() if hasattr(m, "algebra") and hasattr(m, "weight")) for each in (made, lifted))
     assert first.algebra == COMPLEX
     assert first.weight.numel() * 2 == real.weight.numel()
     flat = (lambda x: x.flatten(1)) if net is MLP else (lambda x: x)
@@ -106,7 +106,7 @@ def test_the_first_layer_takes_numbers(net: Any) -> None:
     ],
 )
 def test_refused_in_one_line(shape: tuple[int, ...], options: dict[str, Any], message: str) -> None:
-    for net in (MLP, LeNet):
+    for net in NETS:
         with pytest.raises(ArgumentError) as caught:
             net(shape, 3, **options)
         assert str(caught.value).startswith(message)

@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 from annotated_types import Ge
 from torch import nn
 
-from hnetcl.algebra import REAL, Algebra, AlgebraName, as_algebra
-from hnetcl.nets.blocks import Norm, WidthUnit, conv_norm, real_width
+from hnetcl.algebra import Algebra, AlgebraName, as_algebra
+from hnetcl.nets.blocks import Norm, WidthUnit, conv_norm, first_algebra, real_width
 from hnetcl.nets.residual import ResidualNet, basic_stages
 from hnetcl.registry import register
 
@@ -25,6 +25,7 @@ class ResNet18(ResidualNet):
             stride 2 and 3 x 3 max pooling with stride 2.
         width_unit: what `width` counts, real channels or numbers of d channels each.
         algebra: of all layers but the first and the head.
+        in_algebra: of the first, see `first_algebra`.
 
     Raises:
         ArgumentError: the width, that of the norm included, is not a multiple of d.
@@ -42,12 +43,14 @@ class ResNet18(ResidualNet):
         stem: Literal["small", "imagenet"] = "small",
         width_unit: WidthUnit = "channels",
         algebra: AlgebraName | Algebra = "real",
+        in_algebra: AlgebraName | Algebra = "real",
     ) -> None:
         algebra = as_algebra(algebra)
+        first = first_algebra(in_algebra, algebra, in_shape)
         channels = real_width(width, width_unit, algebra, norm)
         if stem == "small":
-            first = [*conv_norm(in_shape[0], channels, 3, REAL, norm, padding=1), nn.ReLU()]
+            before = [*conv_norm(in_shape[0], channels, 3, first, norm, padding=1), nn.ReLU()]
         else:
-            first = [*conv_norm(in_shape[0], channels, 7, REAL, norm, 2, padding=3), nn.ReLU(), nn.MaxPool2d(3, 2, 1)]
+            before = [*conv_norm(in_shape[0], channels, 7, first, norm, 2, padding=3), nn.ReLU(), nn.MaxPool2d(3, 2, 1)]
         stages = basic_stages(channels, [2] * 4, "B", algebra, norm)
-        super().__init__(first, stages, [], 8 * channels, num_outputs)
+        super().__init__(before, stages, [], 8 * channels, num_outputs)

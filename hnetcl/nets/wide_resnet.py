@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from hnetcl.algebra import Algebra, AlgebraName, as_algebra
 from hnetcl.errors import ArgumentError
 from hnetcl.layers import Conv2d
-from hnetcl.nets.blocks import Norm, WidthUnit, conv_norm, real_width
+from hnetcl.nets.blocks import Norm, WidthUnit, conv_norm, first_algebra, real_width
 from hnetcl.nets.residual import Residual, ResidualNet, branch_scale
 from hnetcl.registry import register
 
@@ -47,6 +47,7 @@ class WideResNet(ResidualNet):
         dropout: rate between the two convolutions of a block; the paper has 0.3 where it has any.
         width_unit: what `width` counts, real channels or numbers of d channels each.
         algebra: of all layers but the first and the head.
+        in_algebra: of the first, see `first_algebra`.
 
     Raises:
         ArgumentError: the depth is not 6 n + 4, or the width, that of the norm included, is not a multiple of d.
@@ -66,12 +67,14 @@ class WideResNet(ResidualNet):
         dropout: Annotated[float, Ge(0), Lt(1)] = 0.0,
         width_unit: WidthUnit = "channels",
         algebra: AlgebraName | Algebra = "real",
+        in_algebra: AlgebraName | Algebra = "real",
     ) -> None:
         algebra = as_algebra(algebra)
+        first = first_algebra(in_algebra, algebra, in_shape)
         if depth % 6 != 4:
             raise ArgumentError("depth", depth, "must be 6 n + 4, as 16, 22, 28 and 40 are")
         width_in, scale = real_width(width, width_unit, algebra, norm), branch_scale(depth // 6 * 3, norm)
-        stem = Conv2d(in_shape[0], width_in, 3, bias=norm is None, padding=1)
+        stem = Conv2d(in_shape[0], width_in, 3, first, bias=norm is None, padding=1)
         stages: list[list[nn.Module]] = []
         for i, out in enumerate([widen * width_in << i for i in range(3)]):
             stages.append([])

@@ -6,10 +6,10 @@ from typing import Annotated
 from annotated_types import Ge, Le
 from torch import Tensor, nn
 
-from hnetcl.algebra import REAL, Algebra, AlgebraName, as_algebra
+from hnetcl.algebra import Algebra, AlgebraName, as_algebra
 from hnetcl.errors import ArgumentError
 from hnetcl.layers import Linear
-from hnetcl.nets.blocks import MaxPool, Norm, check_widths, conv_norm, dense
+from hnetcl.nets.blocks import MaxPool, Norm, check_widths, conv_norm, dense, first_algebra
 from hnetcl.registry import Widths, register
 
 
@@ -27,6 +27,7 @@ class Zenke(nn.Module):
         hidden: real widths of the fully connected layers, multiples of d.
         dropout: rate behind a pair; twice that behind a fully connected layer.
         algebra: of all layers but the first and the head.
+        in_algebra: of the first, see `first_algebra`.
 
     Raises:
         ArgumentError: a width is not a multiple of d, that of the norm included, there is none, or the image is too small.
@@ -44,15 +45,17 @@ class Zenke(nn.Module):
         hidden: Widths = (512,),
         dropout: Annotated[float, Ge(0), Le(0.5)] = 0.25,
         algebra: AlgebraName | Algebra = "real",
+        in_algebra: AlgebraName | Algebra = "real",
     ) -> None:
         super().__init__()
         algebra = as_algebra(algebra)
+        first = first_algebra(in_algebra, algebra, in_shape)
         check_widths("hidden", hidden, algebra, norm)
         check_widths("channels", channels, algebra, norm)
         width, height, breadth = in_shape
         layers: list[nn.Module] = []
         for i, out in enumerate(channels):
-            layers += [*conv_norm(width, out, 3, algebra if i else REAL, norm, padding=1), nn.ReLU()]
+            layers += [*conv_norm(width, out, 3, algebra if i else first, norm, padding=1), nn.ReLU()]
             layers += [*conv_norm(out, out, 3, algebra, norm), nn.ReLU(), MaxPool(), nn.Dropout(dropout)]
             width, height, breadth = out, (height - 2) // 2, (breadth - 2) // 2
         if min(height, breadth) < 1:
