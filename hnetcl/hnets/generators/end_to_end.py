@@ -51,7 +51,7 @@ class EndToEnd(Generator):
             if own:
                 square = sum(size * shapes.widths[name] ** 2 for size, name in own) / sum(size for size, _ in own)
                 for values in mlp.head.parameters():
-                    values *= square**0.5
+                    values.mul_(square**0.5)
 
     def forward(self, embeddings: Tensor) -> list[Tensor]:
         return [outputs for mlp in self.mlps for outputs in mlp(embeddings)]
