@@ -301,7 +301,7 @@ class _Names(dict[str, Any]):
         self.assigned: dict[str, ast.expr] = {}
         self.definitions: dict[str, ast.ClassDef | ast.FunctionDef] = {}
         for node in ast.parse(file.read_text(encoding="utf-8")).body:
-            if isinstance(node, ast.ImportFrom):
+            if isinstance(node, ast.ImportFrom) and node.module != module:  # of itself it would look on and on
                 self.imported |= {a.asname or a.name: (node.module or "", a.name) for a in node.names}
             elif isinstance(node, ast.Import):
                 self.update({a.name: _PLAIN[a.name] for a in node.names if a.name in _PLAIN})

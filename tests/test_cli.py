@@ -126,7 +126,7 @@ def test_an_option_has_a_name(word: str) -> None:
         ([f"--config-dir={CONF}"], "bn/complex.yaml is a file of hnetcl's own; rename yours"),
         (
             ["~task", "task.num_tasks=3"],
-            "task=null: allowed: gaussians, image_folder, mixed, permuted_mnist, regression_1d, rotated_mnist, "
+            "task=null: allowed: fourier_mnist, gaussians, image_folder, mixed, permuted_mnist, regression_1d, rotated_mnist, "
             "split_cifar10_100, split_mnist",
         ),
         (["~net.hidden", "trainer.stepps=3"], "trainer.stepps=3: there is no such key"),

@@ -78,7 +78,7 @@ def test_the_pages_counts(compose: Callable[..., Config]) -> None:
         for algebra, count in zip(ALGEBRAS, counts, strict=True):
             if int(count.replace(",", "")) in {known for *_, known in PUBLISHED.values()}:
                 continue  # it is built elsewhere here
-            layer = partial(BatchNormLayer, algebra=algebra) if norm else None
+            layer = partial(BatchNormLayer, algebra=as_algebra(algebra)) if norm else None
             with torch.device("meta"):
                 net = make("net", {**values, "algebra": algebra}, in_shape=IMAGE, num_outputs=10, norm=layer)
             assert f"{size(net):,}" == count, f"{words} {algebra}"
@@ -145,11 +145,12 @@ def test_wide_resnet_computes_what_the_paper_says() -> None:
 
     x = torch.randn(4, *IMAGE)
     h = F.conv2d(x, next(weights), padding=1)
-    for stage in net.stages:  # in the order of the parameters: convolution, norm, convolution; shortcut; the norm before all
-        stride = 1 if stage is net.stages[0] else 2
-        first, *gamma_beta, second, shortcut, gamma, beta = (next(weights) for _ in range(7))
+    for i in range(3):  # in the order of the parameters: convolution, norm, convolution; shortcut; the norm before all
+        stride = 2 if i else 1
+        first, inner_gamma, inner_beta, second, shortcut, gamma, beta = (next(weights) for _ in range(7))
         active = F.relu(F.batch_norm(h, None, None, gamma, beta, training=True))
-        inner = F.relu(F.batch_norm(F.conv2d(active, first, None, stride, 1), None, None, *gamma_beta, training=True))
+        inner = F.conv2d(active, first, None, stride, 1)
+        inner = F.relu(F.batch_norm(inner, None, None, inner_gamma, inner_beta, training=True))
         h = F.conv2d(inner, second, padding=1) + F.conv2d(active, shortcut, None, stride)
     h = norm(h).mean((2, 3))
     torch.testing.assert_close(net(x), F.linear(h, next(weights), next(weights)))
@@ -248,7 +249,7 @@ def test_images_of_any_size_and_folded_batch_norm(make: Make, algebra: str, shap
         (ResNet, {"width": 18, "algebra": "quaternion"}, r"width=18: every width must be a multiple of 4 \(quaternion\)"),
         (ResNet, {"width_unit": "quaternions"}, "width_unit=quaternions: allowed: channels, numbers"),
         (ResNet, {"shortcut": "C"}, "shortcut=C: .*allowed: A, B"),
-        (ResNet18, {"stem": "large"}, "stem=large: .*small.*imagenet"),
+        (ResNet18, {"stem": "large"}, "stem=large: allowed: imagenet, small"),
         (WideResNet, {"depth": 26}, r"depth=26: must be 6 n \+ 4, as 16, 22, 28 and 40 are"),
         (WideResNet, {"dropout": 1.0}, "dropout=1.0: .*less than 1"),
         (Zenke, {"dropout": 0.6}, "dropout=0.6: .*at most 0.5"),

@@ -527,7 +527,7 @@ def test_a_multirun_leaves_what_single_runs_leave(tiny: list[str], tmp_path: Pat
     [
         (
             ["task=split_mnits"],
-            "task=split_mnits: did you mean split_mnist? allowed: gaussians, image_folder, mixed, permuted_mnist",
+            "task=split_mnits: did you mean split_mnist? allowed: fourier_mnist, gaussians, image_folder, mixed",
         ),
         (
             ["net.hiden=[4]"],

@@ -66,7 +66,12 @@ class Training:
         torch.manual_seed(0)
         layer = partial(norm, algebra=algebra, backend=backend)
         net = ResNet(IMAGE, CLASSES, layer, depth=self.depth, width=self.width, algebra=algebra)
-        widths = {"hidden": (64, 64), "embedding_dim": 96, "chunk_embedding_dim": 32, "compression": self.compression}
+        widths: dict[str, Any] = {
+            "hidden": (64, 64),
+            "embedding_dim": 96,
+            "chunk_embedding_dim": 32,
+            "compression": self.compression,
+        }
         model = wrap(net, self.tasks, hnet=hnet, **({} if hnet == "direct" else widths)).to(self.device)
         method: Method = Finetune() if hnet == "direct" else OutputRegularizer(beta=BETA)
         batches = Batches(self.task, self.batch, torch.Generator(self.device).manual_seed(0))

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 AT_ONCE = 16  # tasks whose features are held in memory at once
 SHARE = 0.75  # of the variance of what the trunk sees, that chunk embeddings have where chunks are to start apart
-DRAWS = 64  # task embeddings over which features are averaged
 
 
 class _ByInput(torch.autograd.Function):
@@ -97,7 +96,7 @@ class ChunkMLP(nn.Module):
         width, own = first.in_features, self.chunk_embedding.shape[1]
         first.weight[:, : width - own] *= ((1 - SHARE) * width / (width - own)) ** 0.5
         first.weight[:, width - own :] *= (SHARE * width / own) ** 0.5
-        features = self.features(torch.randn(DRAWS, width - own))
+        features = self.features(torch.randn(AT_ONCE, width - own))
         self.head.bias.copy_(-self.head.weight @ features.mean((0, 1)))
 
     def features(self, embeddings: Tensor) -> Tensor:

@@ -50,8 +50,8 @@ class EndToEnd(Generator):
             own = [(size, name) for size, name in zip(mlp.sizes, left, strict=False) if name not in shapes.constant]
             if own:
                 square = sum(size * shapes.widths[name] ** 2 for size, name in own) / sum(size for size, _ in own)
-                mlp.head.weight *= square**0.5
-                mlp.head.bias *= square**0.5
+                for values in mlp.head.parameters():
+                    values.mul_(square**0.5)
 
     def forward(self, embeddings: Tensor) -> list[Tensor]:
         return [outputs for mlp in self.mlps for outputs in mlp(embeddings)]
