@@ -205,10 +205,6 @@ def test_published_numbers_beside_own(made: Path, tmp_path: Path, capsys: pytest
     table, unmet = verdicts([claim], runs, wanted)
     assert [cell.text for cell in table.rows[0]][4:9] == ["0.7000 ± 0.0000", "2", "+0.0400", "0.1110", "within"]
     assert not unmet
-    older = RunRecord(
-        Path("d"), "complete", "", {k: v for k, v in near.items() if k != "hnet.per_task"}, {"average_accuracy": 0.7}
-    )
-    assert verdicts([claim], [older], wanted)[0].rows[0][5].text == "1"  # from before that key was there
     strict = replace(claim, tolerance=0.01)
     assert verdicts([strict], runs, wanted)[0].rows[0][8].text == "outside"
     report(["--commands", "hsu2018_split_mnist", "--seeds", "4"])
@@ -219,6 +215,18 @@ def test_published_numbers_beside_own(made: Path, tmp_path: Path, capsys: pytest
     bad.write_text("protocol,method\nx,y\n")
     with pytest.raises(ArgumentError, match="line 2 has no column metric"):
         read_claims(bad)
+
+
+def test_a_run_from_before_a_key_was_there_has_its_default(made: Path, tmp_path: Path) -> None:
+    def read(path: Path) -> dict[str, Any]:
+        return {
+            group: {k: v for k, v in values.items() if k not in ("clip", "in_algebra")} if isinstance(values, dict) else values
+            for group, values in read_config(path).items()
+        }
+
+    (now,), (older,) = find_runs([made], read_config), find_runs([made], read)
+    assert older.config == now.config
+    assert "trainer.clip" in now.config
 
 
 def test_every_published_row_is_a_command_that_is_accepted() -> None:

@@ -12,14 +12,12 @@ import numpy as np
 
 from hnetcl.errors import ArgumentError
 from hnetcl.files import read_text
-from hnetcl.registry import names, options
 from hnetcl.reporting.comparison import SAME, number, shown
 from hnetcl.reporting.numbers import spread
 from hnetcl.reporting.runs import RunRecord
 from hnetcl.reporting.table import Cell, Table
 
 COLUMNS = ("protocol", "method", "metric", "value", "spread", "tolerance", "seeds", "source", "read_from", "overrides")
-KINDS = ("task", "net", "hnet", "method", "optimizer")
 DEVIATIONS = 3  # published standard deviations within which a mean is the same
 
 
@@ -132,11 +130,5 @@ def verdicts(
 
 
 def _compared(config: Mapping[str, Any]) -> dict[str, str]:
-    """What must be the same: all but what makes no other experiment. Keys that a run is older than have their defaults."""
-    values = dict(config)
-    for kind in KINDS:
-        part = config.get(f"{kind}.name")
-        for key, option in options(kind, part).items() if part in names(kind) else ():
-            if not option.required:
-                values.setdefault(f"{kind}.{key}", option.default)
-    return {key: shown(value) for key, value in values.items() if key not in SAME}
+    """What must be the same: all but what makes no other experiment."""
+    return {key: shown(value) for key, value in config.items() if key not in SAME}

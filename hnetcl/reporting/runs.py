@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from hnetcl.config import CHOSEN, group_options
 from hnetcl.errors import ArgumentError, one_line
 from hnetcl.files import REFERENCES, REFUSED_JOBS, read_text
+from hnetcl.registry import names
 from hnetcl.training import ClassAccuracy, RunDirectory, read_classes
 
 BEGINS, ENDED = " tasks, on ", "the run ended early"  # in lines of a run's log: that it was started, that an error has ended it
@@ -120,6 +122,17 @@ def _places(top: Path) -> dict[str, list[Path]]:
     return {kind: sorted(paths) for kind, paths in found.items()}
 
 
+def _whole(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration by `group.key`, in which keys that the run is older than have their defaults, as where it is reloaded."""
+    options: dict[str, Any] = {}
+    for group in CHOSEN:
+        name = config.get(f"{group}.name")
+        if name in names(group):
+            options |= {f"{group}.{key}": option for key, option in group_options(group, name).items()}
+    options |= {f"trainer.{key}": option for key, option in group_options("trainer").items()}
+    return {key: option.default for key, option in options.items() if not option.required} | dict(config)
+
+
 def _read(directory: RunDirectory, read_config: Any) -> RunRecord:
     path = directory.path
     known: dict[str, Any] = {}
@@ -127,6 +140,7 @@ def _read(directory: RunDirectory, read_config: Any) -> RunRecord:
         config = flat(read_config(directory.config))
         if "inference" in config:  # a name alone, as runs before had it
             config["inference.name"] = config.pop("inference")
+        config = _whole(config)
     except ValueError as error:
         return RunRecord(path, "damaged", f"config.yaml: {one_line(error)}")
     try:
