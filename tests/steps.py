@@ -6,9 +6,8 @@ from torch.optim import Optimizer
 
 from hnetcl.methods import Inputs, Losses, Run
 from hnetcl.model import HyperModel
-from hnetcl.tasks import TaskSequence
+from hnetcl.tasks import Split, Task, TaskSequence
 from hnetcl.tasks.preprocess import Preprocess
-from hnetcl.tasks.sequence import Split, Task
 from hnetcl.training import TrainingStep
 
 IMAGES = Split(torch.zeros(2, 1, 2, 2, dtype=torch.uint8), torch.arange(2))

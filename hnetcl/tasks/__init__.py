@@ -7,9 +7,10 @@ from hnetcl.tasks.losses import Loss, loss_of, score, score_name
 from hnetcl.tasks.permuted import permuted_sequence
 from hnetcl.tasks.points import AsTheyAre
 from hnetcl.tasks.preprocess import Preprocess
-from hnetcl.tasks.sequence import ActiveClasses, Head, Split, Task, TaskSequence
+from hnetcl.tasks.sequence import ActiveClasses, Head, TaskSequence
 from hnetcl.tasks.sources import data_folder, load_images
 from hnetcl.tasks.split import split_sequence
+from hnetcl.tasks.task import Split, Task
 
 __all__ = [
     "ActiveClasses",

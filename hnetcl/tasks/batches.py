@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from hnetcl.tasks.augmentation import augmented
-from hnetcl.tasks.sequence import Task
+from hnetcl.tasks.task import Task
 
 
 class Batches:

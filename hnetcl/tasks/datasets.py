@@ -1,4 +1,4 @@
-"""Sequences of anybody's datasets."""
+"""Tasks of anybody's datasets."""
 
 from collections.abc import Iterable, Sequence, Sized
 from itertools import islice
@@ -14,12 +14,11 @@ from hnetcl.tasks.augmentation import Augmentation
 from hnetcl.tasks.images import Images, image_set
 from hnetcl.tasks.pictures import grey_repeated, pixels_of
 from hnetcl.tasks.pixels import Constants, Preprocessing, preprocessing
-from hnetcl.tasks.sequence import TaskSequence
-from hnetcl.tasks.split import split_tasks
+from hnetcl.tasks.task import Task, split_tasks
 
 
 @checking
-def sequence_of(
+def tasks_of(
     train: Iterable[Any],
     test: Iterable[Any],
     *,
@@ -32,7 +31,7 @@ def sequence_of(
     std: Constants,
     augment: Augmentation,
     device: torch.device | str | None,
-) -> TaskSequence:
+) -> tuple[Task, ...]:
     """See `TaskSequence.from_datasets`."""
     pairs = [list(train), list(test)]
     if len(pairs[0]) != len(pairs[1]):
@@ -61,7 +60,7 @@ def _joined(
     augment: Augmentation,
     val_size: int,
     seed: int,
-) -> TaskSequence:
+) -> tuple[Task, ...]:
     shapes = {tuple(each.train_images.shape[1:]) for each in sets}
     if len(shapes) > 1:
         raise ArgumentError("train", name, f"[C, H, W] are {sorted(shapes)}, but must be the same in all tasks")
@@ -70,7 +69,7 @@ def _joined(
     for number, each in enumerate(sets):
         groups = [range(len(each.classes))]
         tasks += split_tasks(each, groups, pixels, 0, augment, val_size, seed, number)
-    return TaskSequence(name, tuple(tasks))
+    return tuple(tasks)
 
 
 def _read(dataset: Any, place: str) -> tuple[Tensor, Tensor]:

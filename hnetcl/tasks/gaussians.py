@@ -11,7 +11,8 @@ from hnetcl.errors import ArgumentError
 from hnetcl.memory import require
 from hnetcl.registry import register
 from hnetcl.tasks.points import as_they_are, drawn, points, rounded
-from hnetcl.tasks.sequence import Split, Task, TaskSequence
+from hnetcl.tasks.sequence import TaskSequence
+from hnetcl.tasks.task import Split, Task
 
 
 @register("task", "gaussians")

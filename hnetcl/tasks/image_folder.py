@@ -15,9 +15,10 @@ from hnetcl.tasks.augmentation import Augmentation
 from hnetcl.tasks.images import Images, faulty_names, image_set
 from hnetcl.tasks.pictures import alike, read_picture
 from hnetcl.tasks.pixels import Constants, Preprocessing
-from hnetcl.tasks.sequence import TaskSequence, derive_seed
+from hnetcl.tasks.sequence import TaskSequence
 from hnetcl.tasks.sources import data_folder
 from hnetcl.tasks.split import ClassesPerTask, split_sequence
+from hnetcl.tasks.task import derive_seed
 
 
 @register("task", "image_folder")

@@ -14,8 +14,8 @@ from hnetcl.tasks.augmentation import Augmentation
 from hnetcl.tasks.images import Images, Load
 from hnetcl.tasks.pictures import brought_to, grey_repeated
 from hnetcl.tasks.pixels import Constants, Preprocessing, preprocessing
-from hnetcl.tasks.sequence import Task, TaskSequence
-from hnetcl.tasks.split import selected, split_tasks
+from hnetcl.tasks.sequence import TaskSequence
+from hnetcl.tasks.task import Task, selected, split_tasks
 
 Groups = list[list[int]]
 """The classes of each task of an image set."""

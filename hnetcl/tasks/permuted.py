@@ -15,7 +15,8 @@ from hnetcl.registry import register
 from hnetcl.tasks.augmentation import Augmentation
 from hnetcl.tasks.images import Load
 from hnetcl.tasks.pixels import Constants, Preprocessing, padded, preprocessing
-from hnetcl.tasks.sequence import Split, Task, TaskSequence, derive_seed, hold_out, require_classes
+from hnetcl.tasks.sequence import TaskSequence
+from hnetcl.tasks.task import Split, Task, derive_seed, hold_out, require_classes
 
 
 @register("task", "permuted")

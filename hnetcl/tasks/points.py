@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from hnetcl.tasks.preprocess import Preprocess
-from hnetcl.tasks.sequence import derive_seed
+from hnetcl.tasks.task import derive_seed
 
 STEP = 2.0**-20  # what machines differ by in cosines and logarithms is far smaller
 

@@ -9,7 +9,8 @@ from annotated_types import Ge
 from hnetcl.memory import require
 from hnetcl.registry import register
 from hnetcl.tasks.points import as_they_are, drawn, points, targets
-from hnetcl.tasks.sequence import Split, Task, TaskSequence
+from hnetcl.tasks.sequence import TaskSequence
+from hnetcl.tasks.task import Split, Task
 
 APART = 3.0  # between the middles of neighbouring intervals, which are from 1 below to 1 above
 

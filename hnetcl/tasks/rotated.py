@@ -14,7 +14,8 @@ from hnetcl.tasks.augmentation import Augmentation
 from hnetcl.tasks.images import Load
 from hnetcl.tasks.pixels import Constants, Preprocessing, padded, preprocessing
 from hnetcl.tasks.preprocess import Preprocess
-from hnetcl.tasks.sequence import Split, Task, TaskSequence, derive_seed, hold_out, require_classes
+from hnetcl.tasks.sequence import TaskSequence
+from hnetcl.tasks.task import Split, Task, derive_seed, hold_out, require_classes
 
 
 @dataclass(frozen=True, eq=False)

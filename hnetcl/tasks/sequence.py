@@ -1,9 +1,7 @@
-"""What a task is, and what a sequence of tasks is."""
+"""What a sequence of tasks is."""
 
-import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from importlib import import_module
 from typing import Any, Literal
 
 import torch
@@ -11,59 +9,12 @@ from torch import Tensor
 
 from hnetcl.errors import ArgumentError
 from hnetcl.tasks.augmentation import Augmentation
-from hnetcl.tasks.images import listed
+from hnetcl.tasks.datasets import tasks_of
 from hnetcl.tasks.losses import Loss, require_regression
-from hnetcl.tasks.preprocess import Preprocess
+from hnetcl.tasks.task import Split, Task, require_classes
 
 Head = Literal["task", "shared", "all"]
 ActiveClasses = Literal["all", "seen", "current"]
-
-
-@dataclass(frozen=True, eq=False)
-class Split:
-    """Images uint8 [N, C, H, W] and their labels int64 [N], on the device where they are used.
-
-    Points of D numbers are float32 [N, D, 1, 1], see `AsTheyAre`. The labels of a regression are its targets, float32 [N].
-    """
-
-    images: Tensor
-    labels: Tensor
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def sha256(self) -> str:
-        """Of the images' bytes, then the labels' (as int64, little-endian)."""
-        digest = hashlib.sha256()
-        for tensor in (self.images, self.labels):
-            digest.update(tensor.cpu().contiguous().numpy().data)
-        return digest.hexdigest()
-
-
-@dataclass(frozen=True, eq=False)
-class Task:
-    """One step of a sequence.
-
-    Args:
-        classes: names of its classes; label k is classes[k]. Of a regression, the name of its one output.
-        train, val, test: its images.
-        preprocess: makes the network's input of them.
-        augment: what is done to training images before that, whenever they are drawn, see `augmented`.
-        facts: what else pins the task, for the manifest (plain JSON values).
-    """
-
-    classes: tuple[str, ...]
-    train: Split
-    val: Split
-    test: Split
-    preprocess: Preprocess
-    facts: dict[str, Any] = field(default_factory=dict)
-    augment: Augmentation = "none"
-
-    @property
-    def in_shape(self) -> tuple[int, ...]:
-        """[C, H, W] of the network's input."""
-        return self.preprocess.in_shape(self.train.images.shape[1:])
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,7 +98,7 @@ class TaskSequence:
             ArgumentError: not as many datasets for tests as for training, an item of another kind, images of several shapes, or
                 what the constructor refuses.
         """
-        made: TaskSequence = import_module("hnetcl.tasks.datasets").sequence_of(  # a room below, for it makes sequences
+        tasks = tasks_of(
             train,
             test,
             name=name,
@@ -160,7 +111,7 @@ class TaskSequence:
             augment=augment,
             device=device,
         )
-        return made
+        return cls(name, tasks)
 
     def __len__(self) -> int:
         return len(self.tasks)
@@ -267,49 +218,3 @@ class TaskSequence:
             for task, named in zip(self.tasks, splits, strict=True)
         ]
         return {"name": self.name, **self.facts, "tasks": tasks}
-
-
-def require_classes(dataset: str, origin: str, who: str, train: Split, test: Split, classes: Sequence[str]) -> None:
-    """Refuses what is no classification, or could not be learned or measured.
-
-    Raises:
-        ArgumentError: fewer than two classes; a class without training or without test images; a label of no class.
-    """
-    what = f"{origin or dataset}: {who}"
-    if len(classes) < 2:
-        raise ArgumentError("dataset", dataset, f"{what} has one class, but a classification needs two")
-    for kind, split in (("training", train), ("test", test)):
-        highest = int(split.labels.max()) if len(split) else 0
-        if highest >= len(classes):
-            raise ArgumentError("dataset", dataset, f"{what} has {len(classes)} classes, but {kind} labels up to {highest}")
-        lacking = [classes[k] for k in _lacking(split.labels, len(classes))]
-        if lacking:
-            raise ArgumentError("dataset", dataset, f"{what} has no {kind} images of {listed(lacking)}")
-
-
-def _lacking(labels: Tensor, classes: int) -> list[int]:
-    """The classes that no label names."""
-    return (labels.bincount(minlength=classes) == 0).nonzero().flatten().tolist()
-
-
-def hold_out(images: Tensor, labels: Tensor, val_size: int, seed: int, classes: Sequence[str]) -> tuple[Split, Split]:
-    """Training and validation images: `val_size` of them, drawn by `seed`, are held out.
-
-    Raises:
-        ArgumentError: that would leave fewer than two images for training (batch norm needs two), or a class without any.
-    """
-    most = max(0, len(labels) - 2)
-    if not 0 <= val_size <= most:
-        raise ArgumentError("val_size", val_size, f"must be from 0 to {most} (a task has {len(labels)} images)")
-    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed)).to(labels.device)
-    val, train = order[:val_size].sort().values, order[val_size:].sort().values
-    lost = [classes[k] for k in _lacking(labels[train], len(classes)) if k not in _lacking(labels, len(classes))]
-    if lost:
-        raise ArgumentError("val_size", val_size, f"leaves no training images of {listed(lost)}")
-    return Split(images[train], labels[train]), Split(images[val], labels[val])
-
-
-def derive_seed(seed: int, *names: str | int) -> int:
-    """A seed of its own for each purpose, stable over versions and machines."""
-    text = "/".join(str(name) for name in (seed, *names))
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "little")

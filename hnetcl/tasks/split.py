@@ -1,22 +1,20 @@
 """Split sequences: the classes of one image set, a few at a time."""
 
-from collections.abc import Sequence
 from itertools import accumulate, pairwise
 from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
 from annotated_types import Ge, Len, doc
-from torch import Tensor
 
 from hnetcl.errors import ArgumentError
 from hnetcl.registry import register
 from hnetcl.tasks.augmentation import Augmentation
 from hnetcl.tasks.fourier import Transform, transformed
 from hnetcl.tasks.images import Images, Load, listed
-from hnetcl.tasks.pixels import Constants, Preprocessing, padded, preprocessing
-from hnetcl.tasks.preprocess import Preprocess
-from hnetcl.tasks.sequence import Split, Task, TaskSequence, derive_seed, hold_out, require_classes
+from hnetcl.tasks.pixels import Constants, Preprocessing, preprocessing
+from hnetcl.tasks.sequence import TaskSequence
+from hnetcl.tasks.task import derive_seed, selected, split_tasks
 
 ClassesPerTask = Annotated[
     Annotated[int, Ge(2)] | Annotated[list[Annotated[int, Ge(2)]], Len(1)], doc("at least 2, or a list of such numbers")
@@ -74,43 +72,6 @@ def split_sequence(
     facts |= {"padding": padding} if padding else {}
     kind = "split" if transform == "none" else transform
     return TaskSequence(f"{kind}_{images.name}", tuple(tasks), facts, images.origin)
-
-
-def selected(pixels: Tensor, labels: Tensor, chosen: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """The images of some classes, and their labels from 0, in the order of `chosen`."""
-    matches = labels[:, None] == torch.tensor(chosen, device=labels.device)
-    rows = matches.any(1).nonzero().squeeze(1)
-    return pixels[rows], matches[rows].int().argmax(1)
-
-
-def split_tasks(
-    images: Images,
-    groups: Sequence[Sequence[int]],
-    pixels: Preprocess,
-    padding: int,
-    augment: Augmentation,
-    val_size: int,
-    seed: int,
-    first: int = 0,
-) -> list[Task]:
-    """A task for each group of classes of an image set; the rest as in `split_sequence`.
-
-    Args:
-        first: the number of the first of these tasks in its sequence.
-
-    Raises:
-        ArgumentError: a class without images, or a `val_size` that leaves too few for training.
-    """
-    train_images, test_images = padded([images.train_images, images.test_images], padding)
-    tasks = []
-    for t, chosen in enumerate(groups, first):
-        classes = tuple(images.classes[c] for c in chosen)
-        whole = Split(*selected(train_images, images.train_labels, chosen))
-        test = Split(*selected(test_images, images.test_labels, chosen))
-        require_classes(images.name, images.origin, f"task {t}", whole, test, classes)
-        train, val = hold_out(whole.images, whole.labels, val_size, derive_seed(seed, "validation", t), classes)
-        tasks.append(Task(classes, train, val, test, pixels, augment=augment))
-    return tasks
 
 
 def _sizes(wanted: int | list[int], num_tasks: int, images: Images) -> list[int]:

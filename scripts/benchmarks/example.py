@@ -14,10 +14,9 @@ from hnetcl.errors import ArgumentError
 from hnetcl.hnets import HyperNetwork
 from hnetcl.model import HyperModel
 from hnetcl.nets import MLP
-from hnetcl.tasks import TaskSequence
+from hnetcl.tasks import Split, Task, TaskSequence
 from hnetcl.tasks.batches import Batches
 from hnetcl.tasks.preprocess import Preprocess
-from hnetcl.tasks.sequence import Split, Task
 
 SIDE, CLASSES, IMAGES = 28, 10, 6000
 PEER = "hypnettorch"

@@ -22,9 +22,8 @@ from hnetcl.methods import Method
 from hnetcl.methods.finetune import Finetune
 from hnetcl.methods.output_regularizer import OutputRegularizer
 from hnetcl.nets import ResNet
-from hnetcl.tasks import Preprocess, TaskSequence
+from hnetcl.tasks import Preprocess, Split, Task, TaskSequence
 from hnetcl.tasks.batches import Batches
-from hnetcl.tasks.sequence import Split, Task
 from hnetcl.wrapping import wrap
 
 IMAGE, CLASSES, IMAGES, BETA = (3, 32, 32), 10, 2000, 0.01
