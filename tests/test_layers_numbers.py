@@ -337,3 +337,17 @@ def test_torchs_activations_and_pools_work_by_component(algebra: str) -> None:
     for layer in (nn.GELU(), nn.AvgPool2d(2), nn.AdaptiveAvgPool2d(1), nn.MaxPool2d(2)):
         each = [layer(component) for component in components.unbind(1)]
         torch.testing.assert_close(layer(x), torch.cat(each, 1))
+
+
+@pytest.mark.parametrize("algebra", ["real", "complex", "quaternion"])
+def test_modrelu_does_not_broadcast_a_single_number(algebra):
+    layer = ModReLU(8, algebra)
+    with pytest.raises(RuntimeError, match="multiply up"):
+        layer(torch.randn(2, layer.algebra.dim, 3))
+
+
+@pytest.mark.parametrize("channels", [0, -1, 2.5])
+@pytest.mark.parametrize("imaginary", ["zero", "learned"])
+def test_numbers_are_made_of_whole_channels(channels, imaginary):
+    with pytest.raises(ArgumentError, match="in_channels"):
+        ToNumbers(channels, "complex", imaginary)
