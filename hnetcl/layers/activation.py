@@ -18,6 +18,7 @@ class NumberActivation(nn.Module):
     """
 
     defined: ClassVar[tuple[int, ...]] = (1, 2, 4)  # for numbers of so many components
+    width = -1  # Q, where it is fixed: other inputs are refused, where a single number would be broadcast
 
     def __init__(self, algebra: str | Algebra) -> None:
         super().__init__()
@@ -26,7 +27,7 @@ class NumberActivation(nn.Module):
             raise ArgumentError("algebra", self.algebra.name, f"{type(self).__name__} is defined for complex numbers only")
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.act(x.to(sum_dtype(x.dtype)).unflatten(1, (self.algebra.dim, -1))).flatten(1, 2).to(x.dtype)
+        return self.act(x.to(sum_dtype(x.dtype)).unflatten(1, (self.algebra.dim, self.width))).flatten(1, 2).to(x.dtype)
 
     def act(self, z: Tensor) -> Tensor:
         """f of numbers [N, d, Q, *S]."""
@@ -57,7 +58,8 @@ class ModReLU(NumberActivation):
     def __init__(self, num_features: int, algebra: str | Algebra) -> None:
         super().__init__(algebra)
         self.num_features = num_features
-        self.bias = nn.Parameter(torch.zeros(self.algebra.numbers(num_features, "num_features")))
+        self.width = self.algebra.numbers(num_features, "num_features")
+        self.bias = nn.Parameter(torch.zeros(self.width))
 
     def act(self, z: Tensor) -> Tensor:
         modulus, is_zero = _modulus(z)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from hnetcl.algebra import Algebra, as_algebra
 from hnetcl.errors import ArgumentError, one_of
 from hnetcl.kernels.layout import complex_to_real
+from hnetcl.layers.sizes import per_axis
 
 Imaginary = Literal["zero", "copied", "learned"]
 Readout = Literal["real", "modulus", "components"]
@@ -29,7 +30,7 @@ class ToNumbers(nn.Module):
     A layer of numbers behind zero imaginary parts computes what a real layer with d times its weights would: that is cheaper.
 
     Raises:
-        ArgumentError: an option is outside its set, or `norm` would not be used.
+        ArgumentError: C is not positive, an option is outside its set, or `norm` would not be used.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class ToNumbers(nn.Module):
         norm: Callable[[int], nn.Module] | None = None,
     ) -> None:
         super().__init__()
+        per_axis("in_channels", in_channels, 1)
         self.in_channels, self.algebra, self.imaginary = in_channels, as_algebra(algebra), imaginary
         if imaginary not in get_args(Imaginary):
             raise one_of("imaginary", imaginary, get_args(Imaginary))
