@@ -339,10 +339,11 @@ def test_torchs_activations_and_pools_work_by_component(algebra: str) -> None:
         torch.testing.assert_close(layer(x), torch.cat(each, 1))
 
 
-def test_modrelu_broadcasts_no_single_number_and_numbers_are_made_of_whole_channels():
+def test_modrelu_broadcasts_no_single_number_and_numbers_are_made_of_whole_channels() -> None:
     for d, algebra in ((1, "real"), (2, "complex"), (4, "quaternion")):
         with pytest.raises(RuntimeError, match="multiply up"):
             ModReLU(8, algebra)(torch.randn(2, d, 3))
-    for channels in (0, -1, 2.5):
+    wrong: list[Any] = [0, -1, 2.5]
+    for channels in wrong:
         with pytest.raises(ArgumentError, match="in_channels"):
             ToNumbers(channels, "complex")
