@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from contextlib import suppress
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from hnetcl.errors import ArgumentError
 from hnetcl.layers.sizes import Padding, Size, per_axis
 from hnetcl.layers.weights import kaiming_normal
 
+TorchConv = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
 FORMATS = {2: torch.channels_last, 3: torch.channels_last_3d}  # by the number of axes
 
 
@@ -24,6 +25,8 @@ class BaseConv(nn.Module):
     """
 
     axes: ClassVar[int]  # of S
+    torch_layer: ClassVar[type[Any]]  # that computes the same
+    options: ClassVar[tuple[str, ...]]  # that not all kinds have
     padding: Padding
 
     def __init__(
@@ -82,6 +85,25 @@ class BaseConv(nn.Module):
         bias = None if self.bias is None else self.algebra.group_major(self.bias.unsqueeze(0), self.groups).squeeze(0)
         return self.algebra.group_major(run(self.algebra.group_major(x, self.groups), bias), self.groups, back=True)
 
+    def as_real(self) -> TorchConv:
+        """torch's layer that computes the same; its weight is a copy.
+
+        With groups of numbers (d > 1) it is a layer without groups, most of whose weight is zero.
+        """
+        real: TorchConv = self.torch_layer(
+            self.in_channels,
+            self.out_channels,
+            self.kernel_size,
+            stride=self.stride,
+            padding=self.padding,
+            dilation=self.dilation,
+            groups=1 if self.reorders else self.groups,
+            device="meta",
+            **self._options(),
+        )
+        real.weight, real.bias = nn.Parameter(self.ungrouped(), self.weight.requires_grad), self.bias
+        return real
+
     def ungrouped(self) -> Tensor:
         """A copy of the real weight for one group of channels in their own order: between groups of numbers it is zero."""
         matrix = self.real_weight().detach()
@@ -116,5 +138,8 @@ class BaseConv(nn.Module):
         return (
             f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, algebra={self.algebra.name}, "
             f"bias={self.bias is not None}, stride={self.stride}, padding={self.padding}, dilation={self.dilation}, "
-            f"groups={self.groups}"
+            f"groups={self.groups}" + "".join(f", {name}={value}" for name, value in self._options().items())
         )
+
+    def _options(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self.options}

@@ -1,6 +1,6 @@
 """Convolutions for every algebra."""
 
-from typing import Any, ClassVar, Literal, get_args
+from typing import Literal, get_args
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -11,7 +11,6 @@ from hnetcl.layers.base import BaseConv
 from hnetcl.layers.sizes import Size, per_axis, sides
 
 PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
-TorchConv = nn.Conv1d | nn.Conv2d | nn.Conv3d
 
 
 class ConvNd(BaseConv):
@@ -32,7 +31,7 @@ class ConvNd(BaseConv):
         ArgumentError: a width is not a multiple of d, or an option is outside its set.
     """
 
-    torch_layer: ClassVar[type[Any]]
+    options = ("padding_mode",)
 
     def __init__(
         self,
@@ -68,26 +67,6 @@ class ConvNd(BaseConv):
         """[out, in / groups, *kernel_size]; its groups are those of `Algebra.group_major`."""
         return self.algebra.block_matrix(self.weight, self.channels_last, self.groups)
 
-    def as_real(self) -> TorchConv:
-        """torch's layer that computes the same; its weight is a copy.
-
-        With groups of numbers (d > 1) it is a layer without groups, most of whose weight is zero.
-        """
-        groups = 1 if self.reorders else self.groups
-        real: TorchConv = self.torch_layer(
-            self.in_channels,
-            self.out_channels,
-            self.kernel_size,
-            self.stride,
-            self.padding,
-            self.dilation,
-            groups,
-            padding_mode=self.padding_mode,
-            device="meta",
-        )
-        real.weight, real.bias = nn.Parameter(self.ungrouped(), self.weight.requires_grad), self.bias
-        return real
-
     def _run(self, x: Tensor, bias: Tensor | None) -> Tensor:
         padding: str | tuple[int, ...] = self.padding
         if self.padding_mode != "zeros":
@@ -97,9 +76,6 @@ class ConvNd(BaseConv):
         run = (F.conv1d, F.conv2d, F.conv3d)[self.axes - 1]
         y: Tensor = run(x, self.real_weight(), bias, self.stride, padding, self.dilation, self.groups)
         return y
-
-    def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, padding_mode={self.padding_mode}"
 
 
 class Conv1d(ConvNd):

@@ -1,7 +1,6 @@
 """Transposed convolutions for every algebra."""
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -10,8 +9,6 @@ from hnetcl.algebra import REAL, Algebra
 from hnetcl.errors import ArgumentError
 from hnetcl.layers.base import BaseConv
 from hnetcl.layers.sizes import Size, per_axis
-
-TorchTransposed = nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
 
 
 class ConvTransposeNd(BaseConv):
@@ -33,7 +30,7 @@ class ConvTransposeNd(BaseConv):
         ArgumentError: a width is not a multiple of d, or an option is outside its set.
     """
 
-    torch_layer: ClassVar[type[Any]]
+    options = ("output_padding",)
 
     def __init__(
         self,
@@ -81,26 +78,6 @@ class ConvTransposeNd(BaseConv):
         """
         return self.algebra.block_matrix(self.algebra.conjugate(self.weight), self.channels_last, self.groups)
 
-    def as_real(self) -> TorchTransposed:
-        """torch's layer that computes the same; its weight is a copy.
-
-        With groups of numbers (d > 1) it is a layer without groups, most of whose weight is zero.
-        """
-        groups = 1 if self.reorders else self.groups
-        real: TorchTransposed = self.torch_layer(
-            self.in_channels,
-            self.out_channels,
-            self.kernel_size,
-            self.stride,
-            self.padding,
-            self.output_padding,
-            groups,
-            dilation=self.dilation,
-            device="meta",
-        )
-        real.weight, real.bias = nn.Parameter(self.ungrouped(), self.weight.requires_grad), self.bias
-        return real
-
     def _steps(self) -> list[int]:
         """Sizes of the output that one size of the input stands for, or the dilation where that is more."""
         return [max(pair) for pair in zip(self.stride, self.dilation, strict=True)]
@@ -113,9 +90,6 @@ class ConvTransposeNd(BaseConv):
         if len(wanted) != self.axes or not all(lo <= size <= hi for lo, size, hi in zip(least, wanted, most, strict=True)):
             raise ValueError(f"output_size must be from {least} to {most} for x of shape {tuple(x.shape)}, got {output_size}")
         return tuple(size - low for size, low in zip(wanted, least, strict=True))
-
-    def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, output_padding={self.output_padding}"
 
 
 class ConvTranspose1d(ConvTransposeNd):
