@@ -20,6 +20,7 @@ from hnetcl.exporting.formats import FORMATS, LONGEST, Loaded, quiet, traced
 from hnetcl.exporting.module import Inputs, Preprocess, TaskModule
 from hnetcl.model import HyperModel
 from hnetcl.modes import evaluation_mode
+from hnetcl.tasks import score
 
 NAME = "network"  # of the files
 
@@ -139,7 +140,7 @@ def export(
         for name in dict.fromkeys(formats):
             files.append(_written(folder, name, module, images, labels, wanted, batch_size, description))
         folder.finish(description)
-    return Export(tuple(files), _score(wanted, labels))
+    return Export(tuple(files), description["score"])
 
 
 def _written(
@@ -172,9 +173,9 @@ def _written(
     if not _is_same(distance, module):
         rule = f"gives other logits than the network when it is loaded back (by {distance:.1e} of the largest)"
         raise ArgumentError("formats", name, rule)
-    score, file = _score(got, labels), NAME + form.suffix
-    folder.entries[file] |= {"score": score, "predictions_differing": differing, "largest_difference": distance}
-    return File(folder.path / file, sum(map(len, contents.values())), score, differing, distance)
+    found, file = _score(got, labels), NAME + form.suffix
+    folder.entries[file] |= {"score": found, "predictions_differing": differing, "largest_difference": distance}
+    return File(folder.path / file, sum(map(len, contents.values())), found, differing, distance)
 
 
 def _chosen(baked: TaskModule, own: TaskModule, images: Tensor, wanted: Tensor, batch_size: int) -> TaskModule:
@@ -213,12 +214,11 @@ def _is_same(distance: float, module: nn.Module) -> bool:
 
 
 def _score(logits: Tensor, labels: Tensor | None) -> float | None:
-    """Accuracy, or R^2 = 1 - sum (y - f)^2 / sum (y - mean y)^2 where labels are targets."""
+    """Accuracy, or R^2 where labels are targets."""
     if labels is None:
         return None
     if labels.is_floating_point():
-        y, found = labels.double(), logits[:, 0].double()
-        return float(1 - (y - found).square().sum() / (y - y.mean()).square().sum())
+        return float(score("mean_squared_error", logits.double(), labels.double()))
     return int((logits.argmax(1) == labels).sum()) / len(labels)
 
 
